@@ -1,0 +1,31 @@
+//! Pointsman's decisions, and nothing else.
+//!
+//! An LLM gateway decides under failure: replicas die, networks split, registries lie, clients vanish. Each decision
+//! here (whom to pick, when to stop asking, whether to try again, who may spend what) is made by a pure state machine:
+//! no clock, no entropy, no I/O, no async. The shell stamps time and performs effects; see [`Machine`].
+//!
+//! Each room is a plain type that can be read, tested and measured alone. `ControlPlane` composes them and is the
+//! only one that speaks [`Machine`].
+#![cfg_attr(not(test), no_std)]
+
+extern crate alloc;
+
+pub mod affinity;
+pub mod attempt;
+pub mod balance;
+pub mod breaker;
+pub mod id;
+pub mod journal;
+pub mod machine;
+pub mod outcome;
+pub mod plane;
+pub mod quota;
+pub mod rate;
+pub mod registry;
+pub mod rng;
+pub mod session;
+pub mod time;
+pub mod units;
+
+pub use machine::Machine;
+pub use time::{Instant, Wall};

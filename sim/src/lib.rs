@@ -1,0 +1,1 @@
+//! The world, simulated: scripted stores and replicas for the control plane.

@@ -1,0 +1,7 @@
+//! Pointsman's hands: everything that touches the world. It performs what [`control`] decides and decides nothing.
+
+pub mod config;
+pub mod front;
+pub mod journal;
+pub mod sse;
+pub mod upstream;

@@ -1,0 +1,1 @@
+//! The `sse` module.
