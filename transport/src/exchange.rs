@@ -1,0 +1,165 @@
+//! From a parsed request to its answer: the seam between the fronts and the chat role.
+//!
+//! A front (HTTP now; WebSocket and gRPC later) parses and authenticates, then hands a [`Call`] to a [`Chat`] and
+//! forwards the [`Reply`]. `Chat` has two implementations: in process, and later over the wire.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use control::id::{Principal, RequestId};
+use control::outcome::Failure;
+use control::plane::{Idempotency, Outcome, Refusal, Session};
+use control::units::{Tokens, Usage};
+use tokio::sync::mpsc;
+
+/// Which of the OpenAI endpoints is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operation {
+    /// `POST /v1/chat/completions`
+    ChatCompletions,
+    /// `POST /v1/embeddings`
+    Embeddings,
+}
+
+/// A parsed and authenticated request.
+#[derive(Clone, Debug)]
+pub struct Call {
+    /// What is asked.
+    pub operation: Operation,
+    /// The public model name, known to the catalog.
+    pub model: String,
+    /// Who asks and who pays.
+    pub principal: Principal,
+    /// Stickiness.
+    pub session: Option<Session>,
+    /// Idempotency key and body digest.
+    pub idempotency: Option<Idempotency>,
+    /// Estimated prompt tokens.
+    pub prompt: Tokens,
+    /// Most completion tokens over all choices; `Some(0)` for embeddings.
+    pub output_max: Option<Tokens>,
+    /// Whether the client wants a stream.
+    pub stream: bool,
+    /// How long the client waits, where it says so (`x-request-timeout`, seconds).
+    pub patience: Option<Duration>,
+    /// The body as the client sent it.
+    pub body: Bytes,
+    /// `traceparent`, forwarded.
+    pub traceparent: Option<String>,
+}
+
+/// What the front sends back.
+#[derive(Debug)]
+pub struct Reply {
+    /// The request's id, printed as `x-request-id`.
+    pub request: RequestId,
+    /// Name of the replica that answers (`x-pointsman-replica`); none where a stored answer is replayed.
+    pub replica: String,
+    /// Attempts made until this answer (`x-pointsman-attempts`).
+    pub attempts: u32,
+    /// Content type of the answer, as upstream sent it.
+    pub content_type: String,
+    /// The answer.
+    pub body: ReplyBody,
+}
+
+/// An answer's body.
+#[derive(Debug)]
+pub enum ReplyBody {
+    /// All of it: its settlement is already written.
+    Whole(Bytes),
+    /// A stream. Dropping the receiver means that the client went away.
+    Stream(mpsc::Receiver<Part>),
+}
+
+/// A part of a streamed answer.
+#[derive(Debug)]
+pub enum Part {
+    /// Bytes of server-sent events, as upstream wrote them.
+    Bytes(Bytes),
+    /// The stream is over. On [`Outcome::Completed`] the `[DONE]` has been among the bytes; on all others the front
+    /// writes an error event and ends without `[DONE]`.
+    End(End),
+}
+
+/// How an answer ended, for the log line and the metrics.
+#[derive(Clone, Debug)]
+pub struct End {
+    /// The plane's word.
+    pub outcome: Outcome,
+    /// Upstream's own error text of a broken stream, bounded, where there was one.
+    pub detail: Option<String>,
+    /// Tokens charged.
+    pub usage: Usage,
+    /// First token after so long.
+    pub first_token: Option<Duration>,
+}
+
+/// A request that was refused before anything was sent.
+#[derive(Debug)]
+pub struct Refused {
+    /// Its id, where it got that far.
+    pub request: Option<RequestId>,
+    /// Attempts made.
+    pub attempts: u32,
+    /// Why.
+    pub why: Why,
+}
+
+/// Why nothing was sent.
+#[derive(Debug)]
+pub enum Why {
+    /// The plane refused.
+    Plane(Refusal),
+    /// Upstream refused the request itself ([`Failure::ClientError`]): its own words, passed on.
+    Upstream {
+        /// The failure, with its status.
+        failure: Failure,
+        /// Body of upstream's error, bounded to 64 KiB.
+        body: Bytes,
+        /// Its content type.
+        content_type: String,
+    },
+    /// The journal cannot take the request: disk full or failing (503).
+    JournalUnavailable(String),
+    /// The process is draining (503).
+    Draining,
+}
+
+/// The chat role, as fronts see it.
+pub trait Chat: Send + Sync + 'static {
+    /// Answers a call, from admission to its last byte. Dropping the future means that the client went away.
+    fn exchange(&self, call: Call) -> impl Future<Output = Result<Reply, Refused>> + Send;
+
+    /// Public model names with who provides them, sorted by name.
+    fn models(&self) -> Vec<Model>;
+
+    /// The state of each part, for `/health` and `/ready`.
+    fn checks(&self) -> Checks;
+
+    /// The plane's own figures in the Prometheus text format, each family with `# HELP` and `# TYPE`.
+    fn metrics(&self) -> String;
+}
+
+/// A model of the catalog.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Model {
+    /// Public name.
+    pub name: String,
+    /// Who provides it: a provider's name, or `pointsman` for own replicas.
+    pub provider: String,
+    /// Unix seconds since when it is known.
+    pub created: u64,
+    /// USD per 1,000,000 tokens, input and output, where configured.
+    pub price: Option<(f64, f64)>,
+}
+
+/// What `/health` shows and `/ready` judges.
+#[derive(Clone, Debug, Default)]
+pub struct Checks {
+    /// False while starting or draining, or while something is missing that serving needs.
+    pub ready: bool,
+    /// One line per part: name, healthy, what a reader should know (which endpoint is ejected and why, which
+    /// configuration was refused).
+    pub parts: Vec<(String, bool, String)>,
+}
