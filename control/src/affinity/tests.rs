@@ -170,7 +170,8 @@ fn what_is_not_bound_spills_and_stays_without_a_trace() {
 #[test]
 fn a_restored_binding_never_goes_back() {
     let mut affinity = small(10);
-    let binding = |slot, epoch, seconds| Binding { endpoint: id(slot), epoch, last_used: at(seconds) };
+    let binding =
+        |slot, epoch, seconds| Binding { endpoint: id(slot), epoch, last_used: at(seconds) };
     assert!(affinity.restore(key(1), binding(0, 4, 10)));
     assert!(!affinity.restore(key(1), binding(1, 3, 50)));
     assert!(!affinity.restore(key(1), binding(1, 4, 50)));

@@ -36,9 +36,15 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
         Just(Policy::Sticky { fallback: Fallback::RoundRobin }),
         Just(Policy::Auto),
     ];
-    let insert = (slot(), 0_u32..300, prop_oneof![3 => Just(0_u8), 1 => 1_u8..3], 0_u32..5, 0_u8..4).prop_map(
-        |(slot, weight, tier, most, models)| Op::Insert { slot, weight, tier, most, models },
-    );
+    let insert =
+        (slot(), 0_u32..300, prop_oneof![3 => Just(0_u8), 1 => 1_u8..3], 0_u32..5, 0_u8..4)
+            .prop_map(|(slot, weight, tier, most, models)| Op::Insert {
+                slot,
+                weight,
+                tier,
+                most,
+                models,
+            });
     let tried = prop_oneof![
         2 => Just(Vec::new()),
         1 => prop::collection::vec(slot(), 1..4),
