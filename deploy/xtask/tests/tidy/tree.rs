@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::num::NonZero;
 use std::path::Path;
 use std::process::Command;
 use std::sync::OnceLock;
+use std::thread::available_parallelism;
 
 use crate::facts::Facts;
 
@@ -47,10 +49,7 @@ impl Tree {
 
     fn of(files: impl IntoIterator<Item = (String, Option<String>)>) -> Self {
         let files: BTreeMap<_, _> = files.into_iter().collect();
-        let sources = files.iter().filter(|(path, _)| path.ends_with(".rs"));
-        let rust = sources
-            .filter_map(|(path, text)| Some((path.clone(), Facts::of(path, text.as_deref()?))))
-            .collect();
+        let rust = facts(&files);
         Self { files, rust }
     }
 
@@ -94,6 +93,30 @@ pub fn only<const N: usize>(violations: &[Violation], places: [&str; N]) {
     let found: Vec<String> =
         violations.iter().map(|broken| format!("{}:{}", broken.path, broken.line)).collect();
     assert_eq!(found, places, "{violations:#?}");
+}
+
+/// Reads the Rust files on all cores: an unoptimized lexer is what takes the time here, and tests must be quick.
+fn facts(files: &BTreeMap<String, Option<String>>) -> BTreeMap<String, Facts> {
+    let sources: Vec<(&String, &str)> = files
+        .iter()
+        .filter(|(path, _)| path.ends_with(".rs"))
+        .filter_map(|(path, text)| Some((path, text.as_deref()?)))
+        .collect();
+    let cores = available_parallelism().map_or(1, NonZero::get);
+    std::thread::scope(|scope| {
+        let shares = (0..cores).map(|core| {
+            // Every so many files, not a run of them: the long ones stand together.
+            let share: Vec<_> = sources.iter().skip(core).step_by(cores).copied().collect();
+            scope.spawn(move || {
+                let read =
+                    share.into_iter().map(|(path, text)| (path.clone(), Facts::of(path, text)));
+                read.collect::<Vec<_>>()
+            })
+        });
+        let shares: Vec<_> = shares.collect();
+        let read = shares.into_iter().map(|share| share.join().expect("the lexer does not panic"));
+        read.flatten().collect()
+    })
 }
 
 fn listed(root: &Path) -> Vec<String> {
