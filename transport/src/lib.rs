@@ -4,4 +4,5 @@ pub mod config;
 pub mod front;
 pub mod journal;
 pub mod sse;
+pub mod tokens;
 pub mod upstream;
