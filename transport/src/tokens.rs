@@ -29,8 +29,8 @@ mod prompt;
 
 use control::units::Tokens;
 
-pub use prompt::estimate_prompt;
 pub(crate) use prompt::Counted;
+pub use prompt::estimate_prompt;
 
 /// About how many tokens `text` has. Zero for the empty text.
 #[must_use]

@@ -73,7 +73,8 @@ fn a_crlf_event_keeps_its_last_line_feed_and_a_cr_event_waits_for_nobody() {
 
 #[test]
 fn fields_follow_the_standard() {
-    let stream = b"event: first\nevent: error\nid: a\0b\nretry: 1500\nretry: x\nunknown: y\ndata: z\n\n";
+    let stream =
+        b"event: first\nevent: error\nid: a\0b\nretry: 1500\nretry: x\nunknown: y\ndata: z\n\n";
     let (events, _, _) = parse(&[stream], EVENT_BYTES_MAX);
     assert_eq!(events[0].name.as_deref(), Some(&b"error"[..]));
     assert_eq!(events[0].id, None);

@@ -49,8 +49,8 @@ impl<'de> Visitor<'de> for BodyVisitor {
         let mut tokens = Tokens::ZERO;
         while let Some(key) = map.next_key::<Key>()? {
             tokens += match key {
-                Key::Messages => map.next_value_seed(Counting { per_element: PER_MESSAGE })? + PER_CHAT,
-                Key::Text | Key::Wrapped => map.next_value::<Counted>()?.0,
+                Key::Messages => map.next_value_seed(MESSAGES)? + PER_CHAT,
+                Key::Text | Key::Wrapped => map.next_value_seed(PROMPT)?,
                 Key::Image | Key::Attachment | Key::Label | Key::Other => {
                     map.next_value::<IgnoredAny>()?;
                     Tokens::ZERO
@@ -80,22 +80,38 @@ enum Key {
     Other,
 }
 
-/// The tokens of all texts inside any JSON value; labels (`type`, `role`, `id`, ...) are not text.
-///
-/// Recursion is bounded by the JSON reader's own limit of 128 levels.
+/// The tokens a piece of an answer adds: all texts inside any JSON value; labels (`type`, `role`, `id`, ...) are not text.
+/// A piece that is not empty has at least one token, be it a lone space.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Counted(pub(crate) Tokens);
 
 impl<'de> Deserialize<'de> for Counted {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Counting { per_element: Tokens::ZERO }.deserialize(deserializer).map(Self)
+        PIECE.deserialize(deserializer).map(Self)
     }
 }
 
-/// Counts one value; where it is a list, `per_element` on top for each element.
+/// How one value is counted. Recursion is bounded by the JSON reader's own limit of 128 levels.
 #[derive(Clone, Copy)]
 struct Counting {
+    /// On top for each element, where the value is a list (not the lists inside it).
     per_element: Tokens,
+    /// On top for each key of an object: names inside a schema reach the model as text too, about one token each.
+    per_key: Tokens,
+    /// At least so many for a text that is not empty.
+    per_text_min: Tokens,
+}
+
+const PROMPT: Counting =
+    Counting { per_element: Tokens::ZERO, per_key: Tokens(1), per_text_min: Tokens::ZERO };
+const MESSAGES: Counting = Counting { per_element: PER_MESSAGE, ..PROMPT };
+const PIECE: Counting =
+    Counting { per_element: Tokens::ZERO, per_key: Tokens::ZERO, per_text_min: Tokens(1) };
+
+impl Counting {
+    const fn inside(self) -> Self {
+        Self { per_element: Tokens::ZERO, ..self }
+    }
 }
 
 impl<'de> DeserializeSeed<'de> for Counting {
@@ -114,7 +130,7 @@ impl<'de> Visitor<'de> for Counting {
     }
 
     fn visit_str<E>(self, text: &str) -> Result<Tokens, E> {
-        Ok(estimate(text))
+        Ok(if text.is_empty() { Tokens::ZERO } else { estimate(text).max(self.per_text_min) })
     }
 
     fn visit_bool<E>(self, _: bool) -> Result<Tokens, E> {
@@ -139,7 +155,7 @@ impl<'de> Visitor<'de> for Counting {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Tokens, A::Error> {
         let mut tokens = Tokens::ZERO;
-        while let Some(Counted(element)) = seq.next_element()? {
+        while let Some(element) = seq.next_element_seed(self.inside())? {
             tokens += element + self.per_element;
         }
         Ok(tokens)
@@ -158,9 +174,8 @@ impl<'de> Visitor<'de> for Counting {
                     PER_IMAGE
                 }
                 Key::Attachment => map.next_value_seed(Length)?.min(PER_ATTACHMENT_MAX),
-                // Names inside a schema (`properties`, `name`, ...) reach the model as text too: about one each.
-                Key::Other => map.next_value::<Counted>()?.0 + Tokens(1),
-                Key::Messages | Key::Wrapped | Key::Text => map.next_value::<Counted>()?.0,
+                Key::Other => map.next_value_seed(self.inside())? + self.per_key,
+                Key::Messages | Key::Wrapped | Key::Text => map.next_value_seed(self.inside())?,
             };
         }
         Ok(tokens)

@@ -55,7 +55,8 @@ fn every_class_counts_as_its_table_says() {
 fn a_chat_counts_its_texts_and_what_the_template_adds() {
     let plain = br#"{"model":"m","messages":[{"role":"user","content":"one two three"}]}"#;
     assert_eq!(estimate_prompt(plain), Tokens(3 + 4 + 3));
-    let parts = br#"{"messages":[{"role":"user","content":[{"type":"text","text":"one two three"}]}]}"#;
+    let parts =
+        br#"{"messages":[{"role":"user","content":[{"type":"text","text":"one two three"}]}]}"#;
     assert_eq!(estimate_prompt(parts), estimate_prompt(plain));
     let image = br#"{"messages":[{"role":"user","content":[{"type":"image_url","image_url":{"url":"x"}}]}]}"#;
     assert_eq!(estimate_prompt(image), Tokens(765 + 4 + 3));
