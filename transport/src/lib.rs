@@ -5,4 +5,5 @@ pub mod front;
 pub mod journal;
 pub mod seam;
 pub mod sse;
+pub mod tokens;
 pub mod upstream;
