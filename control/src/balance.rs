@@ -57,6 +57,7 @@ use serde::{Deserialize, Serialize};
 pub use pick::{Candidate, Chosen, Considered, Nobody, Pick, Query, Reason, WhyNot};
 pub use policy::{Config, Fallback, Policy};
 
+use crate::breaker::EjectionRoom;
 use crate::id::EndpointId;
 use crate::rng::Rng;
 use choose::{Choice, Session};
@@ -86,15 +87,6 @@ pub struct Member<'a> {
     pub in_flight_max: u32,
     /// The models it serves; at most [`MODELS_MAX`] count.
     pub models: &'a [Box<str>],
-}
-
-/// How far ejection has gone in the tightest tier an endpoint belongs to.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct EjectionRoom {
-    /// Members that do not drain.
-    pub members: u32,
-    /// Of these, not admitted.
-    pub ejected: u32,
 }
 
 /// All pools, and who may be picked in each.
@@ -231,6 +223,18 @@ impl Balancer {
             self.lower(index, query.tried);
         }
         pick
+    }
+
+    /// Whether somebody could be picked for the model who is not among `tried`.
+    #[must_use]
+    pub fn has_untried(&mut self, model: &str, tried: &[EndpointId]) -> bool {
+        let Some(&index) = self.models.get(model) else { return false };
+        let lifted = self.lift(index, tried, &mut Considered::default());
+        let open = self.pool(index).open_tier(&self.config).is_some();
+        if lifted > 0 {
+            self.lower(index, tried);
+        }
+        open
     }
 
     /// An attempt went there: one more in flight. Nobody is counted for an endpoint that is gone.

@@ -96,7 +96,7 @@ impl Config {
 }
 
 /// How much of a pool is ejected, counted before the verdict that may eject one more.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EjectionRoom {
     /// Endpoints in the pool.
     pub members: u32,
