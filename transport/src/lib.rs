@@ -3,5 +3,6 @@
 pub mod config;
 pub mod front;
 pub mod journal;
+pub mod keys;
 pub mod sse;
 pub mod upstream;
