@@ -106,8 +106,9 @@ impl<'a> Section<'a> {
             }
         };
         let at = node.map(|node| node.at).unwrap_or_default();
-        let section =
-            Self { sink, path, at, present: node.is_some(), entries, asked: RefCell::default() };
+        let present =
+            node.is_some_and(|node| matches!(node.content, Content::Map(_) | Content::Nothing));
+        let section = Self { sink, path, at, present, entries, asked: RefCell::default() };
         let value = read(&section);
         section.refuse_unknown();
         value
@@ -265,7 +266,11 @@ impl<'a> Section<'a> {
 
     /// Several texts: `[a, b]`, or one.
     pub(super) fn texts(&self, key: &'static str, meaning: &'static str) -> Option<Vec<String>> {
-        self.describe_as(key, "a list of texts", Absent::Meaning(meaning), false, None);
+        self.describe_as(key, "a list like [a, b]", Absent::Meaning(meaning), false, None);
+        self.read_texts(key)
+    }
+
+    fn read_texts(&self, key: &'static str) -> Option<Vec<String>> {
         let node = self.node(key)?;
         let path = self.path_of(key);
         let items = match &node.content {
@@ -298,6 +303,8 @@ impl<'a> Section<'a> {
         key: &'static str,
         meaning: &'static str,
     ) -> Option<BTreeMap<String, String>> {
+        let expected = "a list like [a, b], or a mapping like {ours: theirs}";
+        self.describe_as(key, expected, Absent::Meaning(meaning), false, None);
         let path = self.path_of(key);
         if let Some((origin, scalar)) = self.sink.overrides.get(&path) {
             self.asked.borrow_mut().push(key);
@@ -308,7 +315,7 @@ impl<'a> Section<'a> {
         }
         let mapping = self.entries.iter().find(|(given, _)| given.text == key);
         let Some((_, Node { at, content: Content::Map(entries) })) = mapping else {
-            let texts = self.texts(key, meaning)?;
+            let texts = self.read_texts(key)?;
             return Some(texts.into_iter().map(|name| (name.clone(), name)).collect());
         };
         self.asked.borrow_mut().push(key);

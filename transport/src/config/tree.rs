@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::de::{self, Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
-use serde_saphyr::options::{DuplicateKeyPolicy, MergeKeyPolicy};
+use serde_saphyr::options::{DuplicateKeyPolicy, MergeKeyPolicy, NonFiniteFloatPolicy};
 use serde_saphyr::{Location, Options, Spanned};
 
 use super::problem::{At, ProblemKind};
@@ -128,22 +128,35 @@ fn options() -> Options {
         duplicate_keys: DuplicateKeyPolicy::LastWins,
         merge_keys: MergeKeyPolicy::AsOrdinary,
         strict_booleans: true,
+        non_finite_float_policy: NonFiniteFloatPolicy::PassThrough,
         reject_unsupported_tags: true,
         with_snippet: false,
     }
 }
 
+/// Parser messages that are fixed texts are passed on; those that quote the document, or speak of the parser's
+/// internals, are replaced.
 fn syntax(error: serde_saphyr::Error) -> Finding {
     let at = error.location().map_or_else(At::default, place);
     let message = error.without_snippet().to_string();
-    // The place is printed in front already.
-    let message = message.lines().next().unwrap_or_default();
-    let message = match message.split_once(": ") {
-        Some((head, rest)) if head.starts_with("error: line ") || head.starts_with("line ") => rest,
-        Some(_) | None => message,
+    let begins = |beginnings: &[&str]| beginnings.iter().any(|b| message.starts_with(b));
+    let message = if begins(&["unsupported tag"]) {
+        // Most likely a password that begins with an exclamation mark.
+        "tags are not supported; write a value that begins with ! in quotes".to_owned()
+    } else if begins(&["recursion limit", "budget breached: Depth"]) {
+        format!("nested deeper than {DEPTH_MAX} levels")
+    } else if begins(&["budget breached: Documents"]) {
+        "a configuration is one document; remove the ---".to_owned()
+    } else if begins(&["alias replay", "budget breached: A", "budget breached: Recorded"]) {
+        "its aliases expand to more than a configuration holds".to_owned()
+    } else if begins(&["budget breached"]) {
+        format!("more than {NODES_MAX} values")
+    } else {
+        // The place is printed in front already.
+        let end = message.find(" at line ").unwrap_or(message.len());
+        message[..end].lines().next().unwrap_or_default().to_owned()
     };
-    let message = message.rfind(" at line ").map_or(message, |end| &message[..end]);
-    (at, String::new(), ProblemKind::Syntax(message.to_owned()))
+    (at, String::new(), ProblemKind::Syntax(message))
 }
 
 fn place(location: Location) -> At {

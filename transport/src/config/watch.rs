@@ -65,7 +65,7 @@ pub fn watch(
 ) -> mpsc::Receiver<Result<Loaded, Errors>> {
     let (sender, receiver) = mpsc::channel(1);
     tokio::spawn(async move {
-        let mut watched = Watched { path, flags, env, known: from, pending: None };
+        let mut watched = Watched::new(path, flags, env, from);
         loop {
             tokio::select! {
                 () = tokio::time::sleep(interval) => {}
@@ -90,7 +90,7 @@ pub fn watch(
     receiver
 }
 
-struct Watched {
+pub(super) struct Watched {
     path: PathBuf,
     flags: Flags,
     env: Env,
@@ -101,7 +101,12 @@ struct Watched {
 }
 
 impl Watched {
-    fn poll(&mut self) -> Option<Result<Loaded, Errors>> {
+    pub(super) fn new(path: PathBuf, flags: Flags, env: Env, known: Fingerprint) -> Self {
+        Self { path, flags, env, known, pending: None }
+    }
+
+    /// Looks once.
+    pub(super) fn poll(&mut self) -> Option<Result<Loaded, Errors>> {
         let now = self.known.again(&self.path);
         if now == self.known {
             self.pending = None;
