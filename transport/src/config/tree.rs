@@ -77,7 +77,13 @@ pub(super) type Finding = (At, String, ProblemKind);
 
 /// Parses one document. `Err` where nothing can be made of it; otherwise the tree and what is wrong with its keys.
 pub(super) fn parse(text: &str) -> Result<(Node, Vec<Finding>), Finding> {
-    let raw: Spanned<Raw> = serde_saphyr::from_str_with_options(text, options()).map_err(syntax)?;
+    parse_within(text, NODES_MAX)
+}
+
+/// The same with a budget of `nodes_max`.
+pub(super) fn parse_within(text: &str, nodes_max: usize) -> Result<(Node, Vec<Finding>), Finding> {
+    let raw: Spanned<Raw> = serde_saphyr::from_str_with_options(text, options(nodes_max))
+        .map_err(|error| syntax(error, nodes_max))?;
     let mut findings = Vec::new();
     let node = to_node(raw, "", &mut findings);
     Ok((node, findings))
@@ -106,14 +112,14 @@ impl Node {
     }
 }
 
-fn options() -> Options {
+fn options(nodes_max: usize) -> Options {
     serde_saphyr::options! {
         budget: serde_saphyr::budget! {
             max_depth: DEPTH_MAX,
             flow_nesting_limit: DEPTH_MAX,
-            max_nodes: NODES_MAX,
+            max_nodes: nodes_max,
             // A document is a run of events, less than four for each node.
-            max_events: 4 * NODES_MAX,
+            max_events: 4 * nodes_max,
             max_documents: 1,
             max_anchors: 1_000,
             max_aliases: 10_000,
@@ -136,7 +142,7 @@ fn options() -> Options {
 
 /// Parser messages that are fixed texts are passed on; those that quote the document, or speak of the parser's
 /// internals, are replaced.
-fn syntax(error: serde_saphyr::Error) -> Finding {
+fn syntax(error: serde_saphyr::Error, nodes_max: usize) -> Finding {
     let at = error.location().map_or_else(At::default, place);
     let message = error.without_snippet().to_string();
     let begins = |beginnings: &[&str]| beginnings.iter().any(|b| message.starts_with(b));
@@ -150,7 +156,7 @@ fn syntax(error: serde_saphyr::Error) -> Finding {
     } else if begins(&["alias replay", "budget breached: A", "budget breached: Recorded"]) {
         "its aliases expand to more than a configuration holds".to_owned()
     } else if begins(&["budget breached"]) {
-        format!("more than {NODES_MAX} values")
+        format!("more than {nodes_max} values")
     } else {
         // The place is printed in front already.
         let end = message.find(" at line ").unwrap_or(message.len());
