@@ -67,7 +67,12 @@ pub struct Reply {
 #[derive(Debug)]
 pub enum ReplyBody {
     /// All of it: its settlement is already written.
-    Whole(Bytes),
+    Whole {
+        /// The body, as upstream wrote it.
+        bytes: Bytes,
+        /// How it ended, for the log line and the metrics.
+        end: End,
+    },
     /// A stream. Dropping the receiver means that the client went away.
     Stream(mpsc::Receiver<Part>),
 }
