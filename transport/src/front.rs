@@ -1,1 +1,115 @@
-//! The `front` module.
+//! The HTTP front: what an OpenAI client talks to.
+//!
+//! A client of the OpenAI API must not notice that it speaks to a gateway, except where the gateway knows better: an
+//! error says what to do, a broken stream says that it broke. So bodies are read only as far as routing, quota and
+//! stickiness need them ([`ask`]) and go on byte for byte; unknown fields pass. The rejected alternative, full typed
+//! requests, would have to follow every change of the API and would lose what it does not know.
+//!
+//! The front decides nothing: it hands a parsed, authenticated [`Call`](crate::exchange::Call) to a
+//! [`Chat`] and writes down what comes back. It never sees a replica and never waits without
+//! a deadline: headers, bodies, handshakes and unread writes each have one ([`Limits`]).
+//!
+//! Who may speak is judged **before** a body is read, so that a stranger cannot make the front hold megabytes.
+//! `/health`, `/ready` and `/metrics` are open: they carry no user's text, key or session.
+//!
+//! Request ids are the plane's (`req_<incarnation>-<counter>`); what was refused before the plane saw it gets
+//! `req_local-<process>-<counter>`, which names a log line and nothing that `explain` could know.
+
+mod admit;
+mod answer;
+mod ask;
+pub mod auth;
+mod body;
+mod error;
+mod exposition;
+mod guard;
+mod head;
+mod limits;
+mod meta;
+mod meters;
+mod page;
+mod record;
+mod refusal;
+mod routes;
+mod scan;
+mod server;
+mod stream;
+mod unknown;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use axum::Router;
+
+pub use auth::{AuthError, Authenticate, Caller};
+pub use limits::Limits;
+pub use meters::Meters;
+pub use server::{Drained, Listener, Server};
+
+use crate::exchange::Chat;
+
+/// The routes of the front over one [`Chat`].
+///
+/// ```no_run
+/// # use std::{sync::Arc, time::Duration};
+/// # use transport::{exchange::Chat, front::{Authenticate, Front, Limits, Listener, Server}};
+/// # async fn run(chat: impl Chat, keys: impl Authenticate) -> std::io::Result<()> {
+/// let limits = Limits::default();
+/// let front = Front::new(Arc::new(chat), Arc::new(keys), limits.clone());
+/// let listener = Listener::bind(([127, 0, 0, 1], 8080).into())?;
+/// let server = Server::new(limits, front.meters()).listen(listener);
+/// let shutdown = async { tokio::signal::ctrl_c().await.unwrap_or_default() };
+/// server.serve(front.router(), shutdown, Duration::from_secs(30)).await;
+/// # Ok(()) }
+/// ```
+pub struct Front<C> {
+    shared: Arc<Shared<C>>,
+}
+
+impl<C: Chat> Front<C> {
+    /// A front that asks `chat` on behalf of whom `auth` lets in.
+    #[must_use]
+    pub fn new(chat: Arc<C>, auth: Arc<dyn Authenticate>, limits: Limits) -> Self {
+        let (meters, ids) = (Arc::new(Meters::new()), LocalIds::new());
+        Self { shared: Arc::new(Shared { chat, auth, limits, meters, ids }) }
+    }
+
+    /// The front's own figures, shared with the [`Server`].
+    #[must_use]
+    pub fn meters(&self) -> Arc<Meters> {
+        Arc::clone(&self.shared.meters)
+    }
+
+    /// The routes, ready to be served.
+    pub fn router(&self) -> Router {
+        routes::router(Arc::clone(&self.shared))
+    }
+}
+
+/// What every handler sees.
+struct Shared<C> {
+    chat: Arc<C>,
+    auth: Arc<dyn Authenticate>,
+    limits: Limits,
+    meters: Arc<Meters>,
+    ids: LocalIds,
+}
+
+/// Ids of requests that never reached the plane.
+struct LocalIds {
+    process: u32,
+    next: AtomicU64,
+}
+
+impl LocalIds {
+    fn new() -> Self {
+        // Two lives of the process must not print the same id; without entropy the process id is the next best.
+        let process = getrandom::u32().unwrap_or_else(|_| std::process::id());
+        Self { process, next: AtomicU64::new(1) }
+    }
+
+    fn mint(&self) -> String {
+        let counter = self.next.fetch_add(1, Ordering::Relaxed);
+        format!("req_local-{:08x}-{counter:x}", self.process)
+    }
+}

@@ -1,0 +1,91 @@
+//! One chat completion or embedding, from its head to its answer.
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::extract::Request;
+use axum::response::{IntoResponse, Response};
+use http::header::{CACHE_CONTROL, CONTENT_TYPE};
+use http::{HeaderName, HeaderValue};
+
+use super::error::ApiError;
+use super::record::Record;
+use super::stream::Events;
+use super::{Shared, admit, refusal};
+use crate::exchange::{Chat, Operation, Reply, ReplyBody};
+
+/// The plane's id of the request, or a local one.
+pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// Name of the replica that answered; `none` where none did.
+pub(super) const REPLICA: HeaderName = HeaderName::from_static("x-pointsman-replica");
+/// Attempts made until the answer began.
+pub(super) const ATTEMPTS: HeaderName = HeaderName::from_static("x-pointsman-attempts");
+
+/// Answers. Whenever this future or the body it returns is dropped, the client has gone and the exchange ends.
+pub(super) async fn answer<C: Chat>(
+    shared: Arc<Shared<C>>,
+    operation: Operation,
+    request: Request,
+) -> Response {
+    let mut record = Record::begin(Arc::clone(&shared.meters), shared.ids.mint());
+    let (parts, content) = request.into_parts();
+    let call = match admit::admit(&shared, operation, &parts, content, &mut record).await {
+        Ok(call) => call,
+        Err(error) => return refuse(error, record),
+    };
+    match shared.chat.exchange(call).await {
+        Ok(reply) => accept(reply, record),
+        Err(refused) => {
+            if let Some(id) = refused.request {
+                record.request = id.to_string();
+            }
+            record.attempts = refused.attempts;
+            refuse(refusal::of_why(refused.why, refused.attempts), record)
+        }
+    }
+}
+
+fn refuse(error: ApiError, mut record: Record) -> Response {
+    record.refused(error.status.as_u16(), error.code);
+    let mut response = error.into_response();
+    name(&mut response, &record);
+    response
+}
+
+fn accept(reply: Reply, mut record: Record) -> Response {
+    record.request = reply.request.to_string();
+    record.replica = Some(reply.replica).filter(|name| !name.is_empty());
+    record.attempts = reply.attempts;
+    match reply.body {
+        ReplyBody::Whole { bytes, end } => {
+            record.ended(200, &end);
+            let mut response = Response::new(Body::from(bytes));
+            let kind = HeaderValue::from_str(&reply.content_type)
+                .unwrap_or(HeaderValue::from_static("application/json"));
+            response.headers_mut().insert(CONTENT_TYPE, kind);
+            name(&mut response, &record);
+            response
+        }
+        ReplyBody::Stream(parts) => {
+            let mut response = Response::new(Body::empty());
+            name(&mut response, &record);
+            let headers = response.headers_mut();
+            headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+            headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+            // Tells nginx not to hold tokens back.
+            let unbuffered = HeaderName::from_static("x-accel-buffering");
+            headers.insert(unbuffered, HeaderValue::from_static("no"));
+            *response.body_mut() = Body::new(Events::new(parts, record));
+            response
+        }
+    }
+}
+
+fn name(response: &mut Response, record: &Record) {
+    let headers = response.headers_mut();
+    let value =
+        |text: &str| HeaderValue::from_str(text).unwrap_or(HeaderValue::from_static("none"));
+    headers.insert(REQUEST_ID, value(&record.request));
+    headers.insert(REPLICA, value(record.replica.as_deref().unwrap_or("none")));
+    headers.insert(ATTEMPTS, HeaderValue::from(record.attempts));
+}

@@ -1,0 +1,85 @@
+//! Who asks: the seam to whatever holds the keys.
+//!
+//! Keys live in configuration as hashes and may change while the process runs, so the front asks a trait and keeps
+//! nothing. The implementation also owns the secret that turns users' text (session ids, idempotency keys) into
+//! keyed hashes: beyond this seam nobody sees the text.
+
+use std::sync::Arc;
+
+use control::id::{Digest, Principal, SessionKey};
+
+use super::error::{self, ApiError};
+
+/// Looks keys up and hides users' text.
+pub trait Authenticate: Send + Sync + 'static {
+    /// Who presents this key, on behalf of this user. Called before the body is read (`user_id` is `None` then), and
+    /// once more when the body names a user.
+    ///
+    /// # Errors
+    /// [`AuthError`] where nobody may ask with this key, or this user may not be named with it.
+    fn authenticate(
+        &self,
+        bearer: Option<&str>,
+        user_id: Option<&str>,
+    ) -> Result<Caller, AuthError>;
+
+    /// Keyed hash of (tenant, name): equal names of two tenants never meet.
+    fn session_key(&self, principal: &Principal, name: &str) -> SessionKey;
+
+    /// Keyed hash of anything else that is to be compared and not known.
+    fn digest(&self, bytes: &[u8]) -> Digest;
+}
+
+/// Somebody who may ask.
+#[derive(Clone, Debug)]
+pub struct Caller {
+    /// The accounts that pay.
+    pub principal: Principal,
+    /// Public names of the models this key may use; `None` for all.
+    pub models: Option<Arc<[String]>>,
+    /// The tenant's name in the configuration, for the log line.
+    pub tenant_name: Arc<str>,
+}
+
+impl Caller {
+    /// Whether this caller may use the model.
+    #[must_use]
+    pub fn may_use(&self, model: &str) -> bool {
+        self.models.as_ref().is_none_or(|names| names.iter().any(|name| name == model))
+    }
+}
+
+/// Why somebody may not ask.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AuthError {
+    /// A key is needed and none came (401).
+    KeyMissing,
+    /// Nobody holds this key (401).
+    KeyUnknown,
+    /// The key was good until its date (401).
+    KeyExpired,
+    /// The key may not speak for the user that the body names (403).
+    UserForbidden,
+}
+
+impl From<AuthError> for ApiError {
+    fn from(error: AuthError) -> Self {
+        match error {
+            AuthError::KeyMissing => error::unauthorized(
+                "No API key came with the request. Send the header 'Authorization: Bearer KEY'.",
+            ),
+            AuthError::KeyUnknown => error::unauthorized(
+                "The API key is not known here. Check it for missing characters, or ask the gateway's operator for \
+                 one ('pointsman key new').",
+            ),
+            AuthError::KeyExpired => {
+                error::unauthorized("The API key has expired. Ask the gateway's operator for a new one.")
+            }
+            AuthError::UserForbidden => error::forbidden(
+                "user_forbidden",
+                "The API key may not speak for this user_id. Leave user_id out, or use a key of that user.",
+            )
+            .param("user_id"),
+        }
+    }
+}

@@ -1,0 +1,115 @@
+//! What is written down about one request, once, whichever way it ends.
+//!
+//! A record that is dropped unfinished belongs to a client that went away: the server drops the handler, or the body,
+//! at whatever point it had reached. So nothing is forgotten and nothing is counted twice.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use control::id::SessionKey;
+use control::plane::{Outcome, Session};
+use control::units::Usage;
+use tracing::info;
+
+use super::meters::{Meters, Served};
+use crate::exchange::{End, Model};
+
+/// One request, from its head to its answer's last byte.
+pub(super) struct Record {
+    meters: Arc<Meters>,
+    began: Instant,
+    pub(super) request: String,
+    served: Served,
+    tenant: Option<Arc<str>>,
+    session: Option<SessionKey>,
+    pub(super) replica: Option<String>,
+    pub(super) attempts: u32,
+    finished: bool,
+}
+
+impl Record {
+    /// Begins now, under a local id until the plane gives one.
+    pub(super) fn begin(meters: Arc<Meters>, local_id: String) -> Self {
+        meters.begun();
+        Self {
+            meters,
+            began: Instant::now(),
+            request: local_id,
+            served: Served::default(),
+            tenant: None,
+            session: None,
+            replica: None,
+            attempts: 0,
+            finished: false,
+        }
+    }
+
+    pub(super) fn tenant(&mut self, name: &Arc<str>) {
+        self.tenant = Some(Arc::clone(name));
+    }
+
+    pub(super) fn model(&mut self, model: &Model) {
+        self.served = Served { provider: model.provider.clone(), model: model.name.clone() };
+    }
+
+    pub(super) fn session(&mut self, session: Option<Session>) {
+        self.session = session.map(|session| session.key);
+    }
+
+    /// Nothing of an answer was sent.
+    pub(super) fn refused(&mut self, status: u16, code: &str) {
+        self.finish(status, code, Usage::default(), None);
+    }
+
+    /// An answer began, and is over.
+    pub(super) fn ended(&mut self, status: u16, end: &End) {
+        let words = words(&end.outcome);
+        self.finish(status, &words, end.usage, end.first_token);
+    }
+
+    fn finish(&mut self, status: u16, outcome: &str, usage: Usage, first_token: Option<Duration>) {
+        if std::mem::replace(&mut self.finished, true) {
+            return;
+        }
+        let took = self.began.elapsed();
+        self.meters.finished(&self.served, status, took, usage, first_token);
+        info!(
+            request_id = %self.request,
+            tenant = self.tenant.as_deref(),
+            session_id = self.session.map(tracing::field::debug),
+            model = %self.served.model,
+            instance_id = self.replica.as_deref(),
+            retries = self.attempts.saturating_sub(1),
+            outcome,
+            status,
+            tokens = usage.total().0,
+            prompt_tokens = usage.prompt.0,
+            completion_tokens = usage.completion.0,
+            ttft_ms = first_token.map(millis),
+            duration_ms = millis(took),
+            "request finished"
+        );
+    }
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        // 499, as nginx has it: the client closed the request.
+        self.finish(499, "client_gone", Usage::default(), None);
+    }
+}
+
+/// An outcome for a log line. Upstream's own words stay out of it: they may repeat the prompt.
+fn words(outcome: &Outcome) -> String {
+    match outcome {
+        Outcome::Completed => "completed".to_owned(),
+        Outcome::Broken(failure) => format!("broken: {failure}"),
+        Outcome::QuotaSpent(_) => "quota_spent".to_owned(),
+        Outcome::Cancelled => "cancelled".to_owned(),
+    }
+}
+
+/// Milliseconds with a microsecond's resolution: what a person reads and a machine sums.
+fn millis(duration: Duration) -> f64 {
+    (duration.as_secs_f64() * 1e6).round() / 1e3
+}

@@ -1,0 +1,136 @@
+//! A streamed answer on its way out: bytes as they came, and an honest end.
+//!
+//! A clean end (`[DONE]`) means a whole answer, so a broken one must never have it: it gets an error event instead,
+//! and then the body ends. The official SDKs raise such an event as an exception. Should the last bytes not end an
+//! event, a blank line comes first, so that the error is an event of its own.
+
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use http::StatusCode;
+use http_body::{Body, Frame};
+use tokio::sync::mpsc::Receiver;
+
+use super::error::{self, ApiError};
+use super::record::Record;
+use super::refusal;
+use crate::exchange::{End, Part};
+
+/// The body of a streamed answer. Dropping it drops the receiver: the chat role then knows that the client has gone.
+pub(super) struct Events {
+    parts: Receiver<Part>,
+    record: Record,
+    tail: Tail,
+    over: bool,
+}
+
+impl Events {
+    pub(super) fn new(parts: Receiver<Part>, record: Record) -> Self {
+        Self { parts, record, tail: Tail::default(), over: false }
+    }
+
+    /// The last bytes, where the end needs any.
+    fn ended(&mut self, end: &End) -> Option<Bytes> {
+        let error = refusal::of_outcome(&end.outcome, end.detail.as_deref());
+        let status = error.as_ref().map_or(StatusCode::OK, |error| error.status);
+        self.record.ended(status.as_u16(), end);
+        error.map(|error| self.event(&error))
+    }
+
+    /// The chat role went away without a word: a bug or a crash on our side, told as such.
+    fn lost(&mut self) -> Bytes {
+        let words =
+            "The gateway lost this answer. What arrived is incomplete; send the request again.";
+        let error =
+            error::new(StatusCode::INTERNAL_SERVER_ERROR, error::SERVER, "answer_lost", words);
+        self.record.refused(error.status.as_u16(), error.code);
+        self.event(&error)
+    }
+
+    fn event(&self, error: &ApiError) -> Bytes {
+        Bytes::from(format!("{}data: {}\n\n", self.tail.closing(), error.json()))
+    }
+}
+
+impl Body for Events {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        if self.over {
+            return Poll::Ready(None);
+        }
+        let last = match ready!(self.parts.poll_recv(cx)) {
+            Some(Part::Bytes(bytes)) => {
+                self.tail.push(&bytes);
+                return Poll::Ready(Some(Ok(Frame::data(bytes))));
+            }
+            Some(Part::End(end)) => self.ended(&end),
+            None => Some(self.lost()),
+        };
+        self.over = true;
+        Poll::Ready(last.map(|bytes| Ok(Frame::data(bytes))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.over
+    }
+}
+
+/// The last bytes of a stream of events: enough to tell whether it stands between two events.
+#[derive(Clone, Copy, Debug, Default)]
+struct Tail {
+    /// Up to four: the longest blank line with its predecessor's end is `\r\n\r\n`.
+    bytes: [u8; 4],
+    any: bool,
+}
+
+impl Tail {
+    fn push(&mut self, bytes: &[u8]) {
+        for &byte in &bytes[bytes.len().saturating_sub(4)..] {
+            self.bytes.rotate_left(1);
+            self.bytes[3] = byte;
+            self.any = true;
+        }
+    }
+
+    /// What has to be written before another event can begin.
+    fn closing(self) -> &'static str {
+        let ends = |end: &[u8]| self.bytes.ends_with(end);
+        if !self.any || ends(b"\n\n") || ends(b"\r\r") || ends(b"\r\n\r\n") || ends(b"\n\r\n") {
+            ""
+        } else if ends(b"\n") {
+            "\n"
+        } else {
+            "\n\n"
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn closing(pieces: &[&str]) -> &'static str {
+        let mut tail = Tail::default();
+        pieces.iter().for_each(|piece| tail.push(piece.as_bytes()));
+        tail.closing()
+    }
+
+    #[test]
+    fn an_event_is_closed_with_as_little_as_it_needs() {
+        assert_eq!(closing(&[]), "");
+        assert_eq!(closing(&["data: x\n\n"]), "");
+        assert_eq!(closing(&["data: x\r\n", "\r", "\n"]), "");
+        assert_eq!(closing(&["data: x\r\r"]), "");
+        assert_eq!(closing(&["data: x\n", ""]), "\n");
+        assert_eq!(closing(&["data: x"]), "\n\n");
+        // After a lone CR the first LF still belongs to the same line's end.
+        assert_eq!(closing(&["data: x\r"]), "\n\n");
+    }
+}
