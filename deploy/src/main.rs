@@ -1,3 +1,5 @@
 //! The `pointsman` binary.
 
+mod demo;
+
 fn main() {}
