@@ -104,7 +104,7 @@ pub enum Answer {
     /// All of it.
     Whole(Whole),
     /// A stream that has begun: its success is known at its end.
-    Stream(Stream),
+    Stream(Box<Stream>),
 }
 
 impl Client {
@@ -122,7 +122,8 @@ impl Client {
             return Err(failed::refused(response, limits.deadline).await);
         }
         if stream {
-            return Stream::open(response, began, limits).map(Answer::Stream);
+            let stream = Stream::open(response, began, limits)?;
+            return Ok(Answer::Stream(Box::new(stream)));
         }
         whole::read(response, path, &limits).await.map(Answer::Whole)
     }
