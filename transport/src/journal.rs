@@ -20,9 +20,10 @@
 //! full behind a stalled snapshot, the journal waits, and its buffer then refuses.
 //!
 //! **Recovery.** A bad last record with nothing valid behind it is a torn tail: cut, and reported. A bad record *followed*
-//! by valid ones is damage, and opening is refused with nothing changed: losing acknowledged records is for
-//! people to decide. The exception is a machine that lost power: it may write later sectors before earlier ones, so a hole among records that
-//! were never synced is cut like a torn tail, provided the machine was restarted since the directory was last opened.
+//! by valid ones is damage, and opening is refused with nothing changed: losing acknowledged records is for people to
+//! decide. The exception is a machine that lost power: it may write later sectors before earlier ones, so a hole among
+//! records that were never synced is cut like a torn tail, provided the machine was restarted since the directory was
+//! last opened.
 //!
 //! ```text
 //! LOCK                             held while a process owns the directory; its pid and the machine's boot id

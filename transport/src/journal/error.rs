@@ -128,9 +128,10 @@ impl JournalError {
 
     pub(super) fn write(path: &Path, source: io::Error) -> Self {
         let path = path.to_path_buf();
-        match source.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::DiskFull { path },
-            _ => Self::Write { path, source },
+        if matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) {
+            Self::DiskFull { path }
+        } else {
+            Self::Write { path, source }
         }
     }
 

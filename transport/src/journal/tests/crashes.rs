@@ -59,6 +59,55 @@ fn damage_to_the_very_last_record_of_a_closed_journal_is_no_torn_tail() {
 }
 
 #[test]
+fn a_hole_that_a_loss_of_power_left_is_cut() {
+    let mut holes = 0;
+    for seed in 0..200 {
+        let disk = unsynced_after_ten();
+        disk.power_loss(PowerLoss { seed, reorder: true });
+        // An attempt that is refused for another reason does not forget that the machine was restarted.
+        let (format, aside) = (dir().join("FORMAT"), dir().join("FORMAT.aside"));
+        disk.process().rename(&format, &aside).unwrap();
+        assert!(refused(&disk.process()).contains("FORMAT is missing"));
+        disk.process().rename(&aside, &format).unwrap();
+        let (journal, opened) = open(&disk.process(), &small());
+        let cut = opened.report.cut.map(|cut| cut.end);
+        holes += usize::from(matches!(cut, Some(End::Corrupt { synced: false, .. })));
+        let kept = payloads(opened.tail);
+        assert!(kept.len() >= 10 && expected(0..RECORDS).starts_with(&kept));
+        journal.close().unwrap();
+    }
+    assert!(holes > 0, "no seed left a hole");
+}
+
+#[test]
+fn the_same_hole_without_a_loss_of_power_is_damage() {
+    let disk = unsynced_after_ten();
+    disk.kill();
+    let path = segment(&disk.process(), 0);
+    let size = disk.image()[&path].len() as u64;
+    assert!(disk.flip(&path, size / 2, 1));
+    let error = refused(&disk.process());
+    assert!(error.contains("it had not been synced"), "{error}");
+}
+
+#[test]
+fn a_loss_of_power_does_not_excuse_damage_to_what_was_synced() {
+    let disk = FaultyDisk::new();
+    let (journal, _) = open(&disk, &small());
+    append(&journal, 0..10);
+    eventually("they are synced", || journal.appender().synced() == 10);
+    // Carries the mark that says so.
+    append(&journal, 10..12);
+    eventually("they are synced", || journal.appender().synced() == 12);
+    disk.power_loss(PowerLoss { seed: 0, reorder: true });
+    assert!(disk.flip(&segment(&disk.process(), 0), 150, 1));
+    let error = refused(&disk.process());
+    assert!(error.contains("it had been synced"), "{error}");
+    // Trying again changes nothing about that.
+    assert_eq!(refused(&disk.process()), error);
+}
+
+#[test]
 fn a_missing_segment_is_named() {
     let disk = FaultyDisk::new();
     let (journal, _) = open(&disk, &small());
@@ -99,6 +148,8 @@ fn a_newer_format_is_refused_and_untouched() {
     let newer =
         String::from_utf8(disk.image()[&path].clone()).unwrap().replace("format 1", "format 2");
     crate::seam::disk::replace(&disk, &path, newer.as_bytes()).unwrap();
+    // Not even a lock is made.
+    disk.remove(&dir().join("LOCK")).unwrap();
     let before = disk.image();
     let error = refused(&disk);
     assert!(error.contains("has format 2 and this program knows only up to 1"), "{error}");
@@ -274,6 +325,19 @@ fn live(disk: &FaultyDisk, journal: &Journal, life: &Life, kept: Vec<Vec<u8>>) -
 }
 
 const RECORDS: u64 = 60;
+
+/// Ten records that recovery has synced, and further ones that nobody has, in one segment.
+fn unsynced_after_ten() -> FaultyDisk {
+    let disk = FaultyDisk::new();
+    let never = Options { fsync: FsyncPolicy::Never, segment_bytes: 1 << 20, ..small() };
+    for positions in [0..10, 10..RECORDS] {
+        disk.kill();
+        let (journal, _) = open(&disk.process(), &never);
+        append(&journal, positions);
+        disk.kill();
+    }
+    disk
+}
 
 fn closed() -> FaultyDisk {
     let disk = FaultyDisk::new();

@@ -39,8 +39,7 @@ fn segments_before_the_older_of_two_snapshots_go() {
     let snapshots = || disk.list(&dir().join("snapshots")).unwrap().len();
     eventually("old snapshots go", || snapshots() == 2);
     assert_eq!(reader.retained_from().unwrap(), Some(30), "position 35 is still needed");
-    let asked_too_early = reader.records(7).unwrap();
-    let mut asked_too_early = asked_too_early;
+    let mut asked_too_early = reader.records(7).unwrap();
     assert_eq!(asked_too_early.by_ref().count(), 0);
     assert_eq!(asked_too_early.end(), Some(&End::Missing { expected: 7, found: Some(30) }));
 }

@@ -155,9 +155,10 @@ impl DiskLock for Locked {
     }
 
     fn write(&mut self, text: &str) -> io::Result<()> {
-        self.file.set_len(0)?;
+        // Over the old text and then cut: a kill in between leaves one or the other, not nothing.
         self.file.seek(SeekFrom::Start(0))?;
         self.file.write_all(text.as_bytes())?;
+        self.file.set_len(text.len() as u64)?;
         self.file.sync_data()
     }
 }
