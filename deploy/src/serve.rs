@@ -74,14 +74,13 @@ fn start(args: &ServeArgs) -> Result<(), StartError> {
     runtime.block_on(serve(args, flags, env, loaded))
 }
 
-async fn serve(
-    args: &ServeArgs,
-    flags: Flags,
-    env: Env,
-    loaded: Loaded,
-) -> Result<(), StartError> {
+async fn serve(args: &ServeArgs, flags: Flags, env: Env, loaded: Loaded) -> Result<(), StartError> {
     let Loaded { mut config, fingerprint, .. } = loaded;
-    let fleet = if config.is_demo() { Some(DemoFleet::start().await.map_err(StartError::Demo)?) } else { None };
+    let fleet = if config.is_demo() {
+        Some(DemoFleet::start().await.map_err(StartError::Demo)?)
+    } else {
+        None
+    };
     if let Some(fleet) = &fleet {
         fleet.join(&mut config);
     }
@@ -102,7 +101,8 @@ async fn serve(
     health.set_serving(true);
     welcome::print(&config, addr, &gateway.catalog(), own_key.as_ref(), fleet.is_some());
     let reloading = args.config.clone().map(|path| {
-        let watched = reload::Watched { path, flags, env, fingerprint, started_with: config.clone() };
+        let watched =
+            reload::Watched { path, flags, env, fingerprint, started_with: config.clone() };
         tokio::spawn(reload::run(watched, Arc::clone(&gateway)))
     });
     let grace = config.server.http.drain_grace;
@@ -111,7 +111,10 @@ async fn serve(
         () = admin => unreachable!("the admin server runs until it is dropped"),
     };
     if drained.cut > 0 {
-        tracing::warn!(connections = drained.cut, "the grace time was over: what still ran was cut");
+        tracing::warn!(
+            connections = drained.cut,
+            "the grace time was over: what still ran was cut"
+        );
     }
     if let Some(task) = reloading {
         task.abort();
@@ -140,8 +143,11 @@ async fn stop_gateway(gateway: Arc<Gateway>) {
 
 fn listen(config: &Config) -> Result<Listener, StartError> {
     let addr = config.server.http.addr;
-    let bound = Listener::bind(addr)
-        .map_err(|source| StartError::Listen { addr, key: "server.http.addr", source })?;
+    let bound = Listener::bind(addr).map_err(|source| StartError::Listen {
+        addr,
+        key: "server.http.addr",
+        source,
+    })?;
     match &config.server.http.tls {
         None => Ok(bound),
         Some(tls) => Ok(bound.with_tls(transport::tls::server_config(&tls.cert, &tls.key)?)),

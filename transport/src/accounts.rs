@@ -112,9 +112,9 @@ impl Authenticate for Accounts {
 pub fn read_names(dir: &Path) -> BTreeMap<AccountId, String> {
     let Ok(bytes) = std::fs::read(dir.join(NAMES_FILE)) else { return BTreeMap::new() };
     let names: BTreeMap<String, String> = serde_json::from_slice(&bytes).unwrap_or_default();
-    let named = names.into_iter().filter_map(|(id, name)| {
-        u64::from_str_radix(&id, 16).ok().map(|id| (AccountId(id), name))
-    });
+    let named = names
+        .into_iter()
+        .filter_map(|(id, name)| u64::from_str_radix(&id, 16).ok().map(|id| (AccountId(id), name)));
     named.collect()
 }
 

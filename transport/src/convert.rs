@@ -10,7 +10,9 @@ use control::rate::RateLimits;
 use control::{affinity, attempt, breaker};
 
 use crate::catalog::Route;
-use crate::config::{Config, Fallback, Limits, LoadBalancer, Route as Configured, Serves, Timeouts};
+use crate::config::{
+    Config, Fallback, Limits, LoadBalancer, Route as Configured, Serves, Timeouts,
+};
 use crate::keys::AccountIds;
 use crate::upstream::{BadSecret, BadUrl, Secret, Target};
 
@@ -32,7 +34,7 @@ pub fn plane_config(config: &Config, ids: &AccountIds, version: u64) -> plane::C
         },
         affinity: affinity::Config {
             ttl: routing.affinity.ttl,
-            bindings_max: routing.affinity.sessions_max,
+            bindings_max: routing.affinity.sessions_max as usize,
             ..affinity::Config::default()
         },
         breaker: breaker_config(config),

@@ -19,7 +19,9 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use control::Machine;
 use control::id::{CallerToken, RequestId};
 use control::journal::Recorder;
-use control::plane::{Arrival, ControlPlane, Dispatch, Effect, Input, Observation, Outcome, Refusal};
+use control::plane::{
+    Arrival, ControlPlane, Dispatch, Effect, Input, Observation, Outcome, Refusal,
+};
 use control::units::Amount;
 use tokio::sync::{Notify, mpsc};
 
@@ -241,6 +243,8 @@ fn deliver(mailbox: Option<&mpsc::Sender<Order>>, order: Order) {
     if let Some(mailbox) = mailbox
         && let Err(mpsc::error::TrySendError::Full(order)) = mailbox.try_send(order)
     {
-        unreachable!("a mailbox holds all the orders a request can get, yet {order:?} found it full");
+        unreachable!(
+            "a mailbox holds all the orders a request can get, yet {order:?} found it full"
+        );
     }
 }

@@ -2,6 +2,8 @@
 
 mod discovery;
 
+pub use discovery::discovery_limits;
+
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -97,7 +99,7 @@ impl Gateway {
         }
         let catalog: SharedCatalog = Arc::new(ArcSwap::from_pointee(Catalog::default()));
         let cache = Arc::new(RegistryCache::open(dir)?);
-        let upstream = Client::new(Settings::default())?;
+        let upstream = Client::new(&Settings::default())?;
         let (driver, shadow, journal) = drive(recovered, &disk, dir, &health);
         let chat = Local::new(
             Arc::clone(&driver),
@@ -263,7 +265,7 @@ fn journal_options(config: &Config) -> Result<Options, StartError> {
         fsync: match journal.fsync {
             Fsync::Never => FsyncPolicy::Never,
             Fsync::Always => FsyncPolicy::Always,
-            Fsync::Interval(every) => FsyncPolicy::Interval(every),
+            Fsync::Every(every) => FsyncPolicy::Interval(every),
         },
         logic_version: LOGIC_VERSION,
         seed: u64::from_le_bytes(seed),

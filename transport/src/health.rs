@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use control::breaker::{Phase, StateView};
 use control::outcome::AttemptEnd;
 use control::plane::{ControlPlane, Observation, Outcome, View};
-use prometheus_client::encoding::text::encode;
 use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -116,7 +116,11 @@ impl Health {
         counter("pointsman_stale_inputs", "Inputs that came too late", &self.stale);
         counter("pointsman_observations", "Things the plane noticed", &self.steps);
         r.register("pointsman_attempts", "Attempts by their end", self.attempts.clone());
-        r.register("pointsman_breaker_transitions", "Breakers that moved", self.transitions.clone());
+        r.register(
+            "pointsman_breaker_transitions",
+            "Breakers that moved",
+            self.transitions.clone(),
+        );
         r.register("pointsman_outcomes", "Requests by their end", self.outcomes.clone());
         let help = "From dispatch to first token";
         r.register_with_unit(
@@ -150,8 +154,7 @@ impl Health {
     pub fn attempt_failed(&self, endpoint: &str, failed: &Failed) {
         let text = format!("{}: {}", failed.failure, failed.detail);
         let before = self.notes().endpoints.insert(endpoint.to_owned(), text.clone());
-        let is_fault =
-            matches!(failed.failure.verdict(), control::outcome::Verdict::Fault(_));
+        let is_fault = matches!(failed.failure.verdict(), control::outcome::Verdict::Fault(_));
         if is_fault && before.as_ref() != Some(&text) {
             tracing::warn!(instance_id = endpoint, "an endpoint needs its operator: {text}");
         }
@@ -182,8 +185,11 @@ impl Health {
     pub fn checks(&self, driver: &Driver) -> Checks {
         let view = driver.look(ControlPlane::view);
         let notes = self.notes();
-        let mut parts: Vec<_> =
-            notes.parts.iter().map(|(name, (ok, text))| (name.clone(), *ok, text.clone())).collect();
+        let mut parts: Vec<_> = notes
+            .parts
+            .iter()
+            .map(|(name, (ok, text))| (name.clone(), *ok, text.clone()))
+            .collect();
         let journal = driver.journal().admits();
         let text = journal.as_ref().map_or_else(ToString::to_string, |()| "writing".to_owned());
         parts.push(("journal".into(), journal.is_ok(), text));
@@ -253,7 +259,10 @@ impl Observer for Arc<Health> {
                 let instance = name(moved.id);
                 tracing::info!(
                     instance_id = instance,
-                    "breaker {} -> {}: {}", moved.from, moved.to, moved.cause
+                    "breaker {} -> {}: {}",
+                    moved.from,
+                    moved.to,
+                    moved.cause
                 );
                 let to = match moved.to {
                     Phase::Closed => "closed",
@@ -283,6 +292,10 @@ impl Observer for Arc<Health> {
             Observation::SourceRefused { source, why } => {
                 tracing::warn!("endpoints from {source} were not taken: {why}");
             }
+            Observation::ChargeLost { reservation, actual } => {
+                let tokens = actual.tokens.0;
+                tracing::error!(%reservation, tokens, "a charge was lost: the store never took it");
+            }
             Observation::Arrived { .. }
             | Observation::Granted { .. }
             | Observation::Denied { .. }
@@ -310,7 +323,8 @@ fn endpoint_words(
         return (false, "draining: it gets no new requests until `pointsman undrain`".into());
     }
     if phase == Phase::Closed {
-        let stale = endpoint.stale_for.map(|age| format!(", its source silent for {}s", age.as_secs()));
+        let stale =
+            endpoint.stale_for.map(|age| format!(", its source silent for {}s", age.as_secs()));
         return (true, format!("{} in flight{}", endpoint.in_flight, stale.unwrap_or_default()));
     }
     let mut text = format!("breaker {phase}");

@@ -8,11 +8,11 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
+use control::Wall;
 use control::id::RequestId;
 use control::journal::{Divergence, Explanation, LOGIC_VERSION, Replay, decode};
 use control::plane::{ControlPlane, Durable, Input};
 use control::quota::{Audit, Quota};
-use control::Wall;
 
 use crate::journal::{End, OpenError, Reader};
 use crate::seam::RealDisk;
@@ -110,7 +110,8 @@ impl Inspection {
         if retained == 0 && !newest {
             return Ok((Replay::new(self.reader.format().seed), 0, false));
         }
-        let found = if newest { self.reader.snapshot_at(u64::MAX)? } else { self.oldest(retained)? };
+        let found =
+            if newest { self.reader.snapshot_at(u64::MAX)? } else { self.oldest(retained)? };
         match found.0 {
             None if retained == 0 => Ok((Replay::new(self.reader.format().seed), 0, false)),
             None => Err(InspectError::NotRetained(format!(
@@ -125,10 +126,7 @@ impl Inspection {
     }
 
     /// The oldest snapshot from which all records are still there.
-    fn oldest(
-        &self,
-        retained: u64,
-    ) -> io::Result<(Option<crate::journal::Snapshot>, Vec<String>)> {
+    fn oldest(&self, retained: u64) -> io::Result<(Option<crate::journal::Snapshot>, Vec<String>)> {
         let mut best = self.reader.snapshot_at(u64::MAX)?;
         while let Some(snapshot) = &best.0 {
             let Some(before) = snapshot.position.checked_sub(1) else { break };
@@ -237,7 +235,7 @@ impl Inspection {
         for record in self.reader.records(verified.from)? {
             let Ok(record) = decode(&record.payload) else { break };
             if let Input::Restarted { wall, .. } | Input::WallTime(wall) = record.input {
-                ledger.wall(wall);
+                ledger.wall(record.now, wall);
             }
             for durable in &record.durables {
                 if let Durable::Entry(entry) = durable {
@@ -246,10 +244,11 @@ impl Inspection {
                 }
             }
         }
-        let (audit, again) = (verified.plane.audit(), ledger.audit());
+        let (audit, again) = (verified.plane.audit(), ledger.audit().unwrap_or_default());
         let mut differences = compare(&audit, &again);
         if let Some((position, what)) = verified.failure {
-            differences.push(format!("the journal does not replay beyond record {position}: {what}"));
+            differences
+                .push(format!("the journal does not replay beyond record {position}: {what}"));
         }
         Ok(Audited { audit, entries, differences })
     }
@@ -272,7 +271,7 @@ impl fmt::Display for Explained {
         let lines = self.explanation.lines();
         let Some(first) = lines.first() else { return Ok(()) };
         if let Some(wall) = self.wall.first() {
-            writeln!(f, "at {}", crate::logs::rfc3339(*wall))?;
+            writeln!(f, "at {}", crate::wall::rfc3339(*wall))?;
         }
         for line in lines {
             let since = line.at.since(first.at);
@@ -287,15 +286,16 @@ impl fmt::Display for Explained {
 
 fn compare(plane: &Audit, entries: &Audit) -> Vec<String> {
     let mut differences = Vec::new();
-    for balance in &plane.balances {
-        match entries.balances.iter().find(|again| again.key == balance.key) {
-            Some(again) if again == balance => {}
-            Some(again) => differences.push(format!(
-                "{:?}: the plane says {balance:?}, its entries sum up to {again:?}",
-                balance.key
-            )),
-            None => differences.push(format!("{:?}: no entry accounts for it", balance.key)),
+    for (key, sums) in &plane.balances {
+        match entries.balances.iter().find(|(again, _)| again == key) {
+            Some((_, again)) if again == sums => {}
+            Some((_, again)) => differences
+                .push(format!("{key:?}: the plane says {sums:?}, its entries sum up to {again:?}")),
+            None => differences.push(format!("{key:?}: no entry accounts for it")),
         }
+    }
+    if plane.history != entries.history || plane.retired != entries.retired {
+        differences.push("closed windows: the plane and its entries differ".to_owned());
     }
     differences
 }

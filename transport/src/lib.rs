@@ -21,3 +21,4 @@ pub mod sse;
 pub mod tls;
 pub mod tokens;
 pub mod upstream;
+pub mod wall;

@@ -114,6 +114,12 @@ impl ControlPlane {
         self.now
     }
 
+    /// The wall clock, as last told.
+    #[must_use]
+    pub fn wall(&self) -> Wall {
+        self.wall
+    }
+
     /// Which life of the process this is.
     #[must_use]
     pub fn incarnation(&self) -> u32 {

@@ -10,7 +10,9 @@ pub fn run(command: KeyCommand) -> ExitCode {
         Ok((key, hash)) => {
             println!("key: {}", key.expose());
             println!("hash: {hash}");
-            eprintln!("The key is shown only now. Put the hash under `keys:` in the configuration.");
+            eprintln!(
+                "The key is shown only now. Put the hash under `keys:` in the configuration."
+            );
             ExitCode::SUCCESS
         }
         Err(error) => {

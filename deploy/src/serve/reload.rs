@@ -3,7 +3,9 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use transport::config::{Config, Env, Fingerprint, Flags, Loaded, POLL_INTERVAL, restart_required, watch};
+use transport::config::{
+    Config, Env, Fingerprint, Flags, Loaded, POLL_INTERVAL, restart_required, watch,
+};
 use transport::gateway::Gateway;
 
 /// The part of `/health` that speaks of this.

@@ -24,7 +24,10 @@ pub fn print(
         None => println!("  models: none yet; its endpoints have not said what they serve"),
         Some(_) => println!("  models: {}", named(&models)),
     }
-    println!("  endpoints: {}", catalog.routes().map(|(name, _)| name).collect::<Vec<_>>().join(", "));
+    println!(
+        "  endpoints: {}",
+        catalog.routes().map(|(name, _)| name).collect::<Vec<_>>().join(", ")
+    );
     println!("  data: {}", config.data.dir.display());
     if demo {
         println!("  the demo replicas are built in: `serve --upstream URL` asks your own server");
@@ -36,11 +39,16 @@ pub fn print(
         }
         None => Some("YOUR_KEY"),
         Some(None) => {
-            println!("  keys: the one made at the first start; delete own-key.hash in the data directory for a new one");
+            println!(
+                "  keys: the one made at the first start; delete own-key.hash in the data directory for a new one"
+            );
             Some("YOUR_KEY")
         }
         Some(Some(fresh)) => {
-            println!("  keys: this one was made for you, and is shown only now: {}", fresh.expose());
+            println!(
+                "  keys: this one was made for you, and is shown only now: {}",
+                fresh.expose()
+            );
             Some(fresh.expose())
         }
     };

@@ -35,7 +35,7 @@ pub(super) struct WholeAnswer {
 
 /// A stream whose first token has arrived.
 pub(super) struct Opened {
-    pub stream: Stream,
+    pub stream: Box<Stream>,
     pub content_type: String,
     /// Events up to and including the one with the first token.
     pub opening: Vec<Event>,
@@ -128,7 +128,7 @@ impl<'a> Run<'a> {
     }
 
     /// Reads up to the first token, and tells the plane: from here on the request is committed.
-    async fn opened(&self, mut stream: Stream, usage_wanted: bool) -> Result<Opened, Failed> {
+    async fn opened(&self, mut stream: Box<Stream>, usage_wanted: bool) -> Result<Opened, Failed> {
         let attempt = self.dispatch.attempt;
         self.chat.driver.submit(Input::AttemptAccepted { attempt });
         let mut opening = Vec::new();

@@ -85,7 +85,7 @@ enum Stop {
 }
 
 impl Pump {
-    async fn run(mut self, mut stream: Stream, opening: Vec<Event>) {
+    async fn run(mut self, mut stream: Box<Stream>, opening: Vec<Event>) {
         let mut stop = None;
         for event in opening {
             stop = match stop {

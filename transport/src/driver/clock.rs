@@ -26,7 +26,9 @@ impl Clock {
     #[must_use]
     pub fn after(last: Instant, then: Wall) -> Self {
         let away = Self::wall().as_millis().saturating_sub(then.as_millis());
-        Self::continuing(last + Duration::from_millis(if then == Wall::default() { 0 } else { away }))
+        Self::continuing(
+            last + Duration::from_millis(if then == Wall::default() { 0 } else { away }),
+        )
     }
 
     /// The plane's time.

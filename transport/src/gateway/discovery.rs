@@ -11,11 +11,26 @@ use futures_util::future::join_all;
 use super::Gateway;
 use crate::cache::Seen;
 use crate::driver::Clock;
+use crate::upstream::Limits;
 
 /// How often endpoints are asked again.
 const EVERY: Duration = Duration::from_secs(30);
 /// How often while one of them has never answered.
 const EVERY_UNKNOWN: Duration = Duration::from_secs(1);
+
+/// How long a list of models may take and how large it may be: aggregators list some hundreds, in about 200 KiB.
+#[must_use]
+pub fn discovery_limits() -> Limits {
+    const WITHIN: Duration = Duration::from_secs(5);
+    Limits {
+        connect: WITHIN,
+        first_token: WITHIN,
+        between_tokens: WITHIN,
+        whole_answer: WITHIN,
+        deadline: tokio::time::Instant::now() + WITHIN,
+        answer_bytes_max: 4 << 20,
+    }
+}
 
 /// Asks until the gateway is gone.
 pub(super) async fn run(gateway: Weak<Gateway>) {
@@ -34,7 +49,7 @@ pub(super) async fn discover_all(gateway: &Gateway) {
     let asked = catalog.routes().filter(|(_, route)| route.discover).map(async |(name, route)| {
         let address = route.target.base_url.to_string();
         let part = format!("discovery {name}");
-        match gateway.upstream.discover(&route.target).await {
+        match gateway.upstream.discover(&route.target, discovery_limits()).await {
             Ok(models) if models.is_empty() => {
                 let text = format!("{address} lists no models; keeping those it listed before");
                 gateway.health.note(&part, Some((false, text)));

@@ -230,6 +230,11 @@ impl Names {
         }
     }
 
+    /// All of them.
+    pub fn iter(&self) -> impl Iterator<Item = (AccountId, &str)> {
+        self.by_id.iter().map(|(id, name)| (*id, name.as_str()))
+    }
+
     /// `t:<tenant>`, `u:<tenant>/<user>` or `k:<key>`, where it is known.
     #[must_use]
     pub fn get(&self, id: AccountId) -> Option<&str> {
