@@ -5,7 +5,7 @@
 //!
 //! Why not `#[derive(Deserialize)]` on the types: serde stops at the first mistake, forgets where a value stood and whether
 //! it was given, and cannot merge the environment in with the right precedence. The file becomes a
-//! [`tree`] with lines, and the sections read themselves from it through a [`reader`] that records all three.
+//! `tree` with lines, and the sections read themselves from it through a `reader` that records all three.
 //!
 //! Edge cases decided here:
 //! - A file is the whole list of whom prompts may be sent to. `OPENAI_API_KEY` adds a provider only where there is no file.
@@ -278,7 +278,7 @@ fn check_routes(root: &Section<'_>, config: &Config) {
         root.problem_of(&["routing", "default_provider"], kind);
     }
     let routes = config.routes();
-    for (name, _) in config.models.iter().filter(|(name, _)| *name != "<name>") {
+    for name in config.models.keys() {
         if !routes.iter().any(|route| route.may_serve(name)) {
             let reason = "nobody serves it; give it an endpoint, or list it under a provider";
             root.problem_of(&["models", name], ProblemKind::Invalid(reason.to_owned()));

@@ -7,7 +7,7 @@
 //! An editor may be caught halfway through writing, and half a YAML file is often a valid one that names fewer replicas.
 //! So a change counts when two polls in a row see the same content.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use sha2::{Digest, Sha256};
@@ -40,14 +40,14 @@ impl Fingerprint {
     }
 
     /// The fingerprint of what lies under `path` now, if it names the same files as before.
-    fn again(&self, path: &PathBuf) -> Self {
+    fn again(&self, path: &Path) -> Self {
         let files = self.files.clone();
         Self::of_text(Some(&content_of(path)), files)
     }
 }
 
 /// What cannot be read counts as the reason for it: it is reported once, until that changes.
-fn content_of(path: &PathBuf) -> Vec<u8> {
+fn content_of(path: &Path) -> Vec<u8> {
     read_file(path).unwrap_or_else(|kind| kind.to_string().into_bytes())
 }
 
