@@ -19,11 +19,11 @@
 //! | emoji and all other symbols | 2 each |
 //! | control characters | 1 each |
 //!
-//! **Error.** On the published counts in this module's tests (OpenAI's own examples for its `cl100k_base` vocabulary: short
-//! English, Japanese, arithmetic, one very long word) the estimate is off by at most 2 tokens on a text and by 12 % on
-//! their sum. Nothing is claimed beyond these: text that compresses badly (random letters, hexadecimal, base64) is
-//! underestimated by up to about a half, and rare scripts may be off by a factor of two either way. The count never
-//! exceeds two tokens per character, and never is zero for a text that is not blank.
+//! **Error.** On the published counts in this module's tests (OpenAI's `cl100k_base` vocabulary: short English, Japanese,
+//! arithmetic, one very long word) the estimate is off by at most 2 tokens on a text, and 6 % low on their sum. Nothing is
+//! measured beyond these. Expect text that compresses badly (random letters, hexadecimal, base64) to be underestimated, and
+//! scripts that a vocabulary knows little of to be off either way. The count never exceeds two tokens per character, and
+//! is never zero for a text that is not blank.
 
 mod prompt;
 

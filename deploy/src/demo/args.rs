@@ -127,6 +127,8 @@ fn parse_rate(text: &str) -> Result<f64, String> {
 
 #[cfg(test)]
 mod tests {
+    use clap::FromArgMatches;
+
     use super::*;
 
     #[test]
@@ -144,6 +146,26 @@ mod tests {
         }
         for text in ["", "5", "ms", "-1s", "1x", "1.2.3s", "1e3s", "99999h", "NaNs"] {
             assert_eq!(parse_duration(text), Err(BadDuration), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_bare_command_line_is_a_healthy_replica_and_flags_reach_their_options() {
+        let read = |line: &str| {
+            let command = DemoReplicaArgs::augment_args(clap::Command::new("demo-replica"));
+            let matches = command.try_get_matches_from(line.split(' ')).ok()?;
+            Some(DemoReplicaArgs::from_arg_matches(&matches).ok()?.options())
+        };
+        let healthy = Options { exit_on_death: true, ..Options::default() };
+        assert_eq!(read("x"), Some(healthy.clone()));
+        let two = vec!["a".to_owned(), "b".to_owned()];
+        let expected =
+            Options { models: two, hang_rate: 1.0, garbage_rate: 0.5, ..healthy.clone() };
+        assert_eq!(read("x --model a --model b --hang --garbage 0.5"), Some(expected));
+        let dying = Options { die_after: Some(5), exit_on_death: false, ..healthy };
+        assert_eq!(read("x --die-after 5 --survive"), Some(dying));
+        for wrong in ["x --survive", "x --hang 2", "x --ttft 5", "x --status 99"] {
+            assert_eq!(read(wrong), None, "{wrong}");
         }
     }
 

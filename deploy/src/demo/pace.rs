@@ -6,7 +6,7 @@ use axum::body::Body;
 use axum::http::header;
 use axum::response::{IntoResponse, Json, Response};
 use bytes::Bytes;
-use futures_util::stream;
+use futures_util::{StreamExt, stream};
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep_until};
 
@@ -21,7 +21,7 @@ pub(super) async fn answer(
     error_half_way: bool,
 ) -> Response {
     let wants_usage = ask.wants_usage() && !options.no_usage;
-    let error_at = error_half_way.then(|| answer.tokens.len() / 2);
+    let error_at = error_half_way.then_some(answer.tokens.len() / 2);
     let mut pace =
         Pace { step: Step::Role, started: Instant::now(), options, answer, error_at, wants_usage };
     if !ask.streams() {
@@ -87,7 +87,7 @@ impl Pace {
     async fn token(&mut self, at: usize) -> Option<io::Result<Bytes>> {
         let reached = |limit: Option<u64>| limit.is_some_and(|limit| at as u64 >= limit);
         if reached(self.options.die_after) {
-            return Some(Err(self.die()));
+            return Some(Err(die(self.options.exit_on_death).await));
         }
         if reached(self.options.stall_after) {
             core::future::pending::<()>().await;
@@ -109,14 +109,6 @@ impl Pace {
         self.started + self.options.ttft + self.options.gap.saturating_mul(gaps)
     }
 
-    fn die(&self) -> io::Error {
-        if self.options.exit_on_death {
-            // 137 is what a shell reports of a process killed by SIGKILL.
-            std::process::exit(137);
-        }
-        io::Error::other("the demo replica was told to die here")
-    }
-
     async fn whole(&mut self) -> Response {
         let length = self.answer.tokens.len();
         let stop = [self.options.die_after, self.options.stall_after].into_iter().flatten().min();
@@ -126,7 +118,9 @@ impl Pace {
             if stop.map(|stop| stop as u64) != self.options.die_after {
                 core::future::pending::<()>().await;
             }
-            let broken = stream::iter([Ok(Bytes::from_static(b"{\"id\":")), Err(self.die())]);
+            let exit = self.options.exit_on_death;
+            let begun = stream::iter([Ok(Bytes::from_static(b"{\"id\":"))]);
+            let broken = begun.chain(stream::once(async move { Err(die(exit).await) }));
             let kind = [(header::CONTENT_TYPE, "application/json")];
             return (kind, Body::from_stream(broken)).into_response();
         }
@@ -135,6 +129,17 @@ impl Pace {
         }
         Json(self.answer.whole(self.wants_usage)).into_response()
     }
+}
+
+/// Breaks the connection, or ends the process.
+async fn die(exit: bool) -> io::Error {
+    // What was written before must leave first: the server flushes when a body has nothing ready.
+    tokio::task::yield_now().await;
+    if exit {
+        // 137 is what a shell reports of a process killed by SIGKILL.
+        std::process::exit(137);
+    }
+    io::Error::other("the demo replica was told to die here")
 }
 
 fn event(data: &Value) -> Bytes {

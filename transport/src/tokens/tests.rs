@@ -4,8 +4,8 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// Texts whose count OpenAI itself has published for `cl100k_base` (tiktoken's examples, the cookbook on counting tokens,
-/// the help article on what tokens are).
+/// Texts whose count in `cl100k_base` has been published: in tiktoken's examples, OpenAI's cookbook on counting tokens and
+/// its help article on what tokens are; the last three in tutorials that print the token ids.
 const PUBLISHED: [(&str, u64); 8] = [
     ("tiktoken is great!", 6),
     ("antidisestablishmentarianism", 6),
@@ -27,7 +27,7 @@ fn the_stated_error_holds_on_the_published_counts() {
         published += count;
     }
     assert!(
-        estimated.abs_diff(published) * 100 <= published * 12,
+        estimated.abs_diff(published) * 100 <= published * 7,
         "{estimated} instead of {published}"
     );
 }
