@@ -109,7 +109,7 @@ impl ControlPlane {
             retry: Retry::new(config.attempt.clone(), rng.fork("attempt")),
             quota: Quota::new(config.quota.clone()),
             rate: Rate::new(config.rate.clone()),
-            concurrency: Concurrency::new(config.rate.clone()),
+            concurrency: Concurrency::new(config.concurrency.clone()),
             turns: Turns::new(config.session.clone()),
             idempotency: IdempotencyRoom::new(config.session.clone()),
             config,

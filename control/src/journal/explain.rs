@@ -10,14 +10,15 @@ use alloc::vec::Vec;
 use core::fmt::Write;
 use core::time::Duration;
 
+use crate::attempt;
 use crate::balance::{Chosen, Reason};
 use crate::breaker::Transition;
 use crate::id::{AttemptId, EndpointId, RequestId};
 use crate::outcome::AttemptEnd;
 use crate::plane::{ControlPlane, Observation, Outcome, Refusal, Spent, request_of_attempt};
 use crate::quota::{Denied, DenyReason, Unit, WindowKind};
+use crate::rate::RateUnit;
 use crate::time::Instant;
-use crate::{attempt, rate};
 
 /// Lines of one explanation. A request of fifteen attempts makes fewer than a hundred; a stream that runs for an hour
 /// adds one for each slice of quota.
@@ -267,8 +268,8 @@ fn tell_refusal(refusal: &Refusal) -> String {
         Refusal::QuotaUnavailable { .. } => "the quota store cannot be reached".into(),
         Refusal::RateLimited { account, unit, limit, retry_after } => {
             let unit = match unit {
-                rate::Unit::Requests => "requests",
-                rate::Unit::Tokens => "tokens",
+                RateUnit::Rpm => "requests",
+                RateUnit::Tpm => "tokens",
             };
             format!("{account} may have {limit} {unit} a minute; again in {}", short(*retry_after))
         }

@@ -10,7 +10,7 @@ use super::observation::{Observation, Stale};
 use super::request::{Phase, Request, request_of, reservation_of};
 use crate::id::{AccountId, RequestId, ReservationId};
 use crate::quota::{Denied, DenyReason, Event, Reserve};
-use crate::rate::RateLimits;
+use crate::rate::{RateLimits, Signal};
 use crate::session::{Begun, Turn};
 use crate::units::{Amount, Tokens, Usage};
 
@@ -79,13 +79,17 @@ impl ControlPlane {
     }
 
     fn admit_rates(&mut self, arrival: &Arrival) -> Result<(), Refusal> {
-        self.concurrency
-            .admit(self.now, &arrival.model)
-            .map_err(|busy| Refusal::ModelBusy { retry_after: busy.retry_after })?;
+        let model = &*arrival.model;
+        let max = self.config.models.get(model).and_then(|model| model.concurrency_max);
+        if max.is_some_and(|max| self.concurrency.in_flight(model) >= max) {
+            return Err(Refusal::ModelBusy { retry_after: PLACE_FREES });
+        }
+        let admitted = self.concurrency.admit(self.now, model);
+        admitted.map_err(|busy| Refusal::ModelBusy { retry_after: busy.retry_after })?;
         let limits = self.rate_limits(arrival);
         let tokens = arrival.prompt + self.first_slice(arrival);
         self.rate.check(self.now, &limits, tokens).map_err(|refusal| {
-            self.concurrency.forget(&arrival.model);
+            self.concurrency.released(self.now, &arrival.model, Signal::Neutral);
             Refusal::RateLimited {
                 account: refusal.account,
                 unit: refusal.unit,
@@ -98,7 +102,7 @@ impl ControlPlane {
     pub(super) fn rate_limits(&self, arrival: &Arrival) -> Vec<(AccountId, RateLimits)> {
         self.config
             .accounts_of(&arrival.principal)
-            .filter_map(|(id, account)| account.map(|account| (id, account.rates.clone())))
+            .filter_map(|(id, account)| account.map(|account| (id, account.rates)))
             .collect()
     }
 
@@ -237,6 +241,9 @@ impl ControlPlane {
 /// A shell that reports an attempt's end this much after the deadline has lost it: its own timers fire within
 /// milliseconds, and five seconds outlast any pause that is not itself an outage.
 const WATCHDOG_SLACK: core::time::Duration = core::time::Duration::from_secs(5);
+
+/// When a place among a model's requests may be free again: requests take seconds.
+const PLACE_FREES: core::time::Duration = core::time::Duration::from_secs(1);
 
 /// A denial in the words of a refusal.
 pub(super) fn refusal_of(denied: &Denied) -> Refusal {

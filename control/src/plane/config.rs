@@ -28,8 +28,10 @@ pub struct Config {
     pub timeouts: attempt::Timeouts,
     /// The ledger.
     pub quota: quota::Config,
-    /// Requests and tokens a minute, and concurrency.
+    /// Requests and tokens a minute.
     pub rate: rate::Config,
+    /// What models bear at once.
+    pub concurrency: rate::ConcurrencyConfig,
     /// Turn order and idempotency keys.
     pub session: session::Config,
     /// Models with settings of their own.
@@ -86,6 +88,7 @@ impl Default for Config {
             timeouts: attempt::Timeouts::default(),
             quota: quota::Config::default(),
             rate: rate::Config::default(),
+            concurrency: rate::ConcurrencyConfig::default(),
             session: session::Config::default(),
             models: BTreeMap::new(),
             accounts: BTreeMap::new(),

@@ -7,6 +7,7 @@ use super::request::{Attempt, Phase, Request, reservation_of};
 use crate::attempt::{Decision, History};
 use crate::id::{AttemptId, CallerToken, RequestId};
 use crate::outcome::{AttemptEnd, Failure, Stage, Verdict};
+use crate::rate::Signal;
 use crate::units::{Amount, Tokens, Usage};
 
 /// How a request leaves, and what is charged for it.
@@ -29,7 +30,7 @@ impl ControlPlane {
             end: observed,
             after,
         });
-        self.release(id, &running, end.verdict());
+        self.release(&running, end.verdict());
         if let Phase::Cutting { spent, .. } = self.requests[&id].phase {
             return self.finish_cut(id, spent, &end);
         }
@@ -49,10 +50,8 @@ impl ControlPlane {
     }
 
     /// The attempt no longer runs: its endpoint is told apart from its load, and its breaker from its outcome.
-    fn release(&mut self, id: RequestId, attempt: &Attempt, verdict: Verdict) {
+    fn release(&mut self, attempt: &Attempt, verdict: Verdict) {
         self.balance.released(attempt.endpoint);
-        let model = &self.requests[&id].arrival.model;
-        self.concurrency.observe(self.now, model, verdict);
         let room = self.balance.ejection_room(attempt.endpoint);
         let moved = self.breakers.record(self.now, attempt.endpoint, attempt.ticket, verdict, room);
         self.sync(attempt.endpoint);
@@ -160,7 +159,7 @@ impl ControlPlane {
         let caller = request.arrival.caller;
         if let Some(attempt) = request.attempt().cloned() {
             self.effects.push_back(Effect::Cancel { caller, attempt: attempt.id });
-            self.release(id, &attempt, verdict);
+            self.release(&attempt, verdict);
         }
     }
 
@@ -241,9 +240,10 @@ impl ControlPlane {
             Exit::Answered { usage, .. } => (true, usage.total()),
         };
         self.free_idempotency(id, &request.arrival, succeeded);
-        self.concurrency.released(&request.arrival.model);
-        let limits = self.rate_limits(&request.arrival);
-        self.rate.adjust(self.now, &limits, request.rated, used);
+        self.concurrency.released(self.now, &request.arrival.model, load_signal(exit));
+        for account in self.rate_limits(&request.arrival) {
+            self.rate.adjust(self.now, account, request.arrived, request.rated, used);
+        }
     }
 
     /// The session's next turn begins.
@@ -256,6 +256,20 @@ impl ControlPlane {
         {
             self.reserve(next);
         }
+    }
+}
+
+/// What a request's end says about its model's load. A replica that was full and another that was not is no overload:
+/// only the request as a whole counts.
+fn load_signal(exit: &Exit) -> Signal {
+    match exit {
+        Exit::Answered { outcome: Outcome::Completed, .. } => Signal::Success,
+        Exit::Answered { outcome: Outcome::Broken(failure), .. }
+        | Exit::Refused(Refusal::Failed { failure, .. }) => match failure {
+            Failure::Backpressure(_) | Failure::Timeout(Stage::FirstToken) => Signal::Overload,
+            _ => Signal::Neutral,
+        },
+        Exit::Answered { .. } | Exit::Refused(_) => Signal::Neutral,
     }
 }
 

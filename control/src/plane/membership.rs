@@ -75,7 +75,7 @@ impl ControlPlane {
         self.retry.set_config(self.now, config.attempt.clone());
         self.quota.set_config(config.quota.clone());
         self.rate.set_config(config.rate.clone());
-        self.concurrency.set_config(config.rate.clone());
+        self.concurrency.set_config(config.concurrency.clone());
         self.turns.set_config(config.session.clone());
         self.idempotency.set_config(config.session.clone());
         self.balance.reset_policies();
