@@ -93,7 +93,7 @@ async fn serve(args: &ServeArgs, flags: Flags, env: Env, loaded: Loaded) -> Resu
     }
     let _ = tokio::time::timeout(DISCOVERY_WAIT, gateway.discover()).await;
     let limits = limits(&config);
-    let front = Front::new(gateway.chat(), gateway.accounts(), limits.clone());
+    let front = Front::new(Arc::new(gateway.chat()), gateway.accounts(), limits.clone());
     let server = Server::new(limits.clone(), front.meters()).listen(listener);
     let admin = admin_server(&config, &front, limits)?;
     let health = gateway.health();
@@ -126,7 +126,7 @@ async fn serve(args: &ServeArgs, flags: Flags, env: Env, loaded: Loaded) -> Resu
 /// Requests that were cut tell the plane so within moments; then the journal is closed.
 async fn stop_gateway(gateway: Arc<Gateway>) {
     let settled = async {
-        while gateway.look(|plane| plane.view().requests) > 0 {
+        while gateway.requests() > 0 {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
@@ -167,7 +167,7 @@ fn limits(config: &Config) -> Limits {
 /// Metrics and health on a port of their own. A default port that somebody else has is no reason not to serve.
 fn admin_server(
     config: &Config,
-    front: &Front<Arc<transport::chat::Local>>,
+    front: &Front<transport::chat::Local>,
     limits: Limits,
 ) -> Result<impl Future<Output = ()> + use<>, StartError> {
     let addr = config.server.admin.addr;

@@ -26,8 +26,12 @@ use crate::upstream::Client;
 use attempt::{Begun, Run};
 use cache::Answers;
 
+/// The chat role over a plane in this process.
+#[derive(Clone)]
+pub struct Local(Arc<Parts>);
+
 /// Everything a request needs on its way.
-pub struct Local {
+struct Parts {
     driver: Arc<Driver>,
     upstream: Client,
     catalog: SharedCatalog,
@@ -38,30 +42,37 @@ pub struct Local {
 
 impl Local {
     /// A chat role over a driven plane. `answer_bytes_max` bounds an answer that does not stream.
-    #[must_use]
     pub fn new(
         driver: Arc<Driver>,
         upstream: Client,
         catalog: SharedCatalog,
         health: Arc<Health>,
         answer_bytes_max: usize,
-    ) -> Arc<Self> {
-        let answers = Answers::default();
-        Arc::new(Self { driver, upstream, catalog, health, answers, answer_bytes_max })
+    ) -> Self {
+        let parts = Parts {
+            driver,
+            upstream,
+            catalog,
+            health,
+            answers: Answers::default(),
+            answer_bytes_max,
+        };
+        Self(Arc::new(parts))
     }
 
-    async fn answer(self: &Arc<Self>, call: Call) -> Result<Reply, Refused> {
+    async fn answer(&self, call: Call) -> Result<Reply, Refused> {
         let unavailable = |why| Refused { request: None, attempts: 0, why };
-        let (caller, orders) = self
+        let parts = &self.0;
+        let (caller, orders) = parts
             .driver
             .arrive(|caller| arrival(caller, &call))
             .map_err(|error| unavailable(Why::JournalUnavailable(error.0)))?;
         let mut request = Request {
-            chat: Arc::clone(self),
-            leaving: Leaving { driver: Arc::clone(&self.driver), caller, over: false },
+            chat: Arc::clone(parts),
+            leaving: Leaving { driver: Arc::clone(&parts.driver), caller, over: false },
             orders,
             call,
-            arrived: self.driver.clock().now(),
+            arrived: parts.driver.clock().now(),
             id: None,
             attempts: 0,
             reserved_at: 0,
@@ -71,27 +82,27 @@ impl Local {
     }
 }
 
-impl Chat for Arc<Local> {
+impl Chat for Local {
     async fn exchange(&self, call: Call) -> Result<Reply, Refused> {
         self.answer(call).await
     }
 
     fn models(&self) -> Vec<Model> {
-        self.catalog.load().models()
+        self.0.catalog.load().models()
     }
 
     fn checks(&self) -> Checks {
-        self.health.checks(&self.driver)
+        self.0.health.checks(&self.0.driver)
     }
 
     fn metrics(&self) -> String {
-        self.health.metrics(&self.driver)
+        self.0.health.metrics(&self.0.driver)
     }
 }
 
 /// A request under way, until its answer begins.
 struct Request {
-    chat: Arc<Local>,
+    chat: Arc<Parts>,
     leaving: Leaving,
     orders: mpsc::Receiver<Order>,
     call: Call,

@@ -62,7 +62,7 @@ pub enum StartError {
 
 /// A gateway at work. Serve its [`chat`](Self::chat) with its [`accounts`](Self::accounts); then [`stop`](Self::stop).
 pub struct Gateway {
-    chat: Arc<Local>,
+    chat: Local,
     accounts: Arc<Accounts>,
     health: Arc<Health>,
     driver: Arc<Driver>,
@@ -143,8 +143,8 @@ impl Gateway {
 
     /// The chat role.
     #[must_use]
-    pub fn chat(&self) -> Arc<Local> {
-        Arc::clone(&self.chat)
+    pub fn chat(&self) -> Local {
+        self.chat.clone()
     }
 
     /// Who may ask.
@@ -157,6 +157,12 @@ impl Gateway {
     #[must_use]
     pub fn health(&self) -> Arc<Health> {
         Arc::clone(&self.health)
+    }
+
+    /// Requests under way.
+    #[must_use]
+    pub fn requests(&self) -> usize {
+        self.driver.look(|plane| plane.requests())
     }
 
     /// The catalog in effect.

@@ -120,6 +120,12 @@ impl ControlPlane {
         self.wall
     }
 
+    /// Requests under way.
+    #[must_use]
+    pub fn requests(&self) -> usize {
+        self.requests.len()
+    }
+
     /// Which life of the process this is.
     #[must_use]
     pub fn incarnation(&self) -> u32 {

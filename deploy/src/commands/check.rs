@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use transport::config::{self, Config, Env, Flags, Loaded};
 use transport::convert;
+use transport::gateway::discovery_limits;
 use transport::upstream::{Client, Settings};
 
 use crate::cli::CheckArgs;
@@ -41,7 +42,7 @@ fn print_effective(loaded: &Loaded) {
 /// Asks every endpoint for its models, as a gateway would.
 fn check_online(config: &Config) -> bool {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    match (runtime, convert::routes(config), Client::new(Settings::default())) {
+    match (runtime, convert::routes(config), Client::new(&Settings::default())) {
         (Ok(runtime), Ok(routes), Ok(client)) => runtime.block_on(async {
             let mut fine = true;
             for (name, route) in &routes {
@@ -62,7 +63,7 @@ fn complain(error: &dyn std::error::Error) -> bool {
 
 async fn ask(client: &Client, name: &str, route: &transport::catalog::Route) -> bool {
     let address = &route.target.base_url;
-    match client.discover(&route.target).await {
+    match client.discover(&route.target, discovery_limits()).await {
         Err(failed) => {
             eprintln!("{name} ({address}): {}: {}", failed.failure, failed.detail);
             false

@@ -26,7 +26,12 @@ pub fn run(args: DemoReplicaArgs) -> ExitCode {
             println!("demo replica at http://{addr}/v1");
         }
         let interrupted = async { tokio::signal::ctrl_c().await.unwrap_or_default() };
-        demo::serve(listener, args.into_options(), interrupted).await;
-        ExitCode::SUCCESS
+        match demo::serve(listener, args.options(), interrupted).await {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("the replica broke: {error}");
+                ExitCode::FAILURE
+            }
+        }
     })
 }

@@ -18,7 +18,7 @@ const REPLICAS: usize = 3;
 
 /// Replicas that end with the process.
 pub struct DemoFleet {
-    replicas: Vec<(String, SocketAddr, JoinHandle<()>)>,
+    replicas: Vec<(String, SocketAddr, JoinHandle<io::Result<()>>)>,
 }
 
 impl DemoFleet {
@@ -37,7 +37,8 @@ impl DemoFleet {
     /// Puts the replicas into a configuration that names nobody.
     pub fn join(&self, config: &mut Config) {
         let addresses = self.replicas.iter().map(|(name, addr, _)| (name.as_str(), *addr));
-        config.models.insert(MODEL.to_owned(), Model::of_replicas(addresses, &config.routing));
+        let model = Model::of_replicas(addresses, config.routing.timeouts);
+        config.models.insert(MODEL.to_owned(), model);
     }
 }
 

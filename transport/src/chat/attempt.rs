@@ -8,7 +8,7 @@ use control::plane::{Dispatch, Input};
 use control::units::{Tokens, Usage};
 use http::HeaderMap;
 
-use super::Local;
+use super::Parts;
 use crate::exchange::{Call, Operation};
 use crate::upstream::body::{CompletionMaxKey, Rewrite, rewrite};
 use crate::upstream::{Answer, Ask, Event, EventKind, Failed, Limits, Path, Stream, Whole};
@@ -45,13 +45,13 @@ pub(super) struct Opened {
 
 /// What an attempt needs.
 pub(super) struct Run<'a> {
-    chat: &'a Local,
+    chat: &'a Parts,
     call: &'a Call,
     dispatch: &'a Dispatch,
 }
 
 impl<'a> Run<'a> {
-    pub fn new(chat: &'a Local, call: &'a Call, dispatch: &'a Dispatch) -> Self {
+    pub fn new(chat: &'a Parts, call: &'a Call, dispatch: &'a Dispatch) -> Self {
         Self { chat, call, dispatch }
     }
 

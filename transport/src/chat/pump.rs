@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::attempt::Opened;
-use super::{Leaving, Local, Request};
+use super::{Leaving, Parts, Request};
 use crate::driver::Order;
 use crate::exchange::{End, Part};
 use crate::upstream::{Event, EventKind, Failed, Stream};
@@ -56,7 +56,7 @@ pub(super) fn start(
 }
 
 struct Pump {
-    chat: Arc<Local>,
+    chat: Arc<Parts>,
     leaving: Leaving,
     orders: mpsc::Receiver<Order>,
     attempt: control::id::AttemptId,

@@ -6,6 +6,7 @@
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use control::units::{MicroUsd, Price};
@@ -37,6 +38,33 @@ pub struct Model {
     pub concurrency: Option<u32>,
     /// Its timeouts, what it leaves out filled in from `routing`.
     pub timeouts: Timeouts,
+}
+
+impl Model {
+    /// A model on replicas that no file names, all alike: the built-in ones.
+    #[must_use]
+    pub fn of_replicas<'a>(
+        replicas: impl IntoIterator<Item = (&'a str, SocketAddr)>,
+        timeouts: Timeouts,
+    ) -> Self {
+        let endpoint = |(name, addr): (&str, SocketAddr)| Endpoint {
+            name: name.to_owned(),
+            url: format!("http://{addr}").parse().expect("an address makes a URL"),
+            weight: WEIGHT_DEFAULT,
+            priority: PRIORITY_DEFAULT,
+            api_key: None,
+            model: None,
+            in_flight_max: None,
+            http2: false,
+        };
+        Self {
+            policy: None,
+            endpoints: replicas.into_iter().map(endpoint).collect(),
+            price: Price::default(),
+            concurrency: None,
+            timeouts,
+        }
+    }
 }
 
 /// A replica of a model.
@@ -144,8 +172,8 @@ pub(super) fn read_rules(root: &Section<'_>, providers: &BTreeMap<String, Provid
     root.list("rules", RULES_MAX, |section| {
         let (model_name, provider_id) =
             (section.required("model_name"), section.required::<String>("provider_id"));
-        let priority = section.between("priority", 1, PRIORITIES);
-        let weight = section.between("weight", 100, WEIGHTS);
+        let priority = section.between("priority", PRIORITY_DEFAULT, PRIORITIES);
+        let weight = section.between("weight", WEIGHT_DEFAULT, WEIGHTS);
         let max_rps = section.between("max_rps", 1_000, RATES);
         let is_enabled = section.get("is_enabled", true);
         let (model_name, provider_id) = (model_name?, provider_id?);
@@ -169,6 +197,10 @@ pub(super) fn expect_known<T>(
     }
 }
 
+/// Leaves room for lighter and heavier ones.
+const WEIGHT_DEFAULT: u32 = 100;
+/// Own replicas are asked first.
+const PRIORITY_DEFAULT: u32 = 1;
 const WEIGHTS: std::ops::RangeInclusive<u32> = 1..=10_000;
 const PRIORITIES: std::ops::RangeInclusive<u32> = 1..=100;
 const RATES: std::ops::RangeInclusive<u32> = 1..=1_000_000;
@@ -209,7 +241,7 @@ impl Endpoint {
         let name = section.maybe("name", "the URL's host and port");
         let api_key = section.maybe("api_key", "none");
         let (weight, priority) =
-            (section.between("weight", 100, WEIGHTS), section.between("priority", 1, PRIORITIES));
+            (section.between("weight", WEIGHT_DEFAULT, WEIGHTS), section.between("priority", PRIORITY_DEFAULT, PRIORITIES));
         let model = section.maybe("model", "the model's own name");
         let in_flight_max = section.maybe_between("in_flight_max", "no limit", IN_FLIGHT);
         let http2 = section.get("http2", false);
@@ -241,7 +273,7 @@ impl Provider {
         let models = section.renames("models", "asked for at `/v1/models`");
         // Own replicas first.
         let priority = section.between("priority", 2, PRIORITIES);
-        let weight = section.between("weight", 100, WEIGHTS);
+        let weight = section.between("weight", WEIGHT_DEFAULT, WEIGHTS);
         let http2 = section.get("http2", false);
         let base_url = given.or_else(|| known?.parse().ok())?;
         if base_url.authority() == "dashscope.aliyuncs.com" && base_url.path().starts_with("/api/")
@@ -263,7 +295,7 @@ impl Upstream {
         let name = section.maybe("name", "the URL's host and port");
         let api_key = section.maybe("api_key", "none");
         let (weight, priority) =
-            (section.between("weight", 100, WEIGHTS), section.between("priority", 1, PRIORITIES));
+            (section.between("weight", WEIGHT_DEFAULT, WEIGHTS), section.between("priority", PRIORITY_DEFAULT, PRIORITIES));
         let in_flight_max = section.maybe_between("in_flight_max", "no limit", IN_FLIGHT);
         let http2 = section.get("http2", false);
         let plain = Self::at(url?);

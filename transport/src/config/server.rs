@@ -217,7 +217,9 @@ pub(super) const fn seconds(count: u64) -> Duration {
 }
 
 impl Admin {
-    pub(super) fn default_addr() -> SocketAddr {
+    /// Where it listens unless told otherwise.
+    #[must_use]
+    pub fn default_addr() -> SocketAddr {
         loopback(9090)
     }
 }

@@ -267,10 +267,10 @@ fn quota_spent(spent: &Spent) -> ApiError {
         .should_retry(false)
 }
 
-fn rate_limited(unit: rate::Unit, limit: u64, retry_after: Duration) -> ApiError {
+fn rate_limited(unit: RateUnit, limit: u64, retry_after: Duration) -> ApiError {
     let unit = match unit {
-        rate::Unit::Requests => "requests",
-        rate::Unit::Tokens => "tokens",
+        RateUnit::Rpm => "requests",
+        RateUnit::Tpm => "tokens",
     };
     let words = format!(
         "The rate limit of {limit} {unit} a minute is reached. Try again in {} seconds.",
