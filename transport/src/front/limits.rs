@@ -8,9 +8,11 @@ pub struct Limits {
     /// Connections at once, over all listeners. Beyond it nothing is accepted: further clients wait in the kernel's
     /// backlog until somebody leaves, which is back-pressure they understand.
     pub connections_max: usize,
-    /// From a connection's start, or from the end of its last answer, to the whole head of the next request. It is
-    /// therefore also how long an idle HTTP/1.1 connection is kept. TLS handshakes have the same time.
+    /// From a connection's start, or from the first byte of a later request, to the end of its head. TLS handshakes
+    /// have the same time.
     pub header_time: Duration,
+    /// HTTP/1.1: how long a connection without a request is kept.
+    pub idle_time: Duration,
     /// Largest request head, in bytes (HTTP/2: the sum of its header list).
     pub header_max: usize,
     /// Largest request body, in bytes (413 beyond it).
@@ -32,6 +34,8 @@ impl Default for Limits {
             connections_max: 10_000,
             // A head is a few KiB: on any working line it is here in one round trip.
             header_time: Duration::from_secs(10),
+            // Longer than load balancers keep theirs (60 s is usual): who closes first must not be the server.
+            idle_time: Duration::from_secs(75),
             // Twice what nginx takes (4 x 8 KiB); also the size of HTTP/1.1 buffers, so not smaller.
             header_max: 64 * 1024,
             // A conversation with several pictures as base64; all of a 1 M token context as text.

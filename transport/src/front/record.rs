@@ -94,6 +94,9 @@ impl Record {
 
 impl Drop for Record {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            return self.finish(500, "internal_error", Usage::default(), None);
+        }
         // 499, as nginx has it: the client closed the request.
         self.finish(499, "client_gone", Usage::default(), None);
     }

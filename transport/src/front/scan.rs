@@ -93,6 +93,53 @@ pub(super) fn position(bytes: &[u8], offset: usize) -> (usize, usize) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+    use serde_json::Value;
+
+    fn value() -> impl Strategy<Value = Value> {
+        let text = "[\\[\\]{}\",\\\\é你a]{0,12}";
+        let leaf = prop_oneof![text.prop_map(Value::from), any::<i32>().prop_map(Value::from)];
+        leaf.prop_recursive(6, 40, 5, move |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..5).prop_map(Value::from),
+                prop::collection::btree_map(text, inner, 0..5)
+                    .prop_map(|map| Value::Object(map.into_iter().collect())),
+            ]
+        })
+    }
+
+    /// By recursion over the parsed value: the deepest nesting, and the texts of all strings.
+    fn walk(value: &Value, texts: &mut Vec<String>) -> usize {
+        match value {
+            Value::Array(items) => 1 + items.iter().map(|v| walk(v, texts)).max().unwrap_or(0),
+            Value::Object(map) => {
+                texts.extend(map.keys().cloned());
+                1 + map.values().map(|v| walk(v, texts)).max().unwrap_or(0)
+            }
+            Value::String(text) => {
+                texts.push(text.clone());
+                0
+            }
+            Value::Null | Value::Bool(_) | Value::Number(_) => 0,
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn one_pass_sees_what_a_parser_sees(value in value()) {
+            let mut texts = Vec::new();
+            let depth = walk(&value, &mut texts);
+            let scanned = scan(&value.to_string());
+            prop_assert_eq!(scanned.depth, depth);
+            let wide = texts.iter().flat_map(|text| text.chars()).filter(|c| !c.is_ascii()).count();
+            prop_assert!(scanned.tokens.0 >= wide as u64);
+        }
+
+        #[test]
+        fn any_text_is_scanned_to_its_end(text in ".*") {
+            scan(&text);
+        }
+    }
 
     fn tokens(json: &str) -> u64 {
         scan(json).tokens.0

@@ -4,15 +4,21 @@
 //! then every connection is told to end after what runs (`Connection: close`, GOAWAY), and what still runs after the
 //! grace is cut, so that a stuck client cannot hold a deployment.
 
+use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::Router;
+use axum::body::Body;
+use bytes::Bytes;
+use http_body::{Frame, SizeHint};
+use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use hyper_util::service::TowerToHyperService;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
@@ -21,9 +27,10 @@ use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tower::ServiceExt;
 use tracing::{debug, warn};
 
-use super::guard::Guarded;
+use super::guard::{Guarded, Traffic, Underway};
 use super::limits::Limits;
 use super::meters::Meters;
 
@@ -155,7 +162,8 @@ fn http(limits: &Limits) -> auto::Builder<TokioExecutor> {
     let mut http = auto::Builder::new(TokioExecutor::new());
     http.http1()
         .timer(TokioTimer::new())
-        .header_read_timeout(limits.header_time)
+        // Runs while idle, too; heads are timed by `Guarded`.
+        .header_read_timeout(limits.idle_time)
         .max_buf_size(limits.header_max.max(BUFFER_MIN));
     http.http2()
         .timer(TokioTimer::new())
@@ -254,8 +262,17 @@ async fn converse<S>(stream: S, house: &House)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let guarded = Guarded::new(stream, house.limits.header_time, house.limits.write_stall);
-    let service = TowerToHyperService::new(house.app.clone());
+    let traffic = Arc::new(Traffic::default());
+    let limits = &house.limits;
+    let guarded =
+        Guarded::new(stream, Arc::clone(&traffic), limits.header_time, limits.write_stall);
+    let service = service_fn(move |request| {
+        let (answer, underway) = (house.app.clone().oneshot(request), traffic.begin());
+        async move {
+            let answer = answer.await?;
+            Ok::<_, Infallible>(answer.map(|body| Answered { body, _underway: underway }))
+        }
+    });
     let mut connection =
         std::pin::pin!(house.http.serve_connection(TokioIo::new(guarded), service));
     let mut told = false;
@@ -273,5 +290,31 @@ where
             debug!(%error, "connection ended");
         }
         return;
+    }
+}
+
+/// An answer's body that says when it is over.
+struct Answered {
+    body: Body,
+    _underway: Underway,
+}
+
+impl http_body::Body for Answered {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }

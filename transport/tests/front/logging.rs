@@ -1,12 +1,13 @@
 //! What stands in a log, and what never does.
 
 use std::io;
-use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::sync::{Arc, LazyLock, Mutex};
 
 use bytes::Bytes;
 use control::outcome::Failure;
 use control::plane::Outcome;
+use tokio::io::AsyncReadExt;
+use tracing::Dispatch;
 use tracing::level_filters::LevelFilter;
 use transport::exchange::{End, Part, Why};
 use transport::logs::{self, Format, Settings};
@@ -39,8 +40,16 @@ impl Captured {
     }
 }
 
+/// Two listeners that want everything and keep nothing. While a process has only one, `tracing` asks the thread that
+/// first passes a log line whether anybody listens, and remembers a "no" for all threads: that of a test beside us.
+static LISTENERS: LazyLock<[Dispatch; 2]> = LazyLock::new(|| {
+    let settings = Settings { level: LevelFilter::TRACE, format: Format::Json };
+    [(); 2].map(|()| Dispatch::new(logs::subscriber(settings, io::sink, false)))
+});
+
 /// Logs of this thread; the tests' runtimes have no other.
 fn capture(level: LevelFilter) -> (Captured, tracing::subscriber::DefaultGuard) {
+    LazyLock::force(&LISTENERS);
     let captured = Captured::default();
     let writer = captured.clone();
     let settings = Settings { level, format: Format::Json };
@@ -116,14 +125,15 @@ async fn a_client_that_left_is_one_line_too() {
     let (sender, play) = script();
     let world = World::new(play);
     let body = streaming(HELLO);
-    let socket = world
+    let mut socket = world
         .raw(format!(
             "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {KEY}\r\ncontent-length: {}\r\n\r\n{body}",
             body.len()
         ))
         .await;
     sender.send(Part::Bytes(Bytes::from_static(b"data: x\n\n"))).await.unwrap();
-    tokio::time::sleep(Duration::from_millis(50)).await;
+    let mut answered = [0; 16];
+    socket.read_exact(&mut answered).await.unwrap();
     drop(socket);
     sender.closed().await;
     world.quiet().await;

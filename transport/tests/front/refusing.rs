@@ -249,4 +249,7 @@ async fn a_bug_is_a_500_in_the_same_shape_and_the_next_request_is_fine() {
     assert_eq!((answer.status.as_u16(), answer.code().as_str()), (500, "internal_error"));
     assert_eq!(world.post("/v1/chat/completions", HELLO).await.status, 200);
     world.quiet().await;
+    let figures = world.get("/metrics", "*/*").await;
+    let line = r#"gateway_requests_total{provider="pointsman",model="demo",status="500"} 1"#;
+    assert!(figures.text().contains(line), "{}", figures.text());
 }

@@ -11,6 +11,7 @@ use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
 use rustls::pki_types::PrivatePkcs8KeyDer;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use transport::exchange::Part;
@@ -37,6 +38,29 @@ async fn slow_heads_are_cut_wherever_they_stop() {
         let answer = read_all(&mut socket, Duration::from_secs(5)).await;
         assert!(answer.is_some(), "{head:?} was held for {:?}", began.elapsed());
     }
+}
+
+#[tokio::test]
+async fn an_idle_connection_is_kept_longer_than_a_slow_head() {
+    let limits = Limits { idle_time: Duration::from_millis(1_500), ..impatient() };
+    let world = World::with(limits, GRACE, None, |_| Act::Whole(ANSWER));
+    let get = b"GET /health HTTP/1.1\r\nhost: x\r\naccept: text/plain\r\n\r\n";
+    let mut socket = world.raw(get).await;
+    for _ in 0..2 {
+        let mut answer = Vec::new();
+        while !answer.ends_with(b"ok") {
+            assert_ne!(socket.read_buf(&mut answer).await.unwrap(), 0, "closed too early");
+        }
+        tokio::time::sleep(Duration::from_millis(600)).await;
+        socket.write_all(&get[..5]).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        socket.write_all(&get[5..]).await.unwrap();
+    }
+    let began = Instant::now();
+    assert!(read_all(&mut socket, GRACE).await.is_some(), "but not for ever");
+    assert!(began.elapsed() > Duration::from_secs(1));
+    let mut slow = world.raw([&get[..], b"GET"].concat()).await;
+    assert!(read_all(&mut slow, GRACE).await.is_some());
 }
 
 #[tokio::test]

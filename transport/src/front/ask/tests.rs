@@ -102,7 +102,7 @@ fn broken_json_is_placed_and_never_repeated() {
         ("{\"model\": \"hush-hush\"} trailing", "trailing characters"),
         ("[\"hush-hush\"]", "must be a JSON object"),
         ("\"hush-hush\"", "must be a JSON object"),
-        ("nullo", "line 1"),
+        ("nullo", "must be a JSON object"),
     ] {
         let (message, _) = refusal(body);
         assert!(message.contains(place), "{body}: {message}");
@@ -160,4 +160,22 @@ fn embeddings_need_an_input_and_promise_no_output() {
         assert_eq!(embed(body).unwrap_err().param.as_deref(), Some("input"), "{bad}");
     }
     assert!(embed(r#"{"model":"m"}"#).unwrap_err().message.contains("'input' is missing"));
+}
+
+proptest::proptest! {
+    #[test]
+    fn any_bytes_are_read_or_refused_and_never_panic(bytes in proptest::collection::vec(0_u8.., 0..200)) {
+        let _ = parse(Operation::ChatCompletions, &bytes);
+    }
+
+    #[test]
+    fn a_wrong_turn_anywhere_in_a_good_body_is_read_or_refused(at in 0_usize..200, byte in 0_u8..) {
+        let body = format!(r#"{{"model":"m","messages":[{{"role":"system"}}, {HELLO}],"max_tokens":10,"n":2}}"#);
+        let mut body = body.into_bytes();
+        let at = at % body.len();
+        body[at] = byte;
+        if let Err(error) = parse(Operation::ChatCompletions, &body) {
+            proptest::prop_assert_eq!(error.status, 400);
+        }
+    }
 }
