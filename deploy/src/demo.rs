@@ -30,7 +30,7 @@ use serde_json::json;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
-pub use args::{BadDuration, DemoReplicaArgs, parse_duration};
+pub use args::DemoReplicaArgs;
 
 /// How a demo replica behaves. The default is a healthy one.
 #[derive(Clone, Debug, PartialEq)]

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
-use transport::config::{self, Config, Env, Errors, Flags, Loaded};
+use transport::config::{self, Config, Env, Errors, Flags, Loaded, LogFormat, LogLevel};
 use transport::front::{Front, Limits, Listener, Server};
 use transport::gateway::Gateway;
 use transport::logs;
@@ -60,8 +60,8 @@ fn start(args: &ServeArgs) -> Result<(), StartError> {
     };
     let env = Env::process();
     let loaded = config::load(args.config.as_deref(), &flags, &env)?;
-    let log = &loaded.config.log;
-    let settings = logs::Settings::new(Some(log.level.name()), log.format.forced())?;
+    let (level, format) = log_words(&loaded.config.log);
+    let settings = logs::Settings::new(Some(level), format)?;
     // Only a second start in one process could fail here, and there is none.
     let _ = logs::init(settings);
     for warning in &loaded.warnings {
@@ -139,6 +139,22 @@ async fn stop_gateway(gateway: Arc<Gateway>) {
         Ok(Err(error)) => tracing::error!(%error, "stopped, but the journal could not be closed"),
         Err(error) => tracing::error!(%error, "stopping broke"),
     }
+}
+
+fn log_words(log: &config::Log) -> (&'static str, Option<&'static str>) {
+    let level = match log.level {
+        LogLevel::Trace => "trace",
+        LogLevel::Debug => "debug",
+        LogLevel::Info => "info",
+        LogLevel::Warn => "warn",
+        LogLevel::Error => "error",
+    };
+    let format = match log.format {
+        LogFormat::Auto => None,
+        LogFormat::Json => Some("json"),
+        LogFormat::Text => Some("text"),
+    };
+    (level, format)
 }
 
 fn listen(config: &Config) -> Result<Listener, StartError> {

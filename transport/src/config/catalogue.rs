@@ -240,8 +240,10 @@ impl Endpoint {
         let url = section.required::<Url>("url");
         let name = section.maybe("name", "the URL's host and port");
         let api_key = section.maybe("api_key", "none");
-        let (weight, priority) =
-            (section.between("weight", WEIGHT_DEFAULT, WEIGHTS), section.between("priority", PRIORITY_DEFAULT, PRIORITIES));
+        let (weight, priority) = (
+            section.between("weight", WEIGHT_DEFAULT, WEIGHTS),
+            section.between("priority", PRIORITY_DEFAULT, PRIORITIES),
+        );
         let model = section.maybe("model", "the model's own name");
         let in_flight_max = section.maybe_between("in_flight_max", "no limit", IN_FLIGHT);
         let http2 = section.get("http2", false);
@@ -294,8 +296,10 @@ impl Upstream {
         let url = section.required::<Url>("url");
         let name = section.maybe("name", "the URL's host and port");
         let api_key = section.maybe("api_key", "none");
-        let (weight, priority) =
-            (section.between("weight", WEIGHT_DEFAULT, WEIGHTS), section.between("priority", PRIORITY_DEFAULT, PRIORITIES));
+        let (weight, priority) = (
+            section.between("weight", WEIGHT_DEFAULT, WEIGHTS),
+            section.between("priority", PRIORITY_DEFAULT, PRIORITIES),
+        );
         let in_flight_max = section.maybe_between("in_flight_max", "no limit", IN_FLIGHT);
         let http2 = section.get("http2", false);
         let plain = Self::at(url?);

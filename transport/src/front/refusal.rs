@@ -8,10 +8,11 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use control::outcome::Fault;
 use control::outcome::{Failure, Stage};
 use control::plane::{Outcome, Refusal, Spent};
 use control::quota::{Unit, WindowKind};
-use control::{outcome::Fault, rate};
+use control::rate::RateUnit;
 use http::StatusCode;
 use serde::Deserialize;
 use serde_json::value::RawValue;
