@@ -171,7 +171,7 @@ pub(super) fn verified(verified: &Verified) -> Said {
             );
         }
         None => {
-            let _ = write!(text, "\nthe journal ends {}", verified.end);
+            let _ = write!(text, "\n{}", verified.end);
         }
     }
     Said { ok: verified.holds(), text }
