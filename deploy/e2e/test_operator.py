@@ -67,10 +67,10 @@ def alter_one_byte(data):
 
 
 def test_a_changed_file_is_applied_without_touching_a_running_stream(world):
-    first, second = world.replica("r1", ttft="1ms", gap="20ms"), world.replica("r2", model="other", ttft="1ms")
+    first, second = world.replica("r1", ttft="1ms", gap="40ms", tokens="150"), world.replica("r2", model="other", ttft="1ms")
     client = client_of(world.serve(config=small(first)))
     streamed = []
-    reader = threading.Thread(target=lambda: streamed.append(Streamed(client, max_tokens=150)))
+    reader = threading.Thread(target=lambda: streamed.append(Streamed(client, max_tokens="150")))
     reader.start()
     both = small(first)
     both["models"]["other"] = {"endpoints": endpoints(second)}
@@ -121,7 +121,9 @@ def test_a_drained_endpoint_gets_nothing_new_until_undrained(world):
     client = client_of(world.serve(config=small(*replicas)))
 
     def asked():
-        return {raw_chat(client, max_tokens=1).headers["x-pointsman-replica"] for _ in range(12)}
+        # Conversations that begin alike stay together, so each begins differently.
+        answers = [raw_chat(client, text=f"Question {n}.", max_tokens=1) for n in range(24)]
+        return {answer.headers["x-pointsman-replica"] for answer in answers}
 
     assert asked() == {"r1", "r2"}
     assert command("drain", "r1", "--data", world.data).returncode == 0

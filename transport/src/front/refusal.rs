@@ -143,7 +143,10 @@ fn of_failure(failure: Failure, attempts: u32, wait: Option<Duration>) -> ApiErr
         error::new(StatusCode::BAD_GATEWAY, SERVER, code, words("Try again, or use another model."))
     };
     let error = match failure {
-        Failure::Connect | Failure::ConnectionLost => bad_gateway("replica_unreachable"),
+        // Nobody was there to be asked: the contract's UNAVAILABLE, unlike a replica that failed while it answered.
+        Failure::Connect => unavailable("replica_unreachable", words("Try again later."))
+            .retry_after(wait.unwrap_or(WAIT_UNKNOWN)),
+        Failure::ConnectionLost => bad_gateway("replica_lost"),
         Failure::Status(_) => bad_gateway("replica_failed"),
         Failure::Truncated | Failure::ErrorInAnswer => bad_gateway("replica_broke_off"),
         Failure::Garbage => bad_gateway("replica_not_understood"),
