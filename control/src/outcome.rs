@@ -120,6 +120,26 @@ impl Failure {
         }
     }
 
+    /// A short name, for a metric's label.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Connect => "connect",
+            Self::ConnectionLost => "connection_lost",
+            Self::Timeout(Stage::FirstToken) => "timeout_first_token",
+            Self::Timeout(Stage::BetweenTokens) => "timeout_between_tokens",
+            Self::Timeout(Stage::Deadline) => "timeout_deadline",
+            Self::Status(_) => "status",
+            Self::Backpressure(_) => "backpressure",
+            Self::ClientError(_) => "client_error",
+            Self::EndpointFault(_) => "endpoint_fault",
+            Self::Truncated => "truncated",
+            Self::ErrorInAnswer => "error_in_answer",
+            Self::Garbage => "garbage",
+            Self::TooLarge => "too_large",
+        }
+    }
+
     /// Whether another endpoint may do better. False where the request itself is at fault or its time is over.
     #[must_use]
     pub const fn retryable(self) -> bool {

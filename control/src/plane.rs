@@ -1,1 +1,237 @@
-//! The `plane` room.
+//! The composed machine: every room of [`control`](crate) behind one [`Machine`].
+//!
+//! A request walks through the rooms in one order: idempotency, rate, turn, reservation, pick, attempt; and it leaves
+//! through one door, [`conclude`](ControlPlane::conclude), which settles or refunds, gives back the turn, frees or keeps
+//! the idempotency key and forgets the request, in that step. No terminal path can skip one of these, because there is
+//! only the one.
+//!
+//! The alternative, each room a machine of its own joined by messages, was rejected: a pick would then span several
+//! steps, and between two of them the world could change.
+
+mod arrive;
+mod config;
+mod effect;
+mod end;
+mod input;
+mod membership;
+mod observation;
+mod progress;
+mod request;
+mod restart;
+mod view;
+
+use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use serde::{Deserialize, Serialize};
+
+pub use config::{AccountConfig, Config, ModelConfig};
+pub use effect::{Dispatch, Durable, Effect, Outcome, Refusal, Spent};
+pub use input::{Arrival, Idempotency, Input, Session};
+pub use observation::{OBSERVATIONS_MAX, Observation, Stale};
+pub use request::{ATTEMPTS_MAX, request_of_attempt};
+pub use view::{EndpointView, View};
+
+use crate::affinity::Affinity;
+use crate::attempt::Retry;
+use crate::balance::Balancer;
+use crate::breaker::Breakers;
+use crate::id::{CallerToken, Minted, RequestId};
+use crate::machine::Machine;
+use crate::quota::Quota;
+use crate::rate::{Concurrency, Rate};
+use crate::registry::Registry;
+use crate::rng::Rng;
+use crate::session::{Idempotency as IdempotencyRoom, Turns};
+use crate::time::{Instant, Wall};
+use request::Request;
+
+/// Why the plane wants to be woken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum TimerName {
+    /// A request's backoff, watchdog or last count is due.
+    Request,
+    /// A breaker moves, or a slow start takes a step.
+    Breaker,
+    /// A reservation or an unanswered store operation expires.
+    Quota,
+    /// A turn waited too long.
+    Turn,
+    /// Idempotency keys expire.
+    Idempotency,
+    /// Sessions' homes expire.
+    Affinity,
+}
+
+/// Everything that is decided, in one value: serializable, deterministic, without I/O.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ControlPlane {
+    now: Instant,
+    wall: Wall,
+    incarnation: u32,
+    minted: u64,
+    steps: u64,
+    config: Config,
+    registry: Registry,
+    balance: Balancer,
+    affinity: Affinity,
+    breakers: Breakers,
+    retry: Retry,
+    quota: Quota,
+    rate: Rate,
+    concurrency: Concurrency,
+    turns: Turns,
+    idempotency: IdempotencyRoom,
+    requests: BTreeMap<RequestId, Request>,
+    callers: BTreeMap<CallerToken, RequestId>,
+    /// Each request stands here once, under its `due`.
+    timers: BTreeSet<(Instant, RequestId)>,
+    effects: VecDeque<Effect>,
+    #[serde(skip)]
+    observations: VecDeque<Observation>,
+}
+
+impl ControlPlane {
+    /// A plane with an empty registry and the default configuration. `seed` is all the chance it will ever have.
+    #[must_use]
+    pub fn new(seed: u64) -> Self {
+        let rng = Rng::new(seed);
+        let config = Config::default();
+        Self {
+            now: Instant::ZERO,
+            wall: Wall::default(),
+            incarnation: 0,
+            minted: 0,
+            steps: 0,
+            registry: Registry::new(config.registry.clone()),
+            balance: Balancer::new(config.balance.clone(), rng.fork("balance")),
+            affinity: Affinity::new(config.affinity.clone()),
+            breakers: Breakers::new(config.breaker.clone(), rng.fork("breaker")),
+            retry: Retry::new(config.attempt.clone(), rng.fork("attempt")),
+            quota: Quota::new(config.quota.clone()),
+            rate: Rate::new(config.rate.clone()),
+            concurrency: Concurrency::new(config.concurrency.clone()),
+            turns: Turns::new(config.session.clone()),
+            idempotency: IdempotencyRoom::new(config.session.clone()),
+            config,
+            requests: BTreeMap::new(),
+            callers: BTreeMap::new(),
+            timers: BTreeSet::new(),
+            effects: VecDeque::new(),
+            observations: VecDeque::new(),
+        }
+    }
+
+    /// The next thing noticed. For metrics, logs and `explain`; a shell may leave them, up to [`OBSERVATIONS_MAX`].
+    pub fn poll_observation(&mut self) -> Option<Observation> {
+        self.observations.pop_front()
+    }
+
+    fn observe(&mut self, observation: Observation) {
+        if self.observations.len() == OBSERVATIONS_MAX {
+            self.observations.pop_front();
+        }
+        self.observations.push_back(observation);
+    }
+
+    fn mint(&mut self) -> RequestId {
+        self.minted += 1;
+        RequestId(Minted { incarnation: self.incarnation, counter: self.minted })
+    }
+
+    fn set_wall(&mut self, wall: Wall) {
+        self.wall = wall;
+        self.quota.wall(self.now, wall);
+    }
+
+    fn step(&mut self, input: Input) {
+        match input {
+            Input::Restarted { incarnation, wall } => self.handle_restarted(incarnation, wall),
+            Input::WallTime(wall) => self.set_wall(wall),
+            Input::Configured(config) => self.handle_configured(*config),
+            Input::Membership { source, kind, version, endpoints } => {
+                self.handle_membership(source, kind, version, endpoints);
+            }
+            Input::SourceLost { source } => self.registry.source_lost(self.now, &source),
+            Input::Drain { endpoint, on } => self.handle_drain(&endpoint, on),
+            Input::RequestArrived(arrival) => self.handle_arrival(arrival),
+            Input::StoreAnswered(answer) => self.quota.answer(self.now, answer),
+            Input::AttemptAccepted { attempt } => self.handle_accepted(attempt),
+            Input::FirstToken { attempt } => self.handle_first_token(attempt),
+            Input::Progress { attempt, produced } => self.handle_progress(attempt, produced),
+            Input::AttemptEnded { attempt, end } => self.handle_ended(attempt, end),
+            Input::ClientGone { caller } => self.handle_client_gone(caller),
+            Input::Timeout => self.handle_timeout(),
+        }
+        self.drain_quota();
+    }
+}
+
+impl Machine for ControlPlane {
+    type Input = Input;
+    type Effect = Effect;
+    type TimerName = TimerName;
+
+    fn handle(&mut self, now: Instant, input: Input) {
+        // A shell's clock that steps back does not take the plane with it.
+        self.now = self.now.max(now);
+        self.steps += 1;
+        self.step(input);
+        #[cfg(any(test, debug_assertions))]
+        self.check();
+    }
+
+    fn poll_effect(&mut self) -> Option<Effect> {
+        self.effects.pop_front()
+    }
+
+    fn poll_timeout(&self) -> Option<(Instant, TimerName)> {
+        [
+            (self.timers.first().map(|(due, _)| *due), TimerName::Request),
+            (self.breakers.poll_timeout(), TimerName::Breaker),
+            (self.quota.poll_timeout(), TimerName::Quota),
+            (self.turns.poll_timeout(), TimerName::Turn),
+            (self.idempotency.poll_timeout(), TimerName::Idempotency),
+            (self.affinity.poll_timeout(), TimerName::Affinity),
+        ]
+        .into_iter()
+        .filter_map(|(due, name)| due.map(|due| (due, name)))
+        .min()
+    }
+}
+
+/// Every so many steps a debug build checks the whole plane; between them only what is cheap. A prime, so that the full
+/// check does not fall on the same phase of a periodic load every time.
+#[cfg(any(test, debug_assertions))]
+const FULL_CHECK_EVERY: u64 = 251;
+
+impl ControlPlane {
+    #[cfg(any(test, debug_assertions))]
+    fn check(&self) {
+        assert_eq!(self.timers.len(), self.requests.len(), "each request has one timer");
+        assert_eq!(self.callers.len(), self.requests.len(), "each request has one caller");
+        if self.steps.is_multiple_of(FULL_CHECK_EVERY) {
+            self.invariants();
+        }
+    }
+
+    /// Asserts what must hold between any two steps.
+    ///
+    /// # Panics
+    /// Where it does not.
+    pub fn invariants(&self) {
+        self.registry.invariants();
+        self.balance.invariants();
+        self.affinity.invariants();
+        self.breakers.invariants();
+        self.quota.invariants();
+        self.rate.invariants();
+        self.turns.invariants();
+        self.idempotency.invariants();
+        let running = self.requests.values().filter(|request| request.attempt().is_some()).count();
+        assert_eq!(self.balance.in_flight_total(), running as u64, "in flight = attempts that run");
+        for (id, request) in &self.requests {
+            assert!(self.timers.contains(&(request.due, *id)), "{id} stands under its due time");
+            assert!(request.attempts <= ATTEMPTS_MAX, "{id} has an id for each attempt");
+        }
+    }
+}

@@ -96,8 +96,14 @@ impl Wall {
     /// The UTC month: months since January 1970.
     #[must_use]
     pub const fn month(self) -> u64 {
-        let (year, month) = civil_month(self.day());
+        let (year, month, _) = civil(self.day());
         (year - 1970) * 12 + (month - 1)
+    }
+
+    /// Year, month (1 to 12) and day of the month (1 to 31), UTC.
+    #[must_use]
+    pub const fn date(self) -> (u64, u64, u64) {
+        civil(self.day())
     }
 
     /// Until the next UTC midnight.
@@ -127,9 +133,9 @@ impl Add<Duration> for Wall {
 
 const MILLIS_PER_DAY: u64 = 86_400_000;
 
-/// Year and month (1 to 12) of a day since 1970-01-01, in the proleptic Gregorian calendar, whose 400-year cycle has
+/// Year, month (1 to 12) and day (1 to 31) of a day since 1970-01-01, in the proleptic Gregorian calendar, whose 400-year cycle has
 /// 146,097 days; years are counted from March, so that the leap day comes last.
-const fn civil_month(day: u64) -> (u64, u64) {
+const fn civil(day: u64) -> (u64, u64, u64) {
     let from_march_0000 = day + 719_468;
     let era = from_march_0000 / 146_097;
     let day_of_era = from_march_0000 % 146_097;
@@ -138,7 +144,8 @@ const fn civil_month(day: u64) -> (u64, u64) {
     let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     let month_from_march = (5 * day_of_year + 2) / 153;
     let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
-    (era * 400 + year_of_era + (month <= 2) as u64, month)
+    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
+    (era * 400 + year_of_era + (month <= 2) as u64, month, day)
 }
 
 #[cfg(test)]
@@ -167,6 +174,7 @@ mod tests {
                 let expected = (year - 1970) * 12 + month - 1;
                 assert_eq!(day(year, month, 1).month(), expected, "{year}-{month}");
                 assert_eq!(day(year, month, 28).month(), expected, "{year}-{month}");
+                assert_eq!(day(year, month, 28).date(), (year, month, 28));
             }
         }
     }

@@ -1,3 +1,28 @@
-//! The `pointsman` binary.
+//! The `pointsman` binary: an LLM gateway whose every decision can be replayed.
 
-fn main() {}
+mod cli;
+mod commands;
+mod demo;
+mod serve;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use cli::{Cli, Command};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match cli.command.unwrap_or_default() {
+        Command::Serve(args) => serve::run(&args),
+        Command::Check(args) => commands::check::run(&args),
+        Command::DemoReplica(args) => commands::replica::run(args),
+        Command::Key { command } => commands::key::run(command),
+        Command::Status(args) => commands::ask::status(&args),
+        Command::Drain(args) => commands::ask::drain(&args, true),
+        Command::Undrain(args) => commands::ask::drain(&args, false),
+        Command::Explain(args) => commands::ask::explain(&args),
+        Command::Journal { command } => commands::ask::journal(&command),
+        Command::Quota { command } => commands::ask::quota(&command),
+    }
+}

@@ -1,1 +1,3 @@
 //! The world, simulated: scripted stores and replicas for the control plane.
+
+pub mod store;

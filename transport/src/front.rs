@@ -84,6 +84,12 @@ impl<C: Chat> Front<C> {
     pub fn router(&self) -> Router {
         routes::router(Arc::clone(&self.shared))
     }
+
+    /// Health, readiness and metrics alone, for the admin port.
+    #[must_use]
+    pub fn meta_router(&self) -> Router {
+        routes::meta_router(Arc::clone(&self.shared))
+    }
 }
 
 /// What every handler sees.

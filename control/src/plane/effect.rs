@@ -142,8 +142,8 @@ pub enum Refusal {
     RateLimited {
         /// Whose limit.
         account: AccountId,
-        /// `requests` or `tokens` a minute.
-        unit: crate::rate::Unit,
+        /// Requests or tokens a minute.
+        unit: crate::rate::RateUnit,
         /// The limit, a minute.
         limit: u64,
         /// When the same request would be admitted.

@@ -8,10 +8,11 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use control::outcome::Fault;
 use control::outcome::{Failure, Stage};
 use control::plane::{Outcome, Refusal, Spent};
 use control::quota::{Unit, WindowKind};
-use control::{outcome::Fault, rate};
+use control::rate::RateUnit;
 use http::StatusCode;
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -267,10 +268,10 @@ fn quota_spent(spent: &Spent) -> ApiError {
         .should_retry(false)
 }
 
-fn rate_limited(unit: rate::Unit, limit: u64, retry_after: Duration) -> ApiError {
+fn rate_limited(unit: RateUnit, limit: u64, retry_after: Duration) -> ApiError {
     let unit = match unit {
-        rate::Unit::Requests => "requests",
-        rate::Unit::Tokens => "tokens",
+        RateUnit::Rpm => "requests",
+        RateUnit::Tpm => "tokens",
     };
     let words = format!(
         "The rate limit of {limit} {unit} a minute is reached. Try again in {} seconds.",

@@ -35,6 +35,16 @@ pub(super) fn router<C: Chat>(shared: Arc<Shared<C>>) -> Router {
         .with_state(shared)
 }
 
+/// Only what can be asked about the gateway itself: for a port that clients do not reach.
+pub(super) fn meta_router<C: Chat>(shared: Arc<Shared<C>>) -> Router {
+    Router::new()
+        .route("/health", get(meta::health::<C>))
+        .route("/ready", get(meta::ready::<C>))
+        .route("/metrics", get(meta::metrics::<C>))
+        .fallback(unknown::unknown)
+        .with_state(shared)
+}
+
 async fn chat<C: Chat>(State(shared): State<Arc<Shared<C>>>, request: Request) -> Response {
     answer(shared, Operation::ChatCompletions, request).await
 }

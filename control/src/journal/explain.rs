@@ -1,0 +1,306 @@
+//! Why a request went where it went, in words.
+//!
+//! Nothing is written down for this in production: the journal is replayed, and what the plane observes on the way is
+//! told. So an explanation costs nothing until somebody asks, and it cannot differ from what was decided.
+
+use alloc::collections::BTreeSet;
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+use core::fmt::Write;
+use core::time::Duration;
+
+use crate::attempt;
+use crate::balance::{Chosen, Reason};
+use crate::breaker::Transition;
+use crate::id::{AttemptId, EndpointId, RequestId};
+use crate::outcome::AttemptEnd;
+use crate::plane::{ControlPlane, Observation, Outcome, Refusal, Spent, request_of_attempt};
+use crate::quota::{Denied, DenyReason, Unit, WindowKind};
+use crate::rate::RateUnit;
+use crate::time::Instant;
+
+/// Lines of one explanation. A request of fifteen attempts makes fewer than a hundred; a stream that runs for an hour
+/// adds one for each slice of quota.
+const LINES_MAX: usize = 1_000;
+
+/// Collects what concerns one request while a journal is replayed.
+#[derive(Clone, Debug)]
+pub struct Explanation {
+    request: RequestId,
+    endpoints: BTreeSet<EndpointId>,
+    lines: Vec<Line>,
+    over: bool,
+}
+
+/// One thing that happened to the request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Line {
+    /// When.
+    pub at: Instant,
+    /// What, and why.
+    pub text: String,
+}
+
+impl Explanation {
+    /// For a request.
+    #[must_use]
+    pub fn of(request: RequestId) -> Self {
+        Self { request, endpoints: BTreeSet::new(), lines: Vec::new(), over: false }
+    }
+
+    /// Takes what `plane` noticed in its latest step.
+    pub fn observe(&mut self, plane: &ControlPlane, observation: &Observation) {
+        if self.over || self.lines.len() >= LINES_MAX {
+            return;
+        }
+        if let Some(text) = self.tell(plane, observation) {
+            self.lines.push(Line { at: plane.now(), text });
+        }
+    }
+
+    /// What was told so far, oldest first. Empty: the request was not met.
+    #[must_use]
+    pub fn lines(&self) -> &[Line] {
+        &self.lines
+    }
+
+    /// Whether the request's end was met.
+    #[must_use]
+    pub const fn is_over(&self) -> bool {
+        self.over
+    }
+
+    fn tell(&mut self, plane: &ControlPlane, observation: &Observation) -> Option<String> {
+        match observation {
+            Observation::Breaker(moved) => self.tell_breaker(plane, moved),
+            Observation::Picked { request, attempt, chosen } if *request == self.request => {
+                self.endpoints.extend(chosen.considered.iter().map(|candidate| candidate.endpoint));
+                self.endpoints.insert(chosen.endpoint);
+                Some(tell_pick(plane, *attempt, chosen))
+            }
+            Observation::Accepted { attempt, after } if self.is_ours(*attempt) => {
+                Some(format!("accepted after {}", short(*after)))
+            }
+            Observation::FirstToken { attempt, after } if self.is_ours(*attempt) => {
+                Some(format!("first token after {}: from here on no silent retry", short(*after)))
+            }
+            Observation::Ended { attempt, endpoint, end, after } if self.is_ours(*attempt) => {
+                Some(tell_end(plane, *endpoint, end, *after))
+            }
+            other => self.tell_request(plane, other),
+        }
+    }
+
+    fn is_ours(&self, attempt: AttemptId) -> bool {
+        request_of_attempt(attempt) == self.request
+    }
+
+    fn tell_breaker(&self, plane: &ControlPlane, moved: &Transition) -> Option<String> {
+        self.endpoints.contains(&moved.id).then(|| {
+            let name = name(plane, moved.id);
+            format!("breaker of {name}: {} -> {}, because {}", moved.from, moved.to, moved.cause)
+        })
+    }
+
+    fn tell_request(&mut self, plane: &ControlPlane, observation: &Observation) -> Option<String> {
+        let (request, text) = match observation {
+            Observation::Arrived { request, session, reserving, deadline } => {
+                let session = match session {
+                    None => "no session".to_string(),
+                    Some((key, None)) => format!("{key:?}, which has no home yet"),
+                    Some((key, Some(home))) => {
+                        format!("{key:?}, at home on {}", name(plane, home.endpoint))
+                    }
+                };
+                let left = short(deadline.since(plane.now()));
+                let (tokens, money) = (reserving.tokens, reserving.money);
+                (
+                    request,
+                    format!(
+                        "arrived with {session}; reserving {tokens} ({money}); {left} to answer"
+                    ),
+                )
+            }
+            Observation::Granted { request, total } => {
+                (request, format!("quota holds {} ({}) for it", total.tokens, total.money))
+            }
+            Observation::Denied { request, denied } => {
+                (request, format!("quota denied: {}", tell_denied(denied)))
+            }
+            Observation::Nobody { request, nobody } => {
+                (request, format!("nobody to pick: {nobody}"))
+            }
+            Observation::Retrying { request, at } => {
+                let wait = at.since(plane.now());
+                let when =
+                    if wait.is_zero() { "at once".into() } else { format!("in {}", short(wait)) };
+                (request, format!("another attempt {when}"))
+            }
+            Observation::GaveUp { request, why } => {
+                (request, format!("no other attempt: {}", tell_why(*why)))
+            }
+            Observation::Bound { request, session, binding, moved_from } => {
+                let home = name(plane, binding.endpoint);
+                let from = moved_from.map(|id| format!(", it was {}", name(plane, id)));
+                let from = from.unwrap_or_default();
+                (
+                    request,
+                    format!(
+                        "{home} is the home of {session:?} now (epoch {}){from}",
+                        binding.epoch
+                    ),
+                )
+            }
+            Observation::Refused { request, refusal } => {
+                self.over = *request == self.request;
+                (request, format!("refused: {}", tell_refusal(refusal)))
+            }
+            Observation::Finished { request, outcome, charged, estimated } => {
+                self.over = *request == self.request;
+                let how = if *estimated { ", by our own count" } else { "" };
+                let (tokens, money) = (charged.tokens, charged.money);
+                (request, format!("{}; charged {tokens} ({money}){how}", tell_outcome(*outcome)))
+            }
+            Observation::Lost { request, produced } => (
+                request,
+                format!("the process stopped; {produced} had been delivered by the last mark"),
+            ),
+            _ => return None,
+        };
+        (*request == self.request).then_some(text)
+    }
+}
+
+fn tell_pick(plane: &ControlPlane, attempt: AttemptId, chosen: &Chosen) -> String {
+    let number = attempt.0.counter & 0xf;
+    let mut text =
+        format!("attempt {number} -> {}: {}", name(plane, chosen.endpoint), chosen.reason);
+    if let Reason::Spilled { from } = chosen.reason {
+        let _ = write!(text, " ({} keeps the session)", name(plane, from));
+    }
+    if chosen.panic {
+        text.push_str("; so few are left that the ejected ones count too");
+    }
+    if chosen.retried_same {
+        text.push_str("; it was tried before, and nobody else is left");
+    }
+    let others = chosen.considered.iter().filter(|c| c.endpoint != chosen.endpoint);
+    for (index, candidate) in others.enumerate() {
+        text.push_str(if index == 0 { ". Not " } else { "; not " });
+        let _ =
+            write!(text, "{} ({} in flight)", name(plane, candidate.endpoint), candidate.in_flight);
+        if let Some(why_not) = candidate.why_not {
+            let _ = write!(text, ": {why_not}");
+        }
+    }
+    text
+}
+
+fn tell_end(plane: &ControlPlane, id: EndpointId, end: &AttemptEnd, after: Duration) -> String {
+    let (name, after) = (name(plane, id), short(after));
+    match end {
+        AttemptEnd::Completed { usage, .. } => format!(
+            "{name} answered in {after}: prompt {}, completion {}",
+            usage.prompt, usage.completion
+        ),
+        AttemptEnd::Failed { failure, produced, .. } => {
+            format!("{name} failed after {after} and {produced}: {failure}")
+        }
+        AttemptEnd::Cancelled { produced } => {
+            format!("stopped on {name} after {after} and {produced}")
+        }
+    }
+}
+
+fn tell_outcome(outcome: Outcome) -> String {
+    match outcome {
+        Outcome::Completed => "answered whole".into(),
+        Outcome::Broken(failure) => format!("broken off, and the client was told: {failure}"),
+        Outcome::QuotaSpent(spent) => {
+            format!("cut: {}", tell_spent(&spent))
+        }
+        Outcome::Cancelled => "the client left".into(),
+    }
+}
+
+fn tell_spent(spent: &Spent) -> String {
+    let unit = match spent.unit {
+        Unit::Tokens => "tokens",
+        Unit::Money => "money",
+    };
+    let window = match spent.window {
+        WindowKind::Day => "of the day",
+        WindowKind::Month => "of the month",
+        WindowKind::Rolling => "of the rolling window",
+    };
+    format!("the {unit} {window} are spent for {}", spent.account)
+}
+
+fn tell_denied(denied: &Denied) -> String {
+    match denied.reason {
+        DenyReason::Spent { account, window, unit, remaining } => {
+            let spent = Spent { account, window, unit, retry_after: denied.retry_after };
+            format!("{} (left: {}, {})", tell_spent(&spent), remaining.tokens, remaining.money)
+        }
+        DenyReason::TooLarge => "more than any account may hold at once".into(),
+        DenyReason::Full => "the ledger holds as many reservations as it may".into(),
+        DenyReason::Ended => "the reservation had ended".into(),
+        DenyReason::StoreUnreachable => "the store cannot be reached".into(),
+    }
+}
+
+fn tell_why(why: attempt::Why) -> &'static str {
+    match why {
+        attempt::Why::Committed => "the client has seen the beginning of an answer",
+        attempt::Why::NotRetryable => "another endpoint would say the same",
+        attempt::Why::AttemptsSpent => "the request has had all its attempts",
+        attempt::Why::SlowFailure => "it failed too late to do all of it again",
+        attempt::Why::DeadlineTooNear => "there is no time left for one",
+        attempt::Why::BudgetSpent => "too much is being retried already",
+    }
+}
+
+fn tell_refusal(refusal: &Refusal) -> String {
+    match refusal {
+        Refusal::UnknownModel => "no endpoint serves the model".into(),
+        Refusal::QuotaSpent(spent) => tell_spent(spent),
+        Refusal::QuotaUnavailable { .. } => "the quota store cannot be reached".into(),
+        Refusal::RateLimited { account, unit, limit, retry_after } => {
+            let unit = match unit {
+                RateUnit::Rpm => "requests",
+                RateUnit::Tpm => "tokens",
+            };
+            format!("{account} may have {limit} {unit} a minute; again in {}", short(*retry_after))
+        }
+        Refusal::ModelBusy { .. } => "the model takes no more at once".into(),
+        Refusal::TurnConflict => "another turn of the session runs".into(),
+        Refusal::IdempotencyInFlight { by } => format!("{by} is answering the same key now"),
+        Refusal::IdempotencyDone { by } => format!("{by} has answered the same key"),
+        Refusal::IdempotencyMismatch { by } => {
+            format!("{by} came with the same key and another body")
+        }
+        Refusal::NobodyLeft { members, draining, ejected, full, .. } => format!(
+            "nobody is left: of {members} endpoints {draining} are draining, {ejected} ejected, {full} full"
+        ),
+        Refusal::Failed { failure, attempts, .. } => {
+            format!("{attempts} attempts failed, the last with: {failure}")
+        }
+        Refusal::ClientGone => "the client left before anything was sent".into(),
+        Refusal::Overloaded => "the gateway holds as many requests as it may".into(),
+        Refusal::Lost => "the process stopped before anything was sent; nothing is charged".into(),
+    }
+}
+
+fn name(plane: &ControlPlane, id: EndpointId) -> String {
+    plane.endpoint_name(id).map_or_else(|| format!("{id:?} (gone)"), ToString::to_string)
+}
+
+/// A duration at the precision a reader cares for.
+fn short(duration: Duration) -> String {
+    match duration.as_millis() {
+        0 => format!("{} us", duration.as_micros()),
+        1..10_000 => format!("{} ms", duration.as_millis()),
+        _ => format!("{} s", duration.as_secs()),
+    }
+}

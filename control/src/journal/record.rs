@@ -1,0 +1,148 @@
+//! One step as bytes: `postcard` of (instant, input), then of (digest of the effects, durable facts).
+
+use alloc::vec::Vec;
+use core::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::plane::{Durable, Effect, Input};
+use crate::rng::hash_bytes;
+use crate::time::Instant;
+
+/// One step of a plane.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Record {
+    /// When it was taken.
+    pub now: Instant,
+    /// What happened.
+    pub input: Input,
+    /// Digest of the effects that followed, in order.
+    pub digest: u64,
+    /// The facts among them.
+    pub durables: Vec<Durable>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Head<I> {
+    now: Instant,
+    input: I,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Tail<D> {
+    digest: u64,
+    durables: D,
+}
+
+/// Encodes steps, reusing its memory.
+#[derive(Debug, Default)]
+pub struct Recorder {
+    record: Vec<u8>,
+    effects: Vec<u8>,
+}
+
+impl Recorder {
+    /// Before the step: what is about to happen.
+    pub fn begin(&mut self, now: Instant, input: &Input) {
+        self.record.clear();
+        encode(&Head { now, input }, &mut self.record);
+    }
+
+    /// After the step: what followed. Returns the record's bytes.
+    pub fn finish(&mut self, effects: &[Effect]) -> &[u8] {
+        let digest = self.digest(effects);
+        let durables: Vec<&Durable> = effects.iter().filter_map(durable).collect();
+        encode(&Tail { digest, durables }, &mut self.record);
+        &self.record
+    }
+
+    /// Digest of effects, in order.
+    pub fn digest(&mut self, effects: &[Effect]) -> u64 {
+        self.effects.clear();
+        for effect in effects {
+            encode(effect, &mut self.effects);
+        }
+        hash_bytes(effects.len() as u64, &self.effects)
+    }
+}
+
+/// Reads a record back.
+///
+/// # Errors
+/// Where the bytes are not a whole record of this format.
+pub fn decode(bytes: &[u8]) -> Result<Record, DecodeError> {
+    let (Head { now, input }, rest) = postcard::take_from_bytes(bytes)?;
+    let (Tail { digest, durables }, rest) = postcard::take_from_bytes(rest)?;
+    if rest.is_empty() { Ok(Record { now, input, digest, durables }) } else { Err(DecodeError) }
+}
+
+/// The bytes are not a whole record of this format.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DecodeError;
+
+impl fmt::Display for DecodeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the bytes are not a whole record of this format")
+    }
+}
+
+impl core::error::Error for DecodeError {}
+
+impl From<postcard::Error> for DecodeError {
+    fn from(_: postcard::Error) -> Self {
+        Self
+    }
+}
+
+fn durable(effect: &Effect) -> Option<&Durable> {
+    if let Effect::Persist(durable) = effect { Some(durable) } else { None }
+}
+
+fn encode<T: Serialize>(value: &T, into: &mut Vec<u8>) {
+    struct Append<'a>(&'a mut Vec<u8>);
+    impl postcard::ser_flavors::Flavor for Append<'_> {
+        type Output = ();
+        fn try_push(&mut self, byte: u8) -> postcard::Result<()> {
+            self.0.push(byte);
+            Ok(())
+        }
+        fn try_extend(&mut self, bytes: &[u8]) -> postcard::Result<()> {
+            self.0.extend_from_slice(bytes);
+            Ok(())
+        }
+        fn finalize(self) -> postcard::Result<()> {
+            Ok(())
+        }
+    }
+    postcard::serialize_with_flavor(value, Append(into))
+        .expect("sequences have known lengths, and memory does not refuse");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::time::Wall;
+
+    #[test]
+    fn a_record_reads_back_as_it_was_written() {
+        let mut recorder = Recorder::default();
+        let input = Input::Restarted { incarnation: 1, wall: Wall::from_millis(7) };
+        recorder.begin(Instant::from_nanos(5), &input);
+        let bytes = recorder.finish(&[]).to_vec();
+        let record = decode(&bytes).expect("whole");
+        assert_eq!((record.now, record.input), (Instant::from_nanos(5), input));
+        assert_eq!(record.digest, recorder.digest(&[]));
+    }
+
+    #[test]
+    fn bytes_that_are_cut_or_padded_are_no_record() {
+        let mut recorder = Recorder::default();
+        recorder.begin(Instant::ZERO, &Input::Timeout);
+        let bytes = recorder.finish(&[]).to_vec();
+        for cut in 0..bytes.len() {
+            assert_eq!(decode(&bytes[..cut]), Err(DecodeError), "cut at {cut}");
+        }
+        let padded = [bytes.as_slice(), &[0]].concat();
+        assert_eq!(decode(&padded), Err(DecodeError));
+    }
+}

@@ -1,0 +1,142 @@
+//! Replay: the same inputs, and the proof that they led to the same effects.
+
+use alloc::vec::Vec;
+use core::fmt;
+
+use super::record::{DecodeError, Record, Recorder, decode};
+use crate::machine::Machine;
+use crate::plane::{ControlPlane, Effect, Input};
+
+/// A plane that is fed from a journal.
+#[derive(Debug)]
+pub struct Replay {
+    plane: ControlPlane,
+    recorder: Recorder,
+    effects: Vec<Effect>,
+}
+
+impl Replay {
+    /// Begins at the plane's first step.
+    #[must_use]
+    pub fn new(seed: u64) -> Self {
+        Self::from(ControlPlane::new(seed))
+    }
+
+    /// Begins at a snapshot that [`Replay::snapshot`] made.
+    ///
+    /// # Errors
+    /// Where the bytes are no snapshot of this format and logic.
+    pub fn restore(snapshot: &[u8]) -> Result<Self, RestoreError> {
+        postcard::from_bytes::<ControlPlane>(snapshot).map(Self::from).map_err(|_| RestoreError)
+    }
+
+    /// The whole state, as bytes: what is restored from them has the same future.
+    #[must_use]
+    pub fn snapshot(&self) -> Vec<u8> {
+        postcard::to_allocvec(&self.plane).expect("the plane's state is plain data")
+    }
+
+    /// Takes one recorded step and compares what follows with what followed then.
+    ///
+    /// # Errors
+    /// Where the record cannot be read, or the effects differ.
+    pub fn apply(&mut self, bytes: &[u8]) -> Result<&[Effect], Divergence> {
+        let record = decode(bytes).map_err(Divergence::Undecodable)?;
+        self.plane.handle(record.now, record.input);
+        self.effects.clear();
+        self.effects.extend(core::iter::from_fn(|| self.plane.poll_effect()));
+        let replayed = self.recorder.digest(&self.effects);
+        if replayed == record.digest {
+            Ok(&self.effects)
+        } else {
+            Err(Divergence::Effects { recorded: record.digest, replayed })
+        }
+    }
+
+    /// Takes only the facts of a step that another logic decided: the ledger's entries and the sessions' homes, with
+    /// the configuration and the membership that name them.
+    ///
+    /// # Errors
+    /// Where the record cannot be read.
+    pub fn apply_facts(&mut self, bytes: &[u8]) -> Result<(), Divergence> {
+        let Record { now, input, durables, .. } = decode(bytes).map_err(Divergence::Undecodable)?;
+        if matches!(
+            input,
+            Input::Configured(_)
+                | Input::Membership { .. }
+                | Input::Drain { .. }
+                | Input::WallTime(_)
+        ) {
+            self.plane.handle(now, input);
+        }
+        for durable in &durables {
+            self.plane.restore_fact(durable);
+        }
+        while self.plane.poll_effect().is_some() {}
+        Ok(())
+    }
+
+    /// The plane as of the last step.
+    #[must_use]
+    pub fn plane(&self) -> &ControlPlane {
+        &self.plane
+    }
+
+    /// The plane as of the last step, for its observations.
+    pub fn plane_mut(&mut self) -> &mut ControlPlane {
+        &mut self.plane
+    }
+
+    /// Ends the replay: the plane goes on from here.
+    #[must_use]
+    pub fn into_plane(mut self) -> ControlPlane {
+        while self.plane.poll_observation().is_some() {}
+        self.plane
+    }
+}
+
+impl From<ControlPlane> for Replay {
+    fn from(plane: ControlPlane) -> Self {
+        Self { plane, recorder: Recorder::default(), effects: Vec::new() }
+    }
+}
+
+/// The replay and the record do not agree.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Divergence {
+    /// The record cannot be read.
+    Undecodable(DecodeError),
+    /// Other effects followed than were recorded.
+    Effects {
+        /// Digest then.
+        recorded: u64,
+        /// Digest now.
+        replayed: u64,
+    },
+}
+
+impl fmt::Display for Divergence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Undecodable(error) => write!(f, "the record cannot be read: {error}"),
+            Self::Effects { recorded, replayed } => write!(
+                f,
+                "other effects followed than were recorded (digest {recorded:016x} then, {replayed:016x} now)"
+            ),
+        }
+    }
+}
+
+impl core::error::Error for Divergence {}
+
+/// The bytes are no snapshot of this format and logic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RestoreError;
+
+impl fmt::Display for RestoreError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the bytes are no snapshot of this format and logic")
+    }
+}
+
+impl core::error::Error for RestoreError {}

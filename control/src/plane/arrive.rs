@@ -1,0 +1,267 @@
+//! Arrival: idempotency, rate, concurrency, turn, reservation.
+
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+
+use super::ControlPlane;
+use super::effect::{Effect, Refusal, Spent};
+use super::input::{Arrival, Idempotency};
+use super::observation::{Observation, Stale};
+use super::request::{Phase, Request, request_of, reservation_of};
+use crate::id::{AccountId, RequestId, ReservationId};
+use crate::quota::{Denied, DenyReason, Event, Reserve};
+use crate::rate::{RateLimits, Signal};
+use crate::session::{Begun, Turn};
+use crate::units::{Amount, Tokens, Usage};
+
+impl ControlPlane {
+    pub(super) fn handle_arrival(&mut self, arrival: Box<Arrival>) {
+        let (caller, request) = (arrival.caller, self.mint());
+        assert!(
+            !self.callers.contains_key(&caller),
+            "the shell uses a caller token once at a time"
+        );
+        self.effects.push_back(Effect::Admitted { caller, request });
+        if let Err(refusal) = self.admit(request, &arrival) {
+            self.observe(Observation::Refused { request, refusal: refusal.clone() });
+            self.effects.push_back(Effect::Reject { caller, request, refusal });
+            return;
+        }
+        self.retry.deposit(self.now);
+        self.enter(request, arrival);
+        self.take_turn(request);
+    }
+
+    /// Everything that can refuse before anything is held. What an earlier check took, a later refusal gives back.
+    fn admit(&mut self, request: RequestId, arrival: &Arrival) -> Result<(), Refusal> {
+        if self.requests.len() >= self.config.requests_max as usize {
+            return Err(Refusal::Overloaded);
+        }
+        if !self.registry.serves(&arrival.model) {
+            return Err(Refusal::UnknownModel);
+        }
+        if let Some(idempotency) = &arrival.idempotency {
+            self.begin_idempotent(request, arrival, *idempotency)?;
+        }
+        let admitted = self.admit_rates(arrival);
+        if admitted.is_err() {
+            self.free_idempotency(request, arrival, false);
+        }
+        admitted
+    }
+
+    fn begin_idempotent(
+        &mut self,
+        request: RequestId,
+        arrival: &Arrival,
+        Idempotency { key, body }: Idempotency,
+    ) -> Result<(), Refusal> {
+        let tenant = arrival.principal.tenant;
+        match self.idempotency.begin(self.now, tenant, key, body, request) {
+            Begun::New => Ok(()),
+            Begun::InFlight { by } => Err(Refusal::IdempotencyInFlight { by }),
+            Begun::Done { by } => Err(Refusal::IdempotencyDone { by }),
+            Begun::Mismatch { by } => Err(Refusal::IdempotencyMismatch { by }),
+            Begun::Full => Err(Refusal::Overloaded),
+        }
+    }
+
+    pub(super) fn free_idempotency(
+        &mut self,
+        request: RequestId,
+        arrival: &Arrival,
+        succeeded: bool,
+    ) {
+        if let Some(idempotency) = &arrival.idempotency {
+            let tenant = arrival.principal.tenant;
+            self.idempotency.finish(self.now, tenant, idempotency.key, request, succeeded);
+        }
+    }
+
+    fn admit_rates(&mut self, arrival: &Arrival) -> Result<(), Refusal> {
+        let model = &*arrival.model;
+        let max = self.config.models.get(model).and_then(|model| model.concurrency_max);
+        if max.is_some_and(|max| self.concurrency.in_flight(model) >= max) {
+            return Err(Refusal::ModelBusy { retry_after: PLACE_FREES });
+        }
+        let admitted = self.concurrency.admit(self.now, model);
+        admitted.map_err(|busy| Refusal::ModelBusy { retry_after: busy.retry_after })?;
+        let limits = self.rate_limits(arrival);
+        let tokens = arrival.prompt + self.first_slice(arrival);
+        self.rate.check(self.now, &limits, tokens).map_err(|refusal| {
+            self.concurrency.released(self.now, &arrival.model, Signal::Neutral);
+            Refusal::RateLimited {
+                account: refusal.account,
+                unit: refusal.unit,
+                limit: refusal.limit,
+                retry_after: refusal.retry_after,
+            }
+        })
+    }
+
+    pub(super) fn rate_limits(&self, arrival: &Arrival) -> Vec<(AccountId, RateLimits)> {
+        self.config
+            .accounts_of(&arrival.principal)
+            .filter_map(|(id, account)| account.map(|account| (id, account.rates)))
+            .collect()
+    }
+
+    /// Completion tokens to hold at first: a slice of a stream, which is extended while it runs, so that a large
+    /// maximum locks nothing up; all of an answer that comes at once.
+    pub(super) fn first_slice(&self, arrival: &Arrival) -> Tokens {
+        let wanted = arrival.output_max.unwrap_or(self.config.output_default);
+        if arrival.stream { wanted.min(self.config.quota.slice) } else { wanted }
+    }
+
+    fn enter(&mut self, id: RequestId, arrival: Box<Arrival>) {
+        let timeouts = self.config.timeouts_of(&arrival.model);
+        let patience = arrival.patience.map_or(timeouts.request, |p| p.min(timeouts.request));
+        let deadline = self.now + patience;
+        let slice = self.first_slice(&arrival);
+        let request = Request {
+            arrived: self.now,
+            deadline,
+            price: self.config.price_of(&arrival.model),
+            phase: Phase::Reserving,
+            attempts: 0,
+            tried: Vec::new(),
+            committed: false,
+            produced: Tokens::ZERO,
+            covered: slice,
+            extending: false,
+            rated: arrival.prompt + slice,
+            counted: true,
+            last_failure: None,
+            due: deadline,
+            arrival,
+        };
+        self.callers.insert(request.arrival.caller, id);
+        self.timers.insert((deadline, id));
+        let session = request.arrival.session.map(|session| session.key);
+        self.observations_of_arrival(id, &request, session);
+        self.requests.insert(id, request);
+    }
+
+    fn observations_of_arrival(
+        &mut self,
+        id: RequestId,
+        request: &Request,
+        session: Option<crate::id::SessionKey>,
+    ) {
+        let session = session.map(|key| (key, self.affinity.lookup(self.now, key)));
+        let reserving =
+            request.price.of(Usage { prompt: request.arrival.prompt, completion: request.covered });
+        let deadline = request.deadline;
+        self.observe(Observation::Arrived { request: id, session, reserving, deadline });
+    }
+
+    fn take_turn(&mut self, id: RequestId) {
+        let stored = self.requests[&id].arrival.session.filter(|session| session.stored);
+        match stored.map(|session| self.turns.begin_turn(self.now, session.key, id)) {
+            None | Some(Turn::Go) => self.reserve(id),
+            Some(Turn::Wait { .. }) => self.set_phase(id, Phase::WaitingTurn),
+            Some(Turn::Refused(_)) => self.refuse(id, Refusal::TurnConflict),
+        }
+    }
+
+    /// The turn is this request's: ask for its tokens.
+    pub(super) fn reserve(&mut self, id: RequestId) {
+        self.set_phase(id, Phase::Reserving);
+        let request = &self.requests[&id];
+        let amount =
+            request.price.of(Usage { prompt: request.arrival.prompt, completion: request.covered });
+        let accounts = self
+            .config
+            .accounts_of(&request.arrival.principal)
+            .map(|(id, account)| (id, account.map(|a| a.limits.clone()).unwrap_or_default()))
+            .collect();
+        let ttl = request.deadline.since(self.now) + self.config.quota.reservation_ttl;
+        self.quota.reserve(self.now, Reserve { id: reservation_of(id), accounts, amount, ttl });
+        self.drain_quota();
+    }
+
+    /// Takes what the ledger has to say, whether it is embedded or far away.
+    pub(super) fn drain_quota(&mut self) {
+        while let Some(event) = self.quota.poll_event() {
+            match event {
+                Event::Granted { id, total } => self.handle_granted(id, total),
+                Event::Denied { id, denied } => self.handle_denied(id, denied),
+                Event::Extended { id, total } => self.handle_extended(id, total),
+                Event::ExtendDenied { id, denied } => self.handle_extend_denied(id, &denied),
+                Event::Ask(op) => self.effects.push_back(Effect::Reserve(op)),
+                Event::Entry(entry) => {
+                    self.effects.push_back(Effect::Persist(super::Durable::Entry(entry)));
+                }
+                Event::Degraded => self.observe(Observation::QuotaDegraded(true)),
+                Event::Restored => self.observe(Observation::QuotaDegraded(false)),
+                Event::Lost { hold, actual } => {
+                    self.observe(Observation::ChargeLost { reservation: hold.id, actual });
+                }
+            }
+        }
+    }
+
+    fn handle_granted(&mut self, reservation: ReservationId, total: Amount) {
+        let id = request_of(reservation);
+        match self.requests.get(&id).map(|request| &request.phase) {
+            Some(Phase::Reserving) => {
+                self.observe(Observation::Granted { request: id, total });
+                self.pick(id);
+            }
+            // The request ended while the store thought about it: its conclusion has refunded already.
+            _ => self.observe(Observation::Stale(Stale::Reservation(reservation))),
+        }
+    }
+
+    fn handle_denied(&mut self, reservation: ReservationId, denied: Denied) {
+        let id = request_of(reservation);
+        if !self.requests.contains_key(&id) {
+            return self.observe(Observation::Stale(Stale::Reservation(reservation)));
+        }
+        let refusal = refusal_of(&denied);
+        self.observe(Observation::Denied { request: id, denied });
+        self.refuse(id, refusal);
+    }
+
+    /// Moves a request to a phase and its timer to the instant at which that phase is over.
+    pub(super) fn set_phase(&mut self, id: RequestId, phase: Phase) {
+        let request = self.requests.get_mut(&id).expect("a phase is set on a live request");
+        let due = match &phase {
+            Phase::Backoff { until } | Phase::Cutting { until, .. } => *until,
+            Phase::WaitingTurn | Phase::Reserving => request.deadline,
+            // The shell keeps the attempt's own timeouts; this is the watchdog behind it.
+            Phase::Attempting(_) => request.deadline + WATCHDOG_SLACK,
+        };
+        self.timers.remove(&(request.due, id));
+        self.timers.insert((due, id));
+        (request.due, request.phase) = (due, phase);
+    }
+}
+
+/// A shell that reports an attempt's end this much after the deadline has lost it: its own timers fire within
+/// milliseconds, and five seconds outlast any pause that is not itself an outage.
+const WATCHDOG_SLACK: core::time::Duration = core::time::Duration::from_secs(5);
+
+/// When a place among a model's requests may be free again: requests take seconds.
+const PLACE_FREES: core::time::Duration = core::time::Duration::from_secs(1);
+
+/// A denial in the words of a refusal.
+pub(super) fn refusal_of(denied: &Denied) -> Refusal {
+    match spent_of(denied) {
+        Some(spent) => Refusal::QuotaSpent(spent),
+        None => Refusal::QuotaUnavailable { retry_after: denied.retry_after },
+    }
+}
+
+/// The limit that a denial names, if it names one.
+pub(super) fn spent_of(denied: &Denied) -> Option<Spent> {
+    match denied.reason {
+        DenyReason::Spent { account, window, unit, remaining: _ } => {
+            Some(Spent { account, window, unit, retry_after: denied.retry_after })
+        }
+        DenyReason::TooLarge
+        | DenyReason::Full
+        | DenyReason::Ended
+        | DenyReason::StoreUnreachable => None,
+    }
+}

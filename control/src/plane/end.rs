@@ -1,0 +1,278 @@
+//! Ends: of attempts, and of requests, through one door.
+
+use super::ControlPlane;
+use super::effect::{Effect, Outcome, Refusal, Spent};
+use super::observation::{Observation, Stale};
+use super::request::{Attempt, Phase, Request, reservation_of};
+use crate::attempt::{Decision, History};
+use crate::id::{AttemptId, CallerToken, RequestId};
+use crate::outcome::{AttemptEnd, Failure, Stage, Verdict};
+use crate::rate::Signal;
+use crate::units::{Amount, Tokens, Usage};
+
+/// How a request leaves, and what is charged for it.
+enum Exit {
+    /// Nothing of an answer was sent: the reservation goes back whole.
+    Refused(Refusal),
+    /// An answer was sent, whole or in part: it is charged.
+    Answered { outcome: Outcome, usage: Usage, estimated: bool },
+}
+
+impl ControlPlane {
+    pub(super) fn handle_ended(&mut self, attempt: AttemptId, end: AttemptEnd) {
+        let Some((id, running)) = self.running(attempt) else { return self.stale(attempt) };
+        let running = running.clone();
+        let after = self.now.since(running.started);
+        let observed = end.clone();
+        self.observe(Observation::Ended {
+            attempt,
+            endpoint: running.endpoint,
+            end: observed,
+            after,
+        });
+        self.release(&running, end.verdict());
+        if let Phase::Cutting { spent, .. } = self.requests[&id].phase {
+            return self.finish_cut(id, spent, &end);
+        }
+        match end {
+            AttemptEnd::Completed { usage, estimated } => {
+                self.answered(id, Outcome::Completed, usage, estimated);
+            }
+            AttemptEnd::Failed { failure, produced, retry_after } => {
+                self.note_produced(id, produced);
+                self.after_failure(id, &running, failure, retry_after);
+            }
+            AttemptEnd::Cancelled { produced } => {
+                self.note_produced(id, produced);
+                self.answered_in_part(id, Outcome::Cancelled);
+            }
+        }
+    }
+
+    /// The attempt no longer runs: its endpoint is told apart from its load, and its breaker from its outcome.
+    fn release(&mut self, attempt: &Attempt, verdict: Verdict) {
+        self.balance.released(attempt.endpoint);
+        let room = self.balance.ejection_room(attempt.endpoint);
+        let moved = self.breakers.record(self.now, attempt.endpoint, attempt.ticket, verdict, room);
+        self.sync(attempt.endpoint);
+        if let Some(transition) = moved {
+            self.observe(Observation::Breaker(transition));
+        }
+    }
+
+    fn note_produced(&mut self, id: RequestId, produced: Tokens) {
+        if let Some(request) = self.requests.get_mut(&id) {
+            request.produced = request.produced.max(produced);
+        }
+    }
+
+    fn after_failure(
+        &mut self,
+        id: RequestId,
+        ended: &Attempt,
+        failure: Failure,
+        retry_after: Option<core::time::Duration>,
+    ) {
+        let Some(request) = self.requests.get_mut(&id) else { return };
+        request.last_failure = Some(failure);
+        let other_eligible = self.balance.has_untried(&request.arrival.model, &request.tried);
+        let history = History {
+            attempts: request.attempts,
+            committed: request.committed,
+            deadline: request.deadline,
+            elapsed_in_attempt: self.now.since(ended.started),
+            failure,
+            retry_after,
+            other_eligible,
+        };
+        match self.retry.decide(self.now, &history) {
+            Decision::Retry { at, .. } => {
+                request.produced = Tokens::ZERO;
+                self.observe(Observation::Retrying { request: id, at });
+                if at <= self.now {
+                    self.pick(id);
+                } else {
+                    self.set_phase(id, Phase::Backoff { until: at });
+                }
+            }
+            Decision::GiveUp(why) => {
+                self.observe(Observation::GaveUp { request: id, why });
+                self.give_up(id, failure, retry_after);
+            }
+        }
+    }
+
+    fn give_up(
+        &mut self,
+        id: RequestId,
+        failure: Failure,
+        retry_after: Option<core::time::Duration>,
+    ) {
+        let request = &self.requests[&id];
+        if request.committed {
+            self.answered_in_part(id, Outcome::Broken(failure));
+        } else {
+            let attempts = request.attempts;
+            self.refuse(id, Refusal::Failed { failure, attempts, retry_after });
+        }
+    }
+
+    /// The account's limit was met in the middle: stop the attempt, then charge what its last count says.
+    pub(super) fn cut(&mut self, id: RequestId, spent: Spent) {
+        let request = &self.requests[&id];
+        let Phase::Attempting(attempt) = request.phase.clone() else { return };
+        let caller = request.arrival.caller;
+        self.effects.push_back(Effect::Cancel { caller, attempt: attempt.id });
+        let until = self.now + LAST_COUNT_WAIT;
+        self.set_phase(id, Phase::Cutting { attempt, spent, until });
+    }
+
+    fn finish_cut(&mut self, id: RequestId, spent: Spent, end: &AttemptEnd) {
+        match end {
+            // It was over before it could be cut.
+            AttemptEnd::Completed { usage, estimated } => {
+                return self.answered(id, Outcome::Completed, *usage, *estimated);
+            }
+            AttemptEnd::Failed { produced, .. } | AttemptEnd::Cancelled { produced } => {
+                self.note_produced(id, *produced);
+            }
+        }
+        self.answered_in_part(id, Outcome::QuotaSpent(spent));
+    }
+
+    /// Nobody waits any more: the upstream call stops at once, what was generated is charged.
+    pub(super) fn handle_client_gone(&mut self, caller: CallerToken) {
+        let Some(id) = self.callers.get(&caller).copied() else {
+            return self.observe(Observation::Stale(Stale::Caller));
+        };
+        self.abandon(id, Verdict::Neutral);
+        if self.requests[&id].committed {
+            self.answered_in_part(id, Outcome::Cancelled);
+        } else {
+            self.refuse(id, Refusal::ClientGone);
+        }
+    }
+
+    /// Stops the attempt that runs, if one does, without waiting for its report.
+    pub(super) fn abandon(&mut self, id: RequestId, verdict: Verdict) {
+        let request = &self.requests[&id];
+        let caller = request.arrival.caller;
+        if let Some(attempt) = request.attempt().cloned() {
+            self.effects.push_back(Effect::Cancel { caller, attempt: attempt.id });
+            self.release(&attempt, verdict);
+        }
+    }
+
+    /// A request's timer is due: a backoff is over, a last count never came, or the deadline is long past.
+    pub(super) fn request_due(&mut self, id: RequestId) {
+        match self.requests[&id].phase {
+            Phase::Backoff { .. } => self.pick(id),
+            Phase::WaitingTurn => self.refuse(id, Refusal::TurnConflict),
+            Phase::Reserving => {
+                let retry_after = self.config.quota.answer_timeout;
+                self.refuse(id, Refusal::QuotaUnavailable { retry_after });
+            }
+            Phase::Attempting(_) => {
+                // The shell never reported: the attempt is lost, and whoever lost it is not the replica.
+                self.abandon(id, Verdict::Neutral);
+                self.give_up(id, Failure::Timeout(Stage::Deadline), None);
+            }
+            Phase::Cutting { spent, .. } => {
+                self.abandon(id, Verdict::Neutral);
+                self.answered_in_part(id, Outcome::QuotaSpent(spent));
+            }
+        }
+    }
+
+    pub(super) fn refuse(&mut self, id: RequestId, refusal: Refusal) {
+        self.conclude(id, Exit::Refused(refusal));
+    }
+
+    fn answered(&mut self, id: RequestId, outcome: Outcome, usage: Usage, estimated: bool) {
+        self.conclude(id, Exit::Answered { outcome, usage, estimated });
+    }
+
+    /// Charges the prompt and what had arrived, by our own count.
+    pub(super) fn answered_in_part(&mut self, id: RequestId, outcome: Outcome) {
+        let usage = self.requests[&id].used();
+        self.answered(id, outcome, usage, true);
+    }
+
+    /// The one way out of the plane.
+    fn conclude(&mut self, id: RequestId, exit: Exit) {
+        let request = self.requests.remove(&id).expect("a request concludes once");
+        let caller = request.arrival.caller;
+        assert!(self.timers.remove(&(request.due, id)), "a live request has its timer");
+        self.callers.remove(&caller);
+        self.leave_rooms(id, &request, &exit);
+        let attempts = request.attempts;
+        match exit {
+            Exit::Refused(refusal) => {
+                self.quota.refund(self.now, reservation_of(id));
+                self.drain_quota();
+                self.observe(Observation::Refused { request: id, refusal: refusal.clone() });
+                self.effects.push_back(Effect::Reject { caller, request: id, refusal });
+            }
+            Exit::Answered { outcome, usage, estimated } => {
+                let charged = request.price.of(usage);
+                self.charge(id, charged, estimated);
+                self.observe(Observation::Finished { request: id, outcome, charged, estimated });
+                let finish = Effect::Finish { caller, request: id, outcome, charged, attempts };
+                self.effects.push_back(finish);
+            }
+        }
+        self.pass_turn(id, &request);
+    }
+
+    fn charge(&mut self, id: RequestId, charged: Amount, estimated: bool) {
+        if charged == Amount::ZERO {
+            self.quota.refund(self.now, reservation_of(id));
+        } else {
+            self.quota.settle(self.now, reservation_of(id), charged, estimated);
+        }
+        self.drain_quota();
+    }
+
+    fn leave_rooms(&mut self, id: RequestId, request: &Request, exit: &Exit) {
+        let (succeeded, used) = match exit {
+            Exit::Refused(_) => (false, Tokens::ZERO),
+            // A broken or cut answer was charged too: the key stays with it.
+            Exit::Answered { usage, .. } => (true, usage.total()),
+        };
+        self.free_idempotency(id, &request.arrival, succeeded);
+        self.concurrency.released(self.now, &request.arrival.model, load_signal(exit));
+        for account in self.rate_limits(&request.arrival) {
+            self.rate.adjust(self.now, account, request.arrived, request.rated, used);
+        }
+    }
+
+    /// The session's next turn begins.
+    fn pass_turn(&mut self, id: RequestId, request: &Request) {
+        let Some(session) = request.arrival.session.filter(|session| session.stored) else {
+            return;
+        };
+        if let Some(next) = self.turns.end_turn(session.key, id)
+            && self.requests.contains_key(&next)
+        {
+            self.reserve(next);
+        }
+    }
+}
+
+/// What a request's end says about its model's load. A replica that was full and another that was not is no overload:
+/// only the request as a whole counts.
+fn load_signal(exit: &Exit) -> Signal {
+    match exit {
+        Exit::Answered { outcome: Outcome::Completed, .. } => Signal::Success,
+        Exit::Answered { outcome: Outcome::Broken(failure), .. }
+        | Exit::Refused(Refusal::Failed { failure, .. }) => match failure {
+            Failure::Backpressure(_) | Failure::Timeout(Stage::FirstToken) => Signal::Overload,
+            _ => Signal::Neutral,
+        },
+        Exit::Answered { .. } | Exit::Refused(_) => Signal::Neutral,
+    }
+}
+
+/// How long the last count of a cut stream is awaited. The shell answers a cancel without asking anybody, within
+/// microseconds; a second is for a machine under heavy load.
+const LAST_COUNT_WAIT: core::time::Duration = core::time::Duration::from_secs(1);

@@ -1,0 +1,188 @@
+//! What the plane noticed and why it decided as it did: for metrics, logs and `explain`. Never fed back.
+
+use alloc::boxed::Box;
+use core::time::Duration;
+
+use crate::affinity::Binding;
+use crate::balance::{Chosen, Nobody};
+use crate::breaker::Transition;
+use crate::id::{AttemptId, EndpointId, RequestId, ReservationId, SessionKey};
+use crate::outcome::AttemptEnd;
+use crate::quota::Denied;
+use crate::registry::Refused as SourceRefused;
+use crate::units::{Amount, Tokens};
+use crate::{attempt, time::Instant};
+
+use super::effect::{Outcome, Refusal};
+
+/// Most observations kept until the shell polls them. A step makes a handful; a shell that never polls loses the
+/// oldest.
+pub const OBSERVATIONS_MAX: usize = 4_096;
+
+/// One thing noticed.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Observation {
+    /// A request came in.
+    Arrived {
+        /// Which.
+        request: RequestId,
+        /// The session it names, with that session's home.
+        session: Option<(SessionKey, Option<Binding>)>,
+        /// What will be reserved for it.
+        reserving: Amount,
+        /// When its time is over.
+        deadline: Instant,
+    },
+    /// The reservation was granted.
+    Granted {
+        /// Which request.
+        request: RequestId,
+        /// What is held for it now.
+        total: Amount,
+    },
+    /// The reservation, or an extension of it, was denied.
+    Denied {
+        /// Which request.
+        request: RequestId,
+        /// Why.
+        denied: Denied,
+    },
+    /// An endpoint was picked.
+    Picked {
+        /// Which request.
+        request: RequestId,
+        /// The attempt that goes there.
+        attempt: AttemptId,
+        /// Whom, why, and who else was considered.
+        chosen: Chosen,
+    },
+    /// Nobody could be picked.
+    Nobody {
+        /// Which request.
+        request: RequestId,
+        /// Why not.
+        nobody: Nobody,
+    },
+    /// The endpoint took the attempt.
+    Accepted {
+        /// Which attempt.
+        attempt: AttemptId,
+        /// Since its dispatch.
+        after: Duration,
+    },
+    /// The first token arrived.
+    FirstToken {
+        /// Which attempt.
+        attempt: AttemptId,
+        /// Since its dispatch.
+        after: Duration,
+    },
+    /// An attempt ended.
+    Ended {
+        /// Which attempt.
+        attempt: AttemptId,
+        /// Where it ran.
+        endpoint: EndpointId,
+        /// How it ended.
+        end: AttemptEnd,
+        /// Since its dispatch.
+        after: Duration,
+    },
+    /// Another attempt will be made.
+    Retrying {
+        /// Which request.
+        request: RequestId,
+        /// When.
+        at: Instant,
+    },
+    /// No other attempt will be made.
+    GaveUp {
+        /// Which request.
+        request: RequestId,
+        /// Why.
+        why: attempt::Why,
+    },
+    /// A session found its replica, or moved.
+    Bound {
+        /// For which request.
+        request: RequestId,
+        /// Which session.
+        session: SessionKey,
+        /// Its home now.
+        binding: Binding,
+        /// Its home before, where it moved.
+        moved_from: Option<EndpointId>,
+    },
+    /// A breaker moved.
+    Breaker(Transition),
+    /// A request is over without an answer.
+    Refused {
+        /// Which.
+        request: RequestId,
+        /// Why.
+        refusal: Refusal,
+    },
+    /// A request is over.
+    Finished {
+        /// Which.
+        request: RequestId,
+        /// How.
+        outcome: Outcome,
+        /// What was charged.
+        charged: Amount,
+        /// Whether the count is our own.
+        estimated: bool,
+    },
+    /// A request was under way when the process stopped.
+    Lost {
+        /// Which.
+        request: RequestId,
+        /// Completion tokens up to its last progress mark, which are charged.
+        produced: Tokens,
+    },
+    /// An endpoint joined.
+    EndpointAdded(EndpointId),
+    /// An endpoint left.
+    EndpointRemoved {
+        /// Its id, now void.
+        id: EndpointId,
+        /// Its name.
+        name: Box<str>,
+    },
+    /// A source's answer was not taken, or not whole.
+    SourceRefused {
+        /// Which source.
+        source: Box<str>,
+        /// Why.
+        why: SourceRefused,
+    },
+    /// A configuration took effect.
+    Configured {
+        /// Its version.
+        version: u64,
+    },
+    /// The shared quota store never acknowledged a charge: it is lost to the ledger.
+    ChargeLost {
+        /// Of which reservation.
+        reservation: ReservationId,
+        /// What had been used.
+        actual: Amount,
+    },
+    /// The shared quota store cannot be reached (`true`), or can again.
+    QuotaDegraded(bool),
+    /// An input named something that has ended or never was: a normal race.
+    Stale(Stale),
+}
+
+/// What a stale input named.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stale {
+    /// An attempt.
+    Attempt(AttemptId),
+    /// A caller.
+    Caller,
+    /// A reservation.
+    Reservation(ReservationId),
+    /// An endpoint's name.
+    Endpoint,
+}

@@ -1,0 +1,138 @@
+//! One request, from arrival to its one outcome.
+//!
+//! ```text
+//!              +-> WaitingTurn --+
+//!  arrived ----+                 +-> Reserving --> Attempting --> (settled, gone)
+//!              +-----------------+                  |      ^
+//!                                                   v      |
+//!                                                   Backoff
+//!                                    Attempting --> Cutting --> (settled, gone)
+//! ```
+//!
+//! A request leaves the table in the step that settles or refunds its reservation, so that no terminal path can forget
+//! to release: there is one way out, `ControlPlane::conclude`.
+
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+
+use serde::{Deserialize, Serialize};
+
+use super::effect::Spent;
+use super::input::Arrival;
+use crate::breaker::Ticket;
+use crate::id::{AttemptId, EndpointId, Minted, RequestId, ReservationId};
+use crate::outcome::Failure;
+use crate::time::Instant;
+use crate::units::{Price, Tokens, Usage};
+
+/// Where a request stands.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) enum Phase {
+    /// Another turn of its stored session runs.
+    WaitingTurn,
+    /// Its reservation is being decided.
+    Reserving,
+    /// An attempt failed; the next one is due.
+    Backoff {
+        /// When.
+        until: Instant,
+    },
+    /// An attempt runs.
+    Attempting(Attempt),
+    /// Its quota is spent; the attempt was told to stop, its last count is awaited.
+    Cutting {
+        /// The attempt.
+        attempt: Attempt,
+        /// Which limit was met.
+        spent: Spent,
+        /// Until when the count is awaited.
+        until: Instant,
+    },
+}
+
+/// The attempt that runs.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct Attempt {
+    pub id: AttemptId,
+    pub endpoint: EndpointId,
+    pub ticket: Ticket,
+    pub started: Instant,
+    /// Whether the session's home becomes this endpoint once it accepts.
+    pub binds: bool,
+    /// Whether the head of its answer arrived.
+    pub accepted: bool,
+}
+
+/// A request and all that is decided about it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct Request {
+    pub arrival: Box<Arrival>,
+    pub arrived: Instant,
+    pub deadline: Instant,
+    /// Pinned at arrival: a reload changes no running bill.
+    pub price: Price,
+    pub phase: Phase,
+    pub attempts: u32,
+    pub tried: Vec<EndpointId>,
+    /// Something of an answer has gone to the client.
+    pub committed: bool,
+    /// Completion tokens that have arrived, as of the last progress mark.
+    pub produced: Tokens,
+    /// Completion tokens covered by the reservation.
+    pub covered: Tokens,
+    /// An extension of the reservation is being decided.
+    pub extending: bool,
+    /// Tokens counted against the tokens-a-minute limits.
+    pub rated: Tokens,
+    /// Whether the model's concurrency limit counts this request.
+    pub counted: bool,
+    pub last_failure: Option<Failure>,
+    /// The instant under which the request stands in the timer set.
+    pub due: Instant,
+}
+
+impl Request {
+    /// The attempt that runs, if any.
+    pub fn attempt(&self) -> Option<&Attempt> {
+        match &self.phase {
+            Phase::Attempting(attempt) | Phase::Cutting { attempt, .. } => Some(attempt),
+            Phase::WaitingTurn | Phase::Reserving | Phase::Backoff { .. } => None,
+        }
+    }
+
+    /// What was used as of the last progress mark: nothing before the client was sent something.
+    pub fn used(&self) -> Usage {
+        if self.committed {
+            Usage { prompt: self.arrival.prompt, completion: self.produced }
+        } else {
+            Usage::default()
+        }
+    }
+}
+
+/// The one reservation of a request carries the request's own number.
+pub(super) const fn reservation_of(request: RequestId) -> ReservationId {
+    ReservationId(request.0)
+}
+
+/// The request that holds a reservation.
+pub(super) const fn request_of(reservation: ReservationId) -> RequestId {
+    RequestId(reservation.0)
+}
+
+/// An attempt's id is its request's number followed by four bits for the attempt: from either the other is known
+/// without a table. [`ATTEMPTS_MAX`] keeps the four bits enough.
+pub(super) const fn attempt_id(request: RequestId, number: u32) -> AttemptId {
+    let Minted { incarnation, counter } = request.0;
+    AttemptId(Minted { incarnation, counter: counter << 4 | (number & 0xf) as u64 })
+}
+
+/// The request that an attempt belongs to.
+#[must_use]
+pub const fn request_of_attempt(attempt: AttemptId) -> RequestId {
+    let Minted { incarnation, counter } = attempt.0;
+    RequestId(Minted { incarnation, counter: counter >> 4 })
+}
+
+/// The most attempts a request can have: what four bits of an attempt's id can count, from 1.
+pub const ATTEMPTS_MAX: u32 = 15;

@@ -1,0 +1,6 @@
+//! Everything but serving.
+
+pub mod ask;
+pub mod check;
+pub mod key;
+pub mod replica;

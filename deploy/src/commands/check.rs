@@ -1,0 +1,86 @@
+//! `pointsman check`: a configuration file, before it is served.
+
+use std::process::ExitCode;
+
+use transport::config::{self, Config, Env, Flags, Loaded};
+use transport::convert;
+use transport::gateway::discovery_limits;
+use transport::upstream::{Client, Settings};
+
+use crate::cli::CheckArgs;
+
+pub fn run(args: &CheckArgs) -> ExitCode {
+    let loaded = match config::load(Some(&args.config), &Flags::default(), &Env::process()) {
+        Ok(loaded) => loaded,
+        Err(errors) => {
+            eprintln!("{errors}");
+            return ExitCode::FAILURE;
+        }
+    };
+    for warning in &loaded.warnings {
+        eprintln!("warning: {warning}");
+    }
+    if args.print {
+        print_effective(&loaded);
+    }
+    let online = if args.online { check_online(&loaded.config) } else { true };
+    let routes = loaded.config.routes().len();
+    if online {
+        println!("{}: fine ({routes} routes)", args.config.display());
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
+}
+
+fn print_effective(loaded: &Loaded) {
+    for entry in &loaded.effective.entries {
+        println!("{}: {}  # {}", entry.path, entry.value, entry.origin);
+    }
+}
+
+/// Asks every endpoint for its models, as a gateway would.
+fn check_online(config: &Config) -> bool {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    match (runtime, convert::routes(config), Client::new(&Settings::default())) {
+        (Ok(runtime), Ok(routes), Ok(client)) => runtime.block_on(async {
+            let mut fine = true;
+            for (name, route) in &routes {
+                fine &= ask(&client, name, route).await;
+            }
+            fine
+        }),
+        (Err(error), _, _) => complain(&error),
+        (_, Err(error), _) => complain(&error),
+        (_, _, Err(error)) => complain(&error),
+    }
+}
+
+fn complain(error: &dyn std::error::Error) -> bool {
+    eprintln!("{error}");
+    false
+}
+
+async fn ask(client: &Client, name: &str, route: &transport::catalog::Route) -> bool {
+    let address = &route.target.base_url;
+    match client.discover(&route.target, discovery_limits()).await {
+        Err(failed) => {
+            eprintln!("{name} ({address}): {}: {}", failed.failure, failed.detail);
+            false
+        }
+        Ok(found) => {
+            let missing: Vec<&str> = route
+                .models
+                .iter()
+                .map(|(public, upstream)| &**upstream.as_ref().unwrap_or(public))
+                .filter(|wanted| found.iter().all(|model| model.id != *wanted))
+                .collect();
+            if missing.is_empty() {
+                println!("{name} ({address}): answers, {} models", found.len());
+            } else {
+                eprintln!("{name} ({address}): answers, but does not list {}", missing.join(", "));
+            }
+            missing.is_empty()
+        }
+    }
+}

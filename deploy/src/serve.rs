@@ -1,0 +1,221 @@
+//! `pointsman serve`: from flags to a gateway that serves, and from a signal to one that has left nothing behind.
+
+mod demo_fleet;
+mod own_key;
+mod reload;
+mod welcome;
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::signal::unix::{SignalKind, signal};
+use transport::config::{self, Config, Env, Errors, Flags, Loaded, LogFormat, LogLevel};
+use transport::front::{Front, Limits, Listener, Server};
+use transport::gateway::Gateway;
+use transport::logs;
+
+use crate::cli::ServeArgs;
+use demo_fleet::DemoFleet;
+
+/// How long a start waits for endpoints to say what they serve. Those that take longer are served when they have said.
+const DISCOVERY_WAIT: Duration = Duration::from_secs(3);
+
+/// What stops a start, and the exit status that says so.
+#[derive(Debug, thiserror::Error)]
+enum StartError {
+    #[error("{0}")]
+    Config(#[from] Errors),
+    #[error("{0}")]
+    Logs(#[from] logs::SettingsError),
+    #[error("cannot listen on {addr} ({key}): {source}")]
+    Listen { addr: std::net::SocketAddr, key: &'static str, source: std::io::Error },
+    #[error("{0}")]
+    Gateway(#[from] transport::gateway::StartError),
+    #[error("{0}")]
+    Tls(#[from] transport::tls::TlsError),
+    #[error("{0}")]
+    OwnKey(#[from] own_key::OwnKeyError),
+    #[error("the built-in replicas cannot start: {0}")]
+    Demo(std::io::Error),
+    #[error("{0}")]
+    Runtime(std::io::Error),
+}
+
+pub fn run(args: &ServeArgs) -> ExitCode {
+    match start(args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("pointsman cannot serve: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start(args: &ServeArgs) -> Result<(), StartError> {
+    let flags = Flags {
+        listen: args.listen.clone(),
+        data: args.data.clone(),
+        upstreams: args.upstream.clone(),
+    };
+    let env = Env::process();
+    let loaded = config::load(args.config.as_deref(), &flags, &env)?;
+    let (level, format) = log_words(&loaded.config.log);
+    let settings = logs::Settings::new(Some(level), format)?;
+    // Only a second start in one process could fail here, and there is none.
+    let _ = logs::init(settings);
+    for warning in &loaded.warnings {
+        tracing::warn!("{warning}");
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(StartError::Runtime)?;
+    runtime.block_on(serve(args, flags, env, loaded))
+}
+
+async fn serve(args: &ServeArgs, flags: Flags, env: Env, loaded: Loaded) -> Result<(), StartError> {
+    let Loaded { mut config, fingerprint, .. } = loaded;
+    let fleet = if config.is_demo() {
+        Some(DemoFleet::start().await.map_err(StartError::Demo)?)
+    } else {
+        None
+    };
+    if let Some(fleet) = &fleet {
+        fleet.join(&mut config);
+    }
+    let listener = listen(&config)?;
+    let addr = listener.local_addr().map_err(StartError::Runtime)?;
+    let own_key = own_key::if_needed(&config, addr)?;
+    let gateway = Gateway::start(&config)?;
+    if let Some(own) = &own_key {
+        gateway.accounts().set_own_key(own.entry.clone(), &config);
+    }
+    let _ = tokio::time::timeout(DISCOVERY_WAIT, gateway.discover()).await;
+    let limits = limits(&config);
+    let front = Front::new(Arc::new(gateway.chat()), gateway.accounts(), limits.clone());
+    let server = Server::new(limits.clone(), front.meters()).listen(listener);
+    let admin = admin_server(&config, &front, limits)?;
+    let health = gateway.health();
+    let stopping = stopping(Arc::clone(&health));
+    health.set_serving(true);
+    welcome::print(&config, addr, &gateway.catalog(), own_key.as_ref(), fleet.is_some());
+    let reloading = args.config.clone().map(|path| {
+        let watched =
+            reload::Watched { path, flags, env, fingerprint, started_with: config.clone() };
+        tokio::spawn(reload::run(watched, Arc::clone(&gateway)))
+    });
+    let grace = config.server.http.drain_grace;
+    let drained = tokio::select! {
+        drained = server.serve(front.router(), stopping, grace) => drained,
+        () = admin => unreachable!("the admin server runs until it is dropped"),
+    };
+    if drained.cut > 0 {
+        tracing::warn!(
+            connections = drained.cut,
+            "the grace time was over: what still ran was cut"
+        );
+    }
+    if let Some(task) = reloading {
+        task.abort();
+    }
+    stop_gateway(gateway).await;
+    Ok(())
+}
+
+/// Requests that were cut tell the plane so within moments; then the journal is closed.
+async fn stop_gateway(gateway: Arc<Gateway>) {
+    let settled = async {
+        while gateway.requests() > 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    if tokio::time::timeout(Duration::from_secs(2), settled).await.is_err() {
+        tracing::warn!("requests are still under way: they will be settled at the next start");
+    }
+    let stopped = tokio::task::spawn_blocking(move || gateway.stop()).await;
+    match stopped {
+        Ok(Ok(())) => tracing::info!("stopped; everything is written"),
+        Ok(Err(error)) => tracing::error!(%error, "stopped, but the journal could not be closed"),
+        Err(error) => tracing::error!(%error, "stopping broke"),
+    }
+}
+
+fn log_words(log: &config::Log) -> (&'static str, Option<&'static str>) {
+    let level = match log.level {
+        LogLevel::Trace => "trace",
+        LogLevel::Debug => "debug",
+        LogLevel::Info => "info",
+        LogLevel::Warn => "warn",
+        LogLevel::Error => "error",
+    };
+    let format = match log.format {
+        LogFormat::Auto => None,
+        LogFormat::Json => Some("json"),
+        LogFormat::Text => Some("text"),
+    };
+    (level, format)
+}
+
+fn listen(config: &Config) -> Result<Listener, StartError> {
+    let addr = config.server.http.addr;
+    let bound = Listener::bind(addr).map_err(|source| StartError::Listen {
+        addr,
+        key: "server.http.addr",
+        source,
+    })?;
+    match &config.server.http.tls {
+        None => Ok(bound),
+        Some(tls) => Ok(bound.with_tls(transport::tls::server_config(&tls.cert, &tls.key)?)),
+    }
+}
+
+fn limits(config: &Config) -> Limits {
+    let http = &config.server.http;
+    Limits {
+        connections_max: http.connections_max as usize,
+        header_time: http.header_timeout,
+        body_max: usize::try_from(http.body_bytes_max.0).unwrap_or(usize::MAX),
+        ..Limits::default()
+    }
+}
+
+/// Metrics and health on a port of their own. A default port that somebody else has is no reason not to serve.
+fn admin_server(
+    config: &Config,
+    front: &Front<transport::chat::Local>,
+    limits: Limits,
+) -> Result<impl Future<Output = ()> + use<>, StartError> {
+    let addr = config.server.admin.addr;
+    let bound = match Listener::bind(addr) {
+        _ if !config.monitoring.prometheus_enabled => None,
+        Ok(listener) => Some(listener),
+        Err(error) if addr == config::Admin::default_addr() => {
+            tracing::warn!(%error, "no metrics on {addr}: somebody else listens there; they are at /metrics of the API's port too");
+            None
+        }
+        Err(source) => {
+            return Err(StartError::Listen { addr, key: "server.admin.addr", source });
+        }
+    };
+    let (meters, router) = (front.meters(), front.meta_router());
+    Ok(async move {
+        if let Some(listener) = bound {
+            let server = Server::new(limits, meters).listen(listener);
+            server.serve(router, std::future::pending(), Duration::ZERO).await;
+        }
+        std::future::pending().await
+    })
+}
+
+/// Resolves when the process should stop, having said so to `/ready`.
+async fn stopping(health: Arc<transport::health::Health>) {
+    let mut terminate = signal(SignalKind::terminate()).expect("signals can be listened to");
+    let mut interrupt = signal(SignalKind::interrupt()).expect("signals can be listened to");
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tracing::info!("draining: no new requests; what runs may finish");
+    health.set_serving(false);
+}

@@ -1,0 +1,66 @@
+//! The key a gateway makes for itself when it is told to serve the network and nobody configured one.
+//!
+//! Serving the network without keys would hand the operator's models to whoever finds the port; refusing to start would
+//! stop the person who is only trying. So a key is made, its hash is kept, and the key is printed once.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use transport::config::{Config, DEFAULT_TENANT, KeyEntry, Limits};
+use transport::keys::{Key, KeyHash, generate};
+
+const FILE: &str = "own-key.hash";
+
+/// A key that no configuration names.
+pub struct OwnKey {
+    pub entry: KeyEntry,
+    /// The key itself, in the one life of the process that made it.
+    pub fresh: Option<Key>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum OwnKeyError {
+    #[error("cannot keep the hash of a new API key in {}: {source}", path.display())]
+    Io { path: PathBuf, source: std::io::Error },
+    #[error("{} does not hold a key's hash: delete it to have a new key made", path.display())]
+    Damaged { path: PathBuf },
+    #[error("the operating system gives no randomness for a key: {0}")]
+    Entropy(#[from] getrandom::Error),
+}
+
+/// The key, where one is needed: beyond loopback, without any configured.
+pub fn if_needed(config: &Config, addr: SocketAddr) -> Result<Option<OwnKey>, OwnKeyError> {
+    if addr.ip().is_loopback() || !config.keys.is_empty() {
+        return Ok(None);
+    }
+    let path = config.data.dir.join(FILE);
+    match std::fs::read_to_string(&path) {
+        Ok(text) => {
+            let hash = text.trim().parse().map_err(|_| OwnKeyError::Damaged { path })?;
+            Ok(Some(OwnKey { entry: entry(hash), fresh: None }))
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            let (key, hash) = generate()?;
+            keep(&config.data.dir, &path, hash)
+                .map_err(|source| OwnKeyError::Io { path, source })?;
+            Ok(Some(OwnKey { entry: entry(hash), fresh: Some(key) }))
+        }
+        Err(source) => Err(OwnKeyError::Io { path, source }),
+    }
+}
+
+fn keep(dir: &Path, path: &Path, hash: KeyHash) -> std::io::Result<()> {
+    std::fs::create_dir_all(dir)?;
+    std::fs::write(path, format!("{hash}\n"))
+}
+
+fn entry(hash: KeyHash) -> KeyEntry {
+    KeyEntry {
+        hash,
+        tenant: DEFAULT_TENANT.to_owned(),
+        user: None,
+        name: "own".to_owned(),
+        limits: Limits::default(),
+        models: None,
+    }
+}

@@ -1,0 +1,70 @@
+//! What a start prints: what is served, and a line to try it.
+
+use std::net::SocketAddr;
+
+use transport::catalog::Catalog;
+use transport::config::Config;
+
+use super::own_key::OwnKey;
+
+/// Models named in the greeting; more are counted.
+const NAMED_MAX: usize = 8;
+
+pub fn print(
+    config: &Config,
+    addr: SocketAddr,
+    catalog: &Catalog,
+    own_key: Option<&OwnKey>,
+    demo: bool,
+) {
+    let scheme = if config.server.http.tls.is_some() { "https" } else { "http" };
+    let models = catalog.models();
+    println!("pointsman {} serves {scheme}://{addr}/v1", env!("CARGO_PKG_VERSION"));
+    match models.first() {
+        None => println!("  models: none yet; its endpoints have not said what they serve"),
+        Some(_) => println!("  models: {}", named(&models)),
+    }
+    println!(
+        "  endpoints: {}",
+        catalog.routes().map(|(name, _)| name).collect::<Vec<_>>().join(", ")
+    );
+    println!("  data: {}", config.data.dir.display());
+    if demo {
+        println!("  the demo replicas are built in: `serve --upstream URL` asks your own server");
+    }
+    let key = match own_key.map(|own| &own.fresh) {
+        None if config.keys.is_empty() => {
+            println!("  keys: none in use; only this machine can reach it");
+            None
+        }
+        None => Some("YOUR_KEY"),
+        Some(None) => {
+            println!(
+                "  keys: the one made at the first start; delete own-key.hash in the data directory for a new one"
+            );
+            Some("YOUR_KEY")
+        }
+        Some(Some(fresh)) => {
+            println!(
+                "  keys: this one was made for you, and is shown only now: {}",
+                fresh.expose()
+            );
+            Some(fresh.expose())
+        }
+    };
+    let model = models.first().map_or("MODEL", |model| model.name.as_str());
+    let header = key.map(|key| format!(" -H 'authorization: Bearer {key}'")).unwrap_or_default();
+    println!("try it:");
+    println!(
+        "  curl -N {scheme}://{addr}/v1/chat/completions{header} -H 'content-type: application/json' \\\n    \
+         -d '{{\"model\":\"{model}\",\"stream\":true,\"messages\":[{{\"role\":\"user\",\"content\":\"Hello!\"}}]}}'"
+    );
+}
+
+fn named(models: &[transport::exchange::Model]) -> String {
+    let names: Vec<_> = models.iter().take(NAMED_MAX).map(|model| model.name.as_str()).collect();
+    match models.len().saturating_sub(NAMED_MAX) {
+        0 => names.join(", "),
+        more => format!("{} and {more} more", names.join(", ")),
+    }
+}

@@ -1,0 +1,77 @@
+//! The steps of `cargo xtask test`, in the order they run: the cheap and telling ones first.
+
+use std::fmt;
+
+use clap::ValueEnum;
+
+use crate::process::{Workspace, run};
+use crate::{purity, sdk};
+
+/// One check, by the name `--only` takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Step {
+    /// rustfmt has nothing to change.
+    Fmt,
+    /// clippy has nothing to say about any target.
+    Clippy,
+    /// The decisions build alone, without the standard library.
+    Purity,
+    /// Licences, duplicates and banned crates.
+    Dependencies,
+    /// The style, as a test.
+    Tidy,
+    /// All unit, property and transcript tests.
+    Tests,
+    /// The binary real clients will meet.
+    Build,
+    /// The official Python SDK against it.
+    PythonSdk,
+    /// The official Node SDK against it.
+    NodeSdk,
+}
+
+impl Step {
+    /// What the step finds out, for its header.
+    pub const fn purpose(self) -> &'static str {
+        match self {
+            Self::Fmt => "the sources are formatted",
+            Self::Clippy => "no warning in any target",
+            Self::Purity => "control builds alone, and nothing it uses has std",
+            Self::Dependencies => "licences, duplicates and banned crates",
+            Self::Tidy => "the house rules hold",
+            Self::Tests => "unit, property and transcript tests",
+            Self::Build => "the binary",
+            Self::PythonSdk => "the official Python SDK, against replicas that die",
+            Self::NodeSdk => "the official Node SDK",
+        }
+    }
+
+    /// Runs it; the error says what failed.
+    ///
+    /// The binary is a debug build: it shares nearly all of its work with the tests, where an optimized one would
+    /// compile every dependency once more, and it checks the plane's invariants after every step while the clients
+    /// are at it. `xtask`'s own tests run in their two steps and are left out of the third, so that none runs twice.
+    pub fn run(self, workspace: &Workspace) -> Result<(), String> {
+        let cargo = |args: &[&str]| run(&mut workspace.cargo(args));
+        match self {
+            Self::Fmt => cargo(&["fmt", "--all", "--check"]),
+            Self::Clippy => {
+                cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"])
+            }
+            Self::Purity => purity::check(workspace),
+            Self::Dependencies => cargo(&["test", "-p", "xtask", "--test", "dependencies"]),
+            Self::Tidy => cargo(&["test", "-p", "xtask", "--bins", "--test", "tidy"]),
+            Self::Tests => cargo(&["test", "--workspace", "--exclude", "xtask", "--no-fail-fast"]),
+            Self::Build => cargo(&["build", "-p", "pointsman"]),
+            Self::PythonSdk => sdk::python(workspace),
+            Self::NodeSdk => sdk::node(workspace),
+        }
+    }
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let named = self.to_possible_value();
+        f.write_str(named.as_ref().map_or("hidden", |value| value.get_name()))
+    }
+}

@@ -1,0 +1,127 @@
+//! Who may ask: the keys of the configuration in effect, and the names of the accounts they stand for.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use control::id::{AccountId, Digest, Principal, SessionKey};
+
+use crate::config::{Config, DEFAULT_TENANT, KeyEntry};
+use crate::front::{AuthError, Authenticate, Caller};
+use crate::keys::{AccountIds, KeyRing, Names, Refused};
+
+/// Names by account, for `quota show` on a running or stopped gateway.
+const NAMES_FILE: &str = "accounts.json";
+
+/// Looks keys up. A reload swaps the ring; requests under way keep who they are.
+pub struct Accounts {
+    ids: AccountIds,
+    ring: ArcSwap<KeyRing>,
+    /// A key that this gateway made for itself; see [`Accounts::set_own_key`].
+    own: ArcSwap<Vec<KeyEntry>>,
+    file: PathBuf,
+}
+
+impl Accounts {
+    /// The accounts of a configuration. `dir` is the data directory.
+    #[must_use]
+    pub fn new(config: &Config, ids: AccountIds, dir: &Path) -> Arc<Self> {
+        let accounts = Self {
+            ids,
+            ring: ArcSwap::default(),
+            own: ArcSwap::default(),
+            file: dir.join(NAMES_FILE),
+        };
+        accounts.set_config(config);
+        Arc::new(accounts)
+    }
+
+    /// Takes the keys of a new configuration.
+    pub fn set_config(&self, config: &Config) {
+        let own = self.own.load();
+        // A file that names keys decides alone who is let in.
+        let keys = if config.keys.is_empty() { own.as_slice() } else { &config.keys };
+        self.ring.store(Arc::new(KeyRing::new(keys, &self.ids)));
+        if let Err(error) = write_names(&self.file, &Names::of(config, &self.ids)) {
+            tracing::warn!(%error, "account names could not be kept: `quota show` will print ids");
+        }
+    }
+
+    /// Lets in the key that the gateway made because it serves beyond loopback and none was configured.
+    pub fn set_own_key(&self, key: KeyEntry, config: &Config) {
+        self.own.store(Arc::new(vec![key]));
+        self.set_config(config);
+    }
+
+    /// Ids of accounts by name.
+    #[must_use]
+    pub fn ids(&self) -> &AccountIds {
+        &self.ids
+    }
+
+    /// Somebody on loopback, where no keys are in use.
+    fn anybody(&self, user_id: Option<&str>) -> Caller {
+        Caller {
+            principal: self.ids.principal(DEFAULT_TENANT, user_id, None),
+            models: None,
+            tenant_name: DEFAULT_TENANT.into(),
+        }
+    }
+}
+
+impl Authenticate for Accounts {
+    fn authenticate(
+        &self,
+        bearer: Option<&str>,
+        user_id: Option<&str>,
+    ) -> Result<Caller, AuthError> {
+        let ring = self.ring.load();
+        if ring.is_empty() {
+            return Ok(self.anybody(user_id));
+        }
+        let presented = bearer.ok_or(AuthError::KeyMissing)?;
+        let identity = ring.lookup(presented).map_err(|refused| match refused {
+            Refused::Mistyped | Refused::Unknown => AuthError::KeyUnknown,
+        })?;
+        let mut principal = identity.principal;
+        match (&identity.user, user_id) {
+            // A user's own key speaks for nobody else.
+            (Some(own), Some(named)) if own != named => return Err(AuthError::UserForbidden),
+            (None, Some(named)) => principal.user = Some(self.ids.user(&identity.tenant, named)),
+            (_, None) | (Some(_), Some(_)) => {}
+        }
+        let models = identity.models.as_deref().map(Arc::from);
+        Ok(Caller { principal, models, tenant_name: identity.tenant.as_str().into() })
+    }
+
+    fn session_key(&self, principal: &Principal, name: &str) -> SessionKey {
+        let tenant = principal.tenant.0.to_le_bytes();
+        let digest = self.ids.digest("session", &[&tenant, name.as_bytes()]);
+        SessionKey(digest.0 as u64)
+    }
+
+    fn digest(&self, bytes: &[u8]) -> Digest {
+        self.ids.digest("request", &[bytes])
+    }
+}
+
+/// Names of accounts as a gateway kept them in its data directory; none where it kept none.
+#[must_use]
+pub fn read_names(dir: &Path) -> BTreeMap<AccountId, String> {
+    let Ok(bytes) = std::fs::read(dir.join(NAMES_FILE)) else { return BTreeMap::new() };
+    let names: BTreeMap<String, String> = serde_json::from_slice(&bytes).unwrap_or_default();
+    let named = names
+        .into_iter()
+        .filter_map(|(id, name)| u64::from_str_radix(&id, 16).ok().map(|id| (AccountId(id), name)));
+    named.collect()
+}
+
+fn write_names(file: &Path, names: &Names) -> io::Result<()> {
+    let by_id: BTreeMap<String, &str> =
+        names.iter().map(|(id, name)| (format!("{:016x}", id.0), name)).collect();
+    let partial = file.with_extension("json.new");
+    std::fs::write(&partial, serde_json::to_vec_pretty(&by_id)?)?;
+    std::fs::rename(&partial, file)
+}

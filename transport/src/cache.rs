@@ -1,0 +1,94 @@
+//! What endpoints said they serve, kept for the day when they do not answer.
+//!
+//! A gateway that starts while a provider is down would otherwise know none of its models, and refuse as unknown what
+//! it served a minute before. The cache is a small sled database beside the journal: it may be deleted at any time.
+
+use std::path::Path;
+
+use control::Wall;
+use serde::{Deserialize, Serialize};
+
+/// Page cache. The registry is some kilobytes; sled's default of a gigabyte is for databases.
+const CACHE_BYTES: u64 = 1 << 20;
+
+/// Models by endpoint, as last seen.
+pub struct RegistryCache {
+    tree: sled::Tree,
+}
+
+/// What an endpoint said.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Seen {
+    /// Its models.
+    pub models: Vec<Box<str>>,
+    /// When it said so.
+    pub at: Wall,
+}
+
+/// The cache cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error("the registry cache cannot be used ({0}); it may be deleted while the gateway is stopped")]
+pub struct CacheError(String);
+
+impl From<sled::Error> for CacheError {
+    fn from(error: sled::Error) -> Self {
+        Self(error.to_string())
+    }
+}
+
+impl RegistryCache {
+    /// Opens the cache of a data directory.
+    ///
+    /// # Errors
+    /// Where it is damaged or its disk fails.
+    pub fn open(dir: &Path) -> Result<Self, CacheError> {
+        let db = sled::Config::new()
+            .path(dir.join("registry-cache"))
+            .cache_capacity(CACHE_BYTES)
+            .mode(sled::Mode::LowSpace)
+            .open()?;
+        Ok(Self { tree: db.open_tree("models")? })
+    }
+
+    /// What `endpoint`, at this address, said last. Another address is another endpoint.
+    #[must_use]
+    pub fn get(&self, endpoint: &str, address: &str) -> Option<Seen> {
+        let bytes = self.tree.get(key(endpoint, address)).ok()??;
+        serde_json::from_slice(&bytes).ok()
+    }
+
+    /// Keeps what `endpoint` says, on the disk when this returns.
+    ///
+    /// # Errors
+    /// Where the disk fails.
+    pub fn insert(&self, endpoint: &str, address: &str, seen: &Seen) -> Result<(), CacheError> {
+        let bytes = serde_json::to_vec(seen).map_err(|error| CacheError(error.to_string()))?;
+        self.tree.insert(key(endpoint, address), bytes)?;
+        self.tree.flush()?;
+        Ok(())
+    }
+}
+
+fn key(endpoint: &str, address: &str) -> Vec<u8> {
+    [endpoint.as_bytes(), b"\0", address.as_bytes()].concat()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
+    use super::*;
+
+    #[test]
+    fn what_was_seen_is_there_after_a_restart_and_belongs_to_its_address() {
+        let dir = tempfile::tempdir().unwrap();
+        let seen = Seen { models: vec!["m".into()], at: Wall::from_millis(5) };
+        {
+            let cache = RegistryCache::open(dir.path()).unwrap();
+            cache.insert("a", "http://one", &seen).unwrap();
+        }
+        let cache = RegistryCache::open(dir.path()).unwrap();
+        assert_eq!(cache.get("a", "http://one"), Some(seen));
+        assert_eq!(cache.get("a", "http://two"), None);
+    }
+}

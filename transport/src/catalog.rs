@@ -1,0 +1,136 @@
+//! Who serves what, under which address and name: what the hands need to know about endpoints.
+//!
+//! The plane knows endpoints by name; addresses, keys and upstream model names stay here. A catalog is a value: a change
+//! makes a new one, which requests that begin from then on see whole.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use control::registry::EndpointSpec;
+
+use crate::exchange::Model;
+use crate::upstream::Target;
+
+/// The catalog in effect.
+pub type SharedCatalog = Arc<ArcSwap<Catalog>>;
+
+/// All endpoints by name.
+#[derive(Clone, Debug, Default)]
+pub struct Catalog {
+    routes: BTreeMap<Box<str>, Route>,
+    prices: BTreeMap<Box<str>, (f64, f64)>,
+    since: BTreeMap<Box<str>, u64>,
+}
+
+/// One endpoint.
+#[derive(Clone, Debug)]
+pub struct Route {
+    /// Where it is and how it is spoken to.
+    pub target: Target,
+    /// Who provides it: a provider's name, or `pointsman` for own replicas.
+    pub provider: String,
+    /// Its weight among its peers.
+    pub weight: u32,
+    /// Its tier: lower is asked first.
+    pub tier: u8,
+    /// The most attempts at once.
+    pub in_flight_max: u32,
+    /// The most requests it gets in a second, where that is limited.
+    pub rps_max: Option<u32>,
+    /// The longest one attempt may take there, beside the model's timeouts.
+    pub attempt_max: Option<Duration>,
+    /// Public model names, each with the name the endpoint knows it by, where that differs.
+    pub models: BTreeMap<Box<str>, Option<Box<str>>>,
+    /// Whether its models are asked for at `/v1/models`.
+    pub discover: bool,
+    /// Models it is not asked for, although it lists them.
+    pub except: BTreeSet<Box<str>>,
+}
+
+impl Catalog {
+    /// A catalog of `routes`. Models that `before` knew keep the second since when they are known.
+    #[must_use]
+    pub fn new(
+        routes: BTreeMap<Box<str>, Route>,
+        prices: BTreeMap<Box<str>, (f64, f64)>,
+        before: &Self,
+        now_seconds: u64,
+    ) -> Self {
+        let models = routes.values().flat_map(|route| route.models.keys());
+        let since = models
+            .map(|name| (name.clone(), before.since.get(name).copied().unwrap_or(now_seconds)))
+            .collect();
+        Self { routes, prices, since }
+    }
+
+    /// Where to send a request for `model` to `endpoint`, and the model's name there if it differs.
+    #[must_use]
+    pub fn target(&self, endpoint: &str, model: &str) -> Option<(&Target, Option<&str>)> {
+        let route = self.routes.get(endpoint)?;
+        let upstream = route.models.get(model)?;
+        Some((&route.target, upstream.as_deref()))
+    }
+
+    /// All endpoints.
+    pub fn routes(&self) -> impl Iterator<Item = (&str, &Route)> {
+        self.routes.iter().map(|(name, route)| (&**name, route))
+    }
+
+    /// One endpoint.
+    #[must_use]
+    pub fn route(&self, endpoint: &str) -> Option<&Route> {
+        self.routes.get(endpoint)
+    }
+
+    /// The same catalog with what an endpoint said it serves. Names that the configuration maps keep their mapping.
+    #[must_use]
+    pub fn with_models(&self, endpoint: &str, found: &[Box<str>], now_seconds: u64) -> Self {
+        let mut routes = self.routes.clone();
+        if let Some(route) = routes.get_mut(endpoint) {
+            route.models.retain(|name, upstream| upstream.is_some() || found.contains(name));
+            for name in found.iter().filter(|name| !route.except.contains(*name)) {
+                route.models.entry(name.clone()).or_default();
+            }
+        }
+        Self::new(routes, self.prices.clone(), self, now_seconds)
+    }
+
+    /// An endpoint as the plane's registry takes it.
+    #[must_use]
+    pub fn spec(&self, endpoint: &str) -> Option<EndpointSpec> {
+        let route = self.routes.get(endpoint)?;
+        Some(EndpointSpec {
+            name: endpoint.into(),
+            weight: route.weight,
+            tier: route.tier,
+            in_flight_max: route.in_flight_max,
+            models: route.models.keys().cloned().collect(),
+        })
+    }
+
+    /// Public models, by name. The provider is that of the first endpoint in the lowest tier.
+    #[must_use]
+    pub fn models(&self) -> Vec<Model> {
+        let mut providers: BTreeMap<&str, (u8, &str)> = BTreeMap::new();
+        for route in self.routes.values() {
+            for name in route.models.keys() {
+                let mine = (route.tier, route.provider.as_str());
+                let known = providers.entry(name).or_insert(mine);
+                if mine.0 < known.0 {
+                    *known = mine;
+                }
+            }
+        }
+        providers
+            .into_iter()
+            .map(|(name, (_, provider))| Model {
+                name: name.to_owned(),
+                provider: provider.to_owned(),
+                created: self.since.get(name).copied().unwrap_or_default(),
+                price: self.prices.get(name).copied(),
+            })
+            .collect()
+    }
+}

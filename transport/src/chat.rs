@@ -1,0 +1,309 @@
+//! The chat role in process: carries a call from its admission to its last byte.
+//!
+//! The task of a request owns its upstream connection and does what the plane orders. Until the first token nothing has
+//! gone to the client, so a failed attempt is followed by another in silence. From the first token on a second task
+//! pumps events to the client, and an end that is not clean is said in the stream.
+//!
+//! What a client must not see too early waits for the journal: a refusal, the end of a stream and a whole answer for
+//! the record that settles them, the first byte for the record of its reservation.
+
+mod attempt;
+mod cache;
+mod pump;
+
+use std::sync::Arc;
+
+use control::id::{CallerToken, RequestId};
+use control::outcome::{AttemptEnd, Failure};
+use control::plane::{Arrival, Dispatch, Input, Outcome, Refusal};
+use tokio::sync::mpsc;
+
+use crate::catalog::SharedCatalog;
+use crate::driver::{Driver, Order};
+use crate::exchange::{Call, Chat, Checks, End, Model, Refused, Reply, ReplyBody, Why};
+use crate::health::Health;
+use crate::upstream::Client;
+use attempt::{Begun, Run};
+use cache::Answers;
+
+/// The chat role over a plane in this process.
+#[derive(Clone)]
+pub struct Local(Arc<Parts>);
+
+/// Everything a request needs on its way.
+struct Parts {
+    driver: Arc<Driver>,
+    upstream: Client,
+    catalog: SharedCatalog,
+    health: Arc<Health>,
+    answers: Answers,
+    answer_bytes_max: usize,
+}
+
+impl Local {
+    /// A chat role over a driven plane. `answer_bytes_max` bounds an answer that does not stream.
+    pub fn new(
+        driver: Arc<Driver>,
+        upstream: Client,
+        catalog: SharedCatalog,
+        health: Arc<Health>,
+        answer_bytes_max: usize,
+    ) -> Self {
+        let parts = Parts {
+            driver,
+            upstream,
+            catalog,
+            health,
+            answers: Answers::default(),
+            answer_bytes_max,
+        };
+        Self(Arc::new(parts))
+    }
+
+    async fn answer(&self, call: Call) -> Result<Reply, Refused> {
+        let unavailable = |why| Refused { request: None, attempts: 0, why };
+        let parts = &self.0;
+        let (caller, orders) = parts
+            .driver
+            .arrive(|caller| arrival(caller, &call))
+            .map_err(|error| unavailable(Why::JournalUnavailable(error.0)))?;
+        let mut request = Request {
+            chat: Arc::clone(parts),
+            leaving: Leaving { driver: Arc::clone(&parts.driver), caller, over: false },
+            orders,
+            call,
+            arrived: parts.driver.clock().now(),
+            id: None,
+            attempts: 0,
+            reserved_at: 0,
+            upstream_words: None,
+        };
+        request.run().await
+    }
+}
+
+impl Chat for Local {
+    async fn exchange(&self, call: Call) -> Result<Reply, Refused> {
+        self.answer(call).await
+    }
+
+    fn models(&self) -> Vec<Model> {
+        self.0.catalog.load().models()
+    }
+
+    fn checks(&self) -> Checks {
+        self.0.health.checks(&self.0.driver)
+    }
+
+    fn metrics(&self) -> String {
+        self.0.health.metrics(&self.0.driver)
+    }
+}
+
+/// A request under way, until its answer begins.
+struct Request {
+    chat: Arc<Parts>,
+    leaving: Leaving,
+    orders: mpsc::Receiver<Order>,
+    call: Call,
+    arrived: control::Instant,
+    id: Option<RequestId>,
+    attempts: u32,
+    /// The record of the reservation, or a later one.
+    reserved_at: u64,
+    /// How upstream worded its refusal of the request itself.
+    upstream_words: Option<(bytes::Bytes, String)>,
+}
+
+impl Request {
+    async fn run(&mut self) -> Result<Reply, Refused> {
+        loop {
+            match self.orders.recv().await {
+                Some(Order::Admitted(id)) => self.id = Some(id),
+                Some(Order::Dispatch { dispatch, position }) => {
+                    (self.attempts, self.reserved_at) = (dispatch.number, position);
+                    if let Some(reply) = self.attempt(&dispatch).await? {
+                        return Ok(reply);
+                    }
+                }
+                // Between attempts there is nothing to stop.
+                Some(Order::Cancel) => {}
+                Some(Order::Reject { request, refusal, position }) => {
+                    return self.rejected(request, refusal, position).await;
+                }
+                Some(Order::Finish { .. }) | None => {
+                    return Err(self.refused(Why::Plane(Refusal::Lost)));
+                }
+            }
+        }
+    }
+
+    /// Makes one attempt. `None` where it failed before anything was sent: the plane's next order says what then.
+    async fn attempt(&mut self, dispatch: &Dispatch) -> Result<Option<Reply>, Refused> {
+        let chat = Arc::clone(&self.chat);
+        let run = Run::new(&chat, &self.call, dispatch);
+        let begun = tokio::select! {
+            biased;
+            begun = run.begin() => begun,
+            () = cancelled(&mut self.orders) => {
+                self.report(dispatch, AttemptEnd::Cancelled { produced: control::units::Tokens::ZERO });
+                return Ok(None);
+            }
+        };
+        match begun {
+            Ok(Begun::Whole(whole)) => {
+                let end = AttemptEnd::Completed { usage: whole.usage, estimated: whole.estimated };
+                let attempt = dispatch.attempt;
+                chat.driver.submit_all([
+                    Input::AttemptAccepted { attempt },
+                    Input::AttemptEnded { attempt, end },
+                ]);
+                let outcome = self.settled().await?;
+                let end = End { outcome, detail: None, usage: whole.usage, first_token: None };
+                let body = ReplyBody::Whole { bytes: whole.body, end };
+                let reply = self.reply(dispatch, whole.content_type, body);
+                if self.call.idempotency.is_some() {
+                    chat.answers.insert(&reply);
+                }
+                Ok(Some(reply))
+            }
+            Ok(Begun::Stream(opened)) => {
+                self.written(self.reserved_at).await?;
+                let content_type = opened.content_type.clone();
+                let body = pump::start(self, dispatch, *opened);
+                Ok(Some(self.reply(dispatch, content_type, ReplyBody::Stream(body))))
+            }
+            Err(failed) => {
+                tracing::debug!(
+                    request_id = %dispatch.request,
+                    instance_id = %dispatch.endpoint_name,
+                    attempt = dispatch.number,
+                    "attempt failed: {}: {}", failed.failure, failed.detail
+                );
+                chat.health.attempt_failed(&dispatch.endpoint_name, &failed);
+                let end = AttemptEnd::Failed {
+                    failure: failed.failure,
+                    produced: failed.produced,
+                    retry_after: failed.retry_after,
+                };
+                self.upstream_words = failed.upstream.map(|said| {
+                    (said.body, said.content_type.unwrap_or_else(|| "text/plain".to_owned()))
+                });
+                self.report(dispatch, end);
+                Ok(None)
+            }
+        }
+    }
+
+    fn report(&self, dispatch: &Dispatch, end: AttemptEnd) {
+        self.chat.driver.submit(Input::AttemptEnded { attempt: dispatch.attempt, end });
+    }
+
+    /// A whole answer may be sent once its settlement is written.
+    async fn settled(&mut self) -> Result<Outcome, Refused> {
+        loop {
+            match self.orders.recv().await {
+                Some(Order::Finish { outcome, position, attempts, .. }) => {
+                    self.attempts = attempts;
+                    self.leaving.over = true;
+                    return self.written(position).await.map(|()| outcome);
+                }
+                Some(Order::Reject { request, refusal, position }) => {
+                    let rejected = self.rejected(request, refusal, position).await;
+                    return rejected.map(|_| Outcome::Cancelled);
+                }
+                Some(Order::Admitted(_) | Order::Dispatch { .. } | Order::Cancel) => {}
+                None => return Err(self.refused(Why::Plane(Refusal::Lost))),
+            }
+        }
+    }
+
+    /// The plane said no. A repeated idempotency key gets the answer it got before, while that is still at hand.
+    async fn rejected(
+        &mut self,
+        request: RequestId,
+        refusal: Refusal,
+        position: u64,
+    ) -> Result<Reply, Refused> {
+        self.id = Some(request);
+        self.leaving.over = true;
+        self.written(position).await?;
+        if let Refusal::IdempotencyDone { by } = &refusal
+            && let Some(reply) = self.chat.answers.get(*by)
+        {
+            return Ok(reply);
+        }
+        Err(match (refusal, self.upstream_words.take()) {
+            (Refusal::Failed { failure: failure @ Failure::ClientError(_), .. }, Some(words)) => {
+                let (body, content_type) = words;
+                self.refused(Why::Upstream { failure, body, content_type })
+            }
+            (refusal, _) => self.refused(Why::Plane(refusal)),
+        })
+    }
+
+    fn refused(&self, why: Why) -> Refused {
+        Refused { request: self.id, attempts: self.attempts, why }
+    }
+
+    async fn written(&self, position: u64) -> Result<(), Refused> {
+        let written = self.chat.driver.journal().wait_written(position).await;
+        written.map_err(|error| self.refused(Why::JournalUnavailable(error.to_string())))
+    }
+
+    fn reply(&self, dispatch: &Dispatch, content_type: String, body: ReplyBody) -> Reply {
+        Reply {
+            request: dispatch.request,
+            replica: dispatch.endpoint_name.to_string(),
+            attempts: self.attempts,
+            content_type,
+            body,
+        }
+    }
+}
+
+/// Tells the plane that the client has gone, unless its request is over.
+struct Leaving {
+    driver: Arc<Driver>,
+    caller: CallerToken,
+    over: bool,
+}
+
+impl Leaving {
+    /// The duty to tell, passed on to the task that carries the request from here.
+    fn hand_over(&mut self) -> Self {
+        let over = std::mem::replace(&mut self.over, true);
+        Self { driver: Arc::clone(&self.driver), caller: self.caller, over }
+    }
+}
+
+impl Drop for Leaving {
+    fn drop(&mut self) {
+        if !self.over {
+            self.driver.submit(Input::ClientGone { caller: self.caller });
+        }
+    }
+}
+
+fn arrival(caller: CallerToken, call: &Call) -> Arrival {
+    Arrival {
+        caller,
+        model: call.model.as_str().into(),
+        principal: call.principal,
+        session: call.session,
+        idempotency: call.idempotency,
+        prompt: call.prompt,
+        output_max: call.output_max,
+        stream: call.stream,
+        patience: call.patience,
+    }
+}
+
+/// Waits for the plane's order to stop.
+async fn cancelled(orders: &mut mpsc::Receiver<Order>) {
+    while let Some(order) = orders.recv().await {
+        if matches!(order, Order::Cancel) {
+            return;
+        }
+    }
+}

@@ -1,0 +1,168 @@
+//! One attempt, until its answer begins or it fails.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use control::outcome::Failure;
+use control::plane::{Dispatch, Input};
+use control::units::{Tokens, Usage};
+use http::HeaderMap;
+
+use super::Parts;
+use crate::exchange::{Call, Operation};
+use crate::upstream::body::{CompletionMaxKey, Rewrite, rewrite};
+use crate::upstream::{Answer, Ask, Event, EventKind, Failed, Limits, Path, Stream, Whole};
+
+/// Bytes of a stream held back until its first token: a role announcement and some comments. More than that without a
+/// token is not an answer.
+const OPENING_MAX: usize = 64 << 10;
+
+/// How an attempt begins.
+pub(super) enum Begun {
+    /// The whole answer is here.
+    Whole(WholeAnswer),
+    /// The first token is here; the plane knows.
+    Stream(Box<Opened>),
+}
+
+/// An answer that came at once.
+pub(super) struct WholeAnswer {
+    pub body: Bytes,
+    pub content_type: String,
+    pub usage: Usage,
+    pub estimated: bool,
+}
+
+/// A stream whose first token has arrived.
+pub(super) struct Opened {
+    pub stream: Box<Stream>,
+    pub content_type: String,
+    /// Events up to and including the one with the first token.
+    pub opening: Vec<Event>,
+    /// Whether the client asked for the usage event, or only we did.
+    pub usage_wanted: bool,
+}
+
+/// What an attempt needs.
+pub(super) struct Run<'a> {
+    chat: &'a Parts,
+    call: &'a Call,
+    dispatch: &'a Dispatch,
+}
+
+impl<'a> Run<'a> {
+    pub fn new(chat: &'a Parts, call: &'a Call, dispatch: &'a Dispatch) -> Self {
+        Self { chat, call, dispatch }
+    }
+
+    pub async fn begin(&self) -> Result<Begun, Failed> {
+        let catalog = self.chat.catalog.load_full();
+        let endpoint = &self.dispatch.endpoint_name;
+        let Some((target, model)) = catalog.target(endpoint, &self.call.model) else {
+            return Err(failed(Failure::Connect, "the endpoint has just left the catalog"));
+        };
+        let rewritten = rewrite(&self.call.body, &self.changes(model))
+            .map_err(|error| failed(Failure::ClientError(400), &error.to_string()))?;
+        let limits = self.limits(catalog.route(endpoint).and_then(|route| route.attempt_max));
+        let ask = self.ask(rewritten.body);
+        match self.chat.upstream.call(target, ask, limits).await? {
+            Answer::Whole(whole) => Ok(Begun::Whole(self.whole(whole))),
+            Answer::Stream(stream) => {
+                let opened = self.opened(stream, rewritten.usage_asked).await?;
+                Ok(Begun::Stream(Box::new(opened)))
+            }
+        }
+    }
+
+    fn changes(&self, model: Option<&'a str>) -> Rewrite<'a> {
+        Rewrite {
+            model,
+            completion_max: self.dispatch.output_max,
+            completion_max_key: CompletionMaxKey::default(),
+            stream: self.call.stream && self.call.operation == Operation::ChatCompletions,
+        }
+    }
+
+    fn ask(&self, body: Bytes) -> Ask {
+        let mut headers = HeaderMap::new();
+        let traceparent = self.call.traceparent.as_deref().and_then(|text| text.parse().ok());
+        if let Some(value) = traceparent {
+            headers.insert("traceparent", value);
+        }
+        Ask {
+            path: match self.call.operation {
+                Operation::ChatCompletions => Path::ChatCompletions,
+                Operation::Embeddings => Path::Embeddings,
+            },
+            body,
+            stream: self.call.stream,
+            request_id: self.dispatch.request.to_string(),
+            headers,
+        }
+    }
+
+    fn limits(&self, attempt_max: Option<Duration>) -> Limits {
+        let clock = self.chat.driver.clock();
+        let now = clock.now();
+        // An endpoint's own limit is for its silence: a stream that moves is bounded by the request's deadline.
+        let first_token = self.dispatch.first_token_by.since(now);
+        let first_token = attempt_max.map_or(first_token, |max| first_token.min(max));
+        Limits {
+            connect: self.dispatch.connect_by.since(now),
+            first_token,
+            between_tokens: self.dispatch.gap_max,
+            whole_answer: first_token,
+            deadline: clock.deadline(self.dispatch.deadline),
+            answer_bytes_max: self.chat.answer_bytes_max,
+        }
+    }
+
+    fn whole(&self, whole: Whole) -> WholeAnswer {
+        let counted = Usage { prompt: self.call.prompt, completion: whole.estimated };
+        WholeAnswer {
+            content_type: content_type(&whole.headers),
+            body: whole.body,
+            estimated: whole.usage.is_none(),
+            usage: whole.usage.unwrap_or(counted),
+        }
+    }
+
+    /// Reads up to the first token, and tells the plane: from here on the request is committed.
+    async fn opened(&self, mut stream: Box<Stream>, usage_wanted: bool) -> Result<Opened, Failed> {
+        let attempt = self.dispatch.attempt;
+        self.chat.driver.submit(Input::AttemptAccepted { attempt });
+        let mut opening = Vec::new();
+        let mut held = 0;
+        loop {
+            let ended = || failed(Failure::Truncated, "the stream ended before a token");
+            let event = stream.next().await.unwrap_or_else(|| Err(ended()))?;
+            held += event.raw.len();
+            let begins = !matches!(event.kind, EventKind::Opening | EventKind::Other);
+            opening.push(event);
+            if begins {
+                break;
+            }
+            if held > OPENING_MAX {
+                return Err(failed(Failure::Garbage, "64 KiB of events without a token"));
+            }
+        }
+        self.chat.driver.submit(Input::FirstToken { attempt });
+        let content_type = content_type(stream.headers());
+        Ok(Opened { stream, content_type, opening, usage_wanted })
+    }
+}
+
+fn content_type(headers: &HeaderMap) -> String {
+    let value = headers.get(http::header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    value.unwrap_or("application/json").to_owned()
+}
+
+fn failed(failure: Failure, detail: &str) -> Failed {
+    Failed {
+        failure,
+        produced: Tokens::ZERO,
+        retry_after: None,
+        upstream: None,
+        detail: detail.to_owned(),
+    }
+}

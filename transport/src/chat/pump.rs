@@ -1,0 +1,206 @@
+//! From the first token to the last byte: events go to the client as upstream wrote them.
+//!
+//! The pump waits for whichever comes first: the client leaves, the plane orders a stop, the next event. Its channel to
+//! the front is short, so a slow client slows upstream down instead of filling memory.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use control::outcome::AttemptEnd;
+use control::plane::{Dispatch, Input, Outcome};
+use control::units::{Tokens, Usage};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use super::attempt::Opened;
+use super::{Leaving, Parts, Request};
+use crate::driver::Order;
+use crate::exchange::{End, Part};
+use crate::upstream::{Event, EventKind, Failed, Stream};
+
+/// Events between upstream and client. Enough to ride out a scheduling hiccup, few enough to mean backpressure.
+const PARTS_MAX: usize = 32;
+/// The plane is told of progress every so many tokens ...
+const MARK_TOKENS: u64 = 16;
+/// ... or after so long, whichever comes first.
+const MARK_EVERY: Duration = Duration::from_millis(250);
+
+/// How long a client that does not read may keep its stream's last words waiting.
+const LAST_WORDS: Duration = Duration::from_secs(10);
+
+/// Takes over an opened stream; the receiver is the answer's body.
+pub(super) fn start(
+    request: &mut Request,
+    dispatch: &Dispatch,
+    opened: Opened,
+) -> mpsc::Receiver<Part> {
+    let (parts, body) = mpsc::channel(PARTS_MAX);
+    let clock = request.chat.driver.clock();
+    let pump = Pump {
+        chat: Arc::clone(&request.chat),
+        leaving: request.leaving.hand_over(),
+        orders: std::mem::replace(&mut request.orders, mpsc::channel(1).1),
+        attempt: dispatch.attempt,
+        endpoint: dispatch.endpoint_name.to_string(),
+        parts,
+        prompt: request.call.prompt,
+        usage_wanted: opened.usage_wanted,
+        produced: Tokens::ZERO,
+        marked: (Tokens::ZERO, Instant::now()),
+        usage: None,
+        last: None,
+        first_token: Some(clock.now().since(request.arrived)),
+    };
+    tokio::spawn(pump.run(opened.stream, opened.opening));
+    body
+}
+
+struct Pump {
+    chat: Arc<Parts>,
+    leaving: Leaving,
+    orders: mpsc::Receiver<Order>,
+    attempt: control::id::AttemptId,
+    endpoint: String,
+    parts: mpsc::Sender<Part>,
+    prompt: Tokens,
+    usage_wanted: bool,
+    produced: Tokens,
+    marked: (Tokens, Instant),
+    usage: Option<Usage>,
+    /// `[DONE]`, held back until the settlement is written.
+    last: Option<Event>,
+    first_token: Option<Duration>,
+}
+
+/// Why the pump stopped.
+enum Stop {
+    /// Upstream's answer is over.
+    Ended,
+    /// Upstream broke.
+    Broken(Failed),
+    /// The plane said stop.
+    Cancelled,
+    /// The client left.
+    Gone,
+}
+
+impl Pump {
+    async fn run(mut self, mut stream: Box<Stream>, opening: Vec<Event>) {
+        let mut stop = None;
+        for event in opening {
+            stop = match stop {
+                None => self.forward(event).await,
+                stopped => stopped,
+            };
+        }
+        let stop = match stop {
+            Some(stop) => stop,
+            None => self.pump(&mut stream).await,
+        };
+        // Dropping the stream stops upstream at once; the accounting comes after.
+        drop(stream);
+        self.finish(stop).await;
+    }
+
+    async fn pump(&mut self, stream: &mut Stream) -> Stop {
+        loop {
+            let event = tokio::select! {
+                biased;
+                () = self.parts.closed() => return Stop::Gone,
+                () = super::cancelled(&mut self.orders) => return Stop::Cancelled,
+                event = stream.next() => event,
+            };
+            match event {
+                None => return Stop::Ended,
+                Some(Err(failed)) => return Stop::Broken(failed),
+                Some(Ok(event)) => {
+                    if let Some(stop) = self.forward(event).await {
+                        return stop;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Counts an event and passes it on. `Some` where the stream is over with it.
+    async fn forward(&mut self, event: Event) -> Option<Stop> {
+        self.usage = event.usage.or(self.usage);
+        match event.kind {
+            EventKind::Done => {
+                self.last = Some(event);
+                return Some(Stop::Ended);
+            }
+            // We asked for it in the client's name; a client that did not ask must not see it.
+            EventKind::Usage if !self.usage_wanted => return None,
+            EventKind::Tokens { count } => {
+                self.produced += count;
+                self.mark();
+            }
+            EventKind::Usage | EventKind::Opening | EventKind::Finish | EventKind::Other => {}
+        }
+        tokio::select! {
+            biased;
+            sent = self.parts.send(Part::Bytes(event.raw)) => sent.is_err().then_some(Stop::Gone),
+            // A client that does not read must not outlive its deadline.
+            () = super::cancelled(&mut self.orders) => Some(Stop::Cancelled),
+        }
+    }
+
+    fn mark(&mut self) {
+        let (tokens, at) = self.marked;
+        if self.produced.0 - tokens.0 >= MARK_TOKENS || at.elapsed() >= MARK_EVERY {
+            self.marked = (self.produced, Instant::now());
+            let (attempt, produced) = (self.attempt, self.produced);
+            self.chat.driver.submit(Input::Progress { attempt, produced });
+        }
+    }
+
+    async fn finish(mut self, stop: Stop) {
+        let (attempt, produced) = (self.attempt, self.produced);
+        let mut detail = None;
+        let end = match stop {
+            Stop::Gone => {
+                // With the exact count: what was generated is charged.
+                self.leaving.over = true;
+                let caller = self.leaving.caller;
+                self.chat.driver.submit_all([
+                    Input::Progress { attempt, produced },
+                    Input::ClientGone { caller },
+                ]);
+                return;
+            }
+            Stop::Ended => AttemptEnd::Completed {
+                usage: self.usage.unwrap_or(Usage { prompt: self.prompt, completion: produced }),
+                estimated: self.usage.is_none(),
+            },
+            Stop::Cancelled => AttemptEnd::Cancelled { produced },
+            Stop::Broken(failed) => {
+                self.chat.health.attempt_failed(&self.endpoint, &failed);
+                let Failed { failure, retry_after, detail: said, .. } = failed;
+                detail = Some(said);
+                AttemptEnd::Failed { failure, produced, retry_after }
+            }
+        };
+        self.chat.driver.submit(Input::AttemptEnded { attempt, end });
+        self.say_end(detail).await;
+    }
+
+    /// The last bytes, once the settlement is written.
+    async fn say_end(&mut self, detail: Option<String>) {
+        while let Some(order) = self.orders.recv().await {
+            let Order::Finish { outcome, position, .. } = order else { continue };
+            self.leaving.over = true;
+            let written = self.chat.driver.journal().wait_written(position).await;
+            let completed = matches!(outcome, Outcome::Completed) && written.is_ok();
+            if let Some(done) = self.last.take().filter(|_| completed) {
+                // A client that has left by now has missed nothing but the end.
+                let _ = self.parts.send_timeout(Part::Bytes(done.raw), LAST_WORDS).await;
+            }
+            let counted = Usage { prompt: self.prompt, completion: self.produced };
+            let usage = self.usage.unwrap_or(counted);
+            let end = End { outcome, detail, usage, first_token: self.first_token };
+            let _ = self.parts.send_timeout(Part::End(end), LAST_WORDS).await;
+            return;
+        }
+    }
+}

@@ -1,0 +1,163 @@
+//! `tenants` and `keys`: who may call, and how much.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::RangeInclusive;
+
+use control::units::{MicroUsd, Tokens};
+
+use super::catalogue::expect_known;
+use super::problem::ProblemKind;
+use super::reader::Section;
+use super::tree::Scalar;
+use super::units::Secret;
+use super::value::{Value, Wrong};
+use crate::keys::KeyHash;
+
+/// The tenant of keys that name none, and of callers without a key.
+pub const DEFAULT_TENANT: &str = "default";
+
+/// Tenants in the file.
+const TENANTS_MAX: usize = 10_000;
+/// Users with limits of their own, a tenant.
+const USERS_MAX: usize = 10_000;
+/// Keys in the file. Checking one costs a look into a map; reading the file is what bounds them.
+const KEYS_MAX: usize = 10_000;
+
+/// What an account may use. Absent is without limit.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// Requests a minute.
+    pub rpm: Option<u32>,
+    /// Tokens a minute.
+    pub tpm: Option<Tokens>,
+    /// Tokens a day (UTC).
+    pub daily_tokens: Option<Tokens>,
+    /// Tokens a month (UTC).
+    pub monthly_tokens: Option<Tokens>,
+    /// Money a day (UTC).
+    pub daily_usd: Option<MicroUsd>,
+    /// Money a month (UTC).
+    pub monthly_usd: Option<MicroUsd>,
+}
+
+/// A tenant.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tenant {
+    /// What all its users and keys may use together.
+    pub limits: Limits,
+    /// Whether what was overspent in one window is taken from the next.
+    pub carry_debt: bool,
+    /// Users with limits of their own.
+    pub users: BTreeMap<String, Limits>,
+    /// What each of the others may use.
+    pub per_user: Option<Limits>,
+}
+
+/// An API key that is let in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeyEntry {
+    /// The key's hash; the key itself is nowhere.
+    pub hash: KeyHash,
+    /// Who pays.
+    pub tenant: String,
+    /// The user it belongs to, where it is one's.
+    pub user: Option<String>,
+    /// Its name in logs and `quota show`.
+    pub name: String,
+    /// What this key alone may use.
+    pub limits: Limits,
+    /// The models it may call; absent, all.
+    pub models: Option<Vec<String>>,
+}
+
+pub(super) fn read_tenants(root: &Section<'_>) -> BTreeMap<String, Tenant> {
+    root.named("tenants", TENANTS_MAX, |name, section| {
+        if name.contains('/') {
+            let reason = "a tenant's name has no slash: it separates tenant and user".to_owned();
+            section.problem("", ProblemKind::Invalid(reason));
+        }
+        Some(Tenant {
+            limits: Limits::read(section),
+            carry_debt: section.get("carry_debt", false),
+            users: section.named("users", USERS_MAX, |_, user| Some(Limits::read(user))),
+            per_user: section.maybe_section("per_user", |user| Some(Limits::read(user))),
+        })
+    })
+}
+
+pub(super) fn read_keys(root: &Section<'_>, tenants: &BTreeMap<String, Tenant>) -> Vec<KeyEntry> {
+    let (names, hashes) = (RefCell::new(BTreeSet::new()), RefCell::new(BTreeSet::new()));
+    root.list("keys", KEYS_MAX, |section| {
+        let key = KeyEntry::read(section, tenants)?;
+        if !hashes.borrow_mut().insert(key.hash.to_string()) {
+            let reason = "this key is listed twice".to_owned();
+            section.problem("hash", ProblemKind::Invalid(reason));
+        } else if !names.borrow_mut().insert(key.name.clone()) {
+            let reason = format!("another key is named {:?}", key.name);
+            section.problem("name", ProblemKind::Invalid(reason));
+        }
+        Some(key)
+    })
+}
+
+/// The balances' arithmetic is exact up to 2^53 in every store.
+const TOKENS: RangeInclusive<Tokens> = Tokens(0)..=Tokens(1_000_000_000_000_000);
+const USD: RangeInclusive<MicroUsd> = MicroUsd(0)..=MicroUsd(1_000_000_000_000_000);
+
+impl Limits {
+    fn read(section: &Section<'_>) -> Self {
+        let tokens = |key| section.maybe_between(key, "no limit", TOKENS);
+        let money = |key| section.maybe_between(key, "no limit", USD);
+        Self {
+            rpm: section.maybe_between("rpm", "no limit", 1..=10_000_000),
+            tpm: section.maybe_between("tpm", "no limit", Tokens(1)..=Tokens(1_000_000_000_000)),
+            daily_tokens: tokens("daily_tokens"),
+            monthly_tokens: tokens("monthly_tokens"),
+            daily_usd: money("daily_usd"),
+            monthly_usd: money("monthly_usd"),
+        }
+    }
+}
+
+impl KeyEntry {
+    fn read(section: &Section<'_>, tenants: &BTreeMap<String, Tenant>) -> Option<Self> {
+        let hash = section.required::<HashText>("hash");
+        let tenant = section.get("tenant", DEFAULT_TENANT.to_owned());
+        if tenant != DEFAULT_TENANT {
+            // One that is not there would have no limits, which is not what a misspelling means.
+            expect_known(section, "tenant", "tenant", &tenant, tenants);
+        }
+        let user = section.maybe("user", "no user");
+        let name = section.maybe("name", "the hash's first 12 digits");
+        let limits = Limits::read(section);
+        let models = section.texts("models", "every model");
+        let HashText(hash) = hash?;
+        let name = name.unwrap_or_else(|| hash.short());
+        Some(Self { hash, tenant, user, name, limits, models })
+    }
+}
+
+/// A hash as it is written: itself, or the file it stands in.
+struct HashText(KeyHash);
+
+impl Value for HashText {
+    const SECRET: bool = true;
+
+    fn expected() -> String {
+        "a key's hash like sha256:... as `pointsman key new` prints it, or file:/path".into()
+    }
+
+    fn read(scalar: &Scalar) -> Result<Self, Wrong> {
+        let source = Secret::read(scalar)?;
+        if source.expose().starts_with("pm-") {
+            let reason = "this is a key, not its hash: anybody who reads the file could use it";
+            return Err(Wrong::Because(reason.into()));
+        }
+        source.expose().parse().map(Self).map_err(|_| Wrong::Type)
+    }
+
+    fn show(&self) -> String {
+        format!("sha256:{}...", self.0.short())
+    }
+}

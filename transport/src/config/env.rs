@@ -1,0 +1,192 @@
+//! What stands beside the file: flags and environment variables.
+//!
+//! Precedence, strongest first: flag, `*_ADDR` variable, plain variable, file, default. Each override becomes the text of
+//! one key, so that it is checked and reported like any other value.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use super::problem::{At, Origin, Problem, ProblemKind};
+use super::tree::{Content, Node, Scalar};
+
+/// What the command line said.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Flags {
+    /// `--listen`: the address of the HTTP front.
+    pub listen: Option<String>,
+    /// `--data`: the data directory.
+    pub data: Option<String>,
+    /// `--upstream`, any number: added to the file's `upstreams`.
+    pub upstreams: Vec<String>,
+}
+
+/// The environment's variables, as a value: read once, so that a test or a simulation brings its own.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Env {
+    vars: BTreeMap<String, String>,
+}
+
+impl Env {
+    /// This process's variables. Those that are not UTF-8 are left out.
+    #[must_use]
+    pub fn process() -> Self {
+        let vars = std::env::vars_os().filter_map(|(name, value)| {
+            Some((name.into_string().ok()?, value.into_string().ok()?))
+        });
+        Self { vars: vars.collect() }
+    }
+
+    /// The value of a variable, where it is set.
+    #[must_use]
+    pub fn var(&self, name: &str) -> Option<&str> {
+        self.vars.get(name).map(String::as_str)
+    }
+
+    /// Set and not empty: an empty variable says nothing about a key.
+    fn said(&self, name: &str) -> Option<&str> {
+        self.var(name).filter(|value| !value.is_empty())
+    }
+}
+
+impl<N: Into<String>, V: Into<String>> FromIterator<(N, V)> for Env {
+    fn from_iter<I: IntoIterator<Item = (N, V)>>(vars: I) -> Self {
+        Self { vars: vars.into_iter().map(|(name, value)| (name.into(), value.into())).collect() }
+    }
+}
+
+impl fmt::Debug for Env {
+    /// Names only: values may be secrets.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.vars.keys()).finish()
+    }
+}
+
+/// Values that replace the file's, by key path.
+#[derive(Debug, Default)]
+pub(super) struct Overrides {
+    by_path: BTreeMap<String, (Origin, Scalar)>,
+    /// What `--upstream` said.
+    pub upstreams: Vec<String>,
+    pub warnings: Vec<Problem>,
+}
+
+/// Variable, provider.
+const PROVIDER_KEYS: [(&str, &str); 2] =
+    [("OPENAI_API_KEY", "openai"), ("ALIYUN_API_KEY", "aliyun")];
+
+/// Variables of stores that this build does not have.
+const STORES: [&str; 8] = [
+    "DB_HOST",
+    "DB_PORT",
+    "DB_USER",
+    "DB_PASSWORD",
+    "DB_NAME",
+    "MYSQL_DSN",
+    "REDIS_ADDR",
+    "REDIS_PASSWORD",
+];
+
+impl Overrides {
+    /// `file` is the parsed document, where one was given.
+    pub(super) fn new(flags: &Flags, env: &Env, file: Option<&Node>) -> Self {
+        let mut all = Self { upstreams: flags.upstreams.clone(), ..Self::default() };
+        if let Some(port) = env.said("GATEWAY") {
+            let addr = with_port(file, port);
+            all.set("server.http.addr", Origin::Environment("GATEWAY".into()), addr);
+        }
+        for (name, path) in [
+            ("GATEWAY_HTTP_ADDR", "server.http.addr"),
+            ("GATEWAY_GRPC_ADDR", "server.grpc.addr"),
+            ("LOG_LEVEL", "log.level"),
+            ("LOG_FORMAT", "log.format"),
+        ] {
+            if let Some(value) = env.said(name) {
+                all.set(path, Origin::Environment(name.into()), value.to_lowercase());
+            }
+        }
+        for (name, provider) in PROVIDER_KEYS {
+            all.provider(name, provider, env, file);
+        }
+        all.stores(env);
+        for (value, name, path) in
+            [(&flags.listen, "--listen", "server.http.addr"), (&flags.data, "--data", "data.dir")]
+        {
+            if let Some(value) = value {
+                all.set(path, Origin::Flag(name.into()), value.clone());
+            }
+        }
+        all
+    }
+
+    pub(super) fn get(&self, path: &str) -> Option<&(Origin, Scalar)> {
+        self.by_path.get(path)
+    }
+
+    /// The names directly under `path` that only an override mentions.
+    pub(super) fn names_under(&self, path: &str) -> Vec<String> {
+        let prefix = format!("{path}.");
+        let mut names: Vec<String> = self
+            .by_path
+            .keys()
+            .filter_map(|key| key.strip_prefix(&prefix)?.split('.').next().map(str::to_owned))
+            .collect();
+        names.dedup();
+        names
+    }
+
+    /// Later calls are stronger.
+    fn set(&mut self, path: &str, origin: Origin, value: String) {
+        self.by_path.insert(path.to_owned(), (origin, Scalar::text(value)));
+    }
+
+    /// A key in the environment makes a provider where there is no file. A file, on the other hand, is the whole list of
+    /// whom the user's prompts may be sent to: a variable that happens to be set adds nobody to it.
+    fn provider(&mut self, name: &str, provider: &str, env: &Env, file: Option<&Node>) {
+        let Some(key) = env.said(name) else {
+            return;
+        };
+        let origin = Origin::Environment(name.to_owned());
+        let path = format!("providers.{provider}");
+        if file.is_some_and(|file| file.get(&path).is_none()) {
+            let kind = ProblemKind::NoEffect("the file names no such provider, so it is not used");
+            self.warnings.push(Problem { origin, path, kind });
+            return;
+        }
+        self.set(&format!("{path}.api_key"), origin, key.to_owned());
+        if let (Some(model), "openai") = (env.said("OPENAI_MODEL"), provider) {
+            let origin = Origin::Environment("OPENAI_MODEL".into());
+            self.set(&format!("{path}.models"), origin, model.to_owned());
+        }
+    }
+
+    /// Such names are common and may be meant for another program, so they do not keep the server from starting; but
+    /// whoever meant this one must read that nothing is shared.
+    fn stores(&mut self, env: &Env) {
+        for name in STORES.into_iter().filter(|name| env.said(name).is_some()) {
+            self.warnings.push(Problem {
+                origin: Origin::Environment(name.to_owned()),
+                path: "data".into(),
+                kind: ProblemKind::NoEffect(
+                    "this build keeps everything in its data directory and uses no database or Redis",
+                ),
+            });
+        }
+    }
+}
+
+/// `GATEWAY=8080` is a port alone: the host stays what the file says.
+fn with_port(file: Option<&Node>, port: &str) -> String {
+    let written =
+        file.and_then(|file| file.get("server.http.addr")).and_then(|node| match &node.content {
+            Content::Scalar(scalar) => {
+                scalar.text.rsplit_once(':').map(|(host, _)| host.to_owned())
+            }
+            Content::Nothing | Content::Unknown | Content::Map(_) | Content::List(_) => None,
+        });
+    format!("{}:{port}", written.unwrap_or_else(|| "127.0.0.1".to_owned()))
+}
+
+/// Where a value of the file stands.
+pub(super) fn in_file(file: &std::sync::Arc<str>, at: At, variables: &[String]) -> Origin {
+    Origin::File { file: file.clone(), at, variables: variables.to_vec() }
+}

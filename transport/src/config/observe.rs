@@ -1,0 +1,128 @@
+//! `session`, `monitoring`, `log`.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use control::units::Tokens;
+
+use super::reader::Section;
+use super::server::seconds;
+use super::value::choices;
+
+/// Stored sessions, which come with the chat role: kept for it, without effect here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Session {
+    /// The context window of a stored session.
+    pub max_tokens: Tokens,
+    /// How long its cache lives.
+    pub ttl: Duration,
+    /// From how many tokens on it is compressed.
+    pub compression_threshold: Tokens,
+    /// Who writes the summary.
+    pub summary_model: Option<String>,
+}
+
+/// What is measured.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Monitoring {
+    /// Whether `/metrics` is served on the admin address.
+    pub prometheus_enabled: bool,
+    /// Another name of `server.admin.addr`, which holds the address in force.
+    pub(super) prometheus_addr: Option<SocketAddr>,
+    /// Where traces would go: accepted, without effect.
+    pub tracing_endpoint: Option<String>,
+}
+
+/// What is logged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Log {
+    /// From which level on.
+    pub level: LogLevel,
+    /// In which form.
+    pub format: LogFormat,
+}
+
+/// How grave a line must be to be logged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum LogLevel {
+    /// Everything.
+    Trace,
+    /// What helps to find a fault.
+    Debug,
+    /// What happens.
+    Info,
+    /// What should not, and was dealt with.
+    Warn,
+    /// What somebody must look at.
+    Error,
+}
+
+choices!(
+    LogLevel,
+    Trace = "trace",
+    Debug = "debug",
+    Info = "info",
+    Warn = "warn" | "warning",
+    Error = "error",
+);
+
+/// How a line looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// Text on a terminal, JSON elsewhere.
+    Auto,
+    /// One JSON object a line.
+    Json,
+    /// For people.
+    Text,
+}
+
+choices!(LogFormat, Auto = "auto", Json = "json", Text = "text");
+
+const NO_SESSIONS: &str = "stored sessions come with the chat API";
+
+impl Session {
+    pub(super) fn read(section: &Section<'_>) -> Self {
+        for key in ["max_tokens", "ttl", "compression_threshold", "summary_model"] {
+            section.warn_idle(key, NO_SESSIONS);
+        }
+        let tokens = Tokens(1)..=Tokens(10_000_000);
+        Self {
+            max_tokens: section.between("max_tokens", Tokens(4_000), tokens.clone()),
+            ttl: section.between("ttl", seconds(3_600), seconds(1)..=seconds(31_536_000)),
+            compression_threshold: section.between("compression_threshold", Tokens(3_000), tokens),
+            summary_model: section.maybe("summary_model", "the session's own model"),
+        }
+    }
+}
+
+impl Monitoring {
+    pub(super) fn read(section: &Section<'_>) -> Self {
+        let (prometheus_enabled, prometheus_addr) = section.section("prometheus", |prometheus| {
+            (prometheus.get("enabled", true), prometheus.maybe("addr", "`server.admin.addr`"))
+        });
+        Self {
+            prometheus_enabled,
+            prometheus_addr,
+            tracing_endpoint: ["tracing", "jaeger"]
+                .map(|name| {
+                    section.section(name, |tracing| {
+                        tracing.warn_idle("endpoint", "traces are not exported yet");
+                        tracing.maybe("endpoint", "no traces")
+                    })
+                })
+                .into_iter()
+                .flatten()
+                .next(),
+        }
+    }
+}
+
+impl Log {
+    pub(super) fn read(section: &Section<'_>) -> Self {
+        Self {
+            level: section.get("level", LogLevel::Info),
+            format: section.get("format", LogFormat::Auto),
+        }
+    }
+}

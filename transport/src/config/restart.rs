@@ -1,0 +1,30 @@
+//! Which changes a running server cannot take on.
+
+use super::Config;
+
+/// The keys that differ between the configuration a process was started with and a new one and that take effect only after a
+/// restart: what it listens on, where it keeps things, how the journal is laid out, the form of the logs. All others
+/// apply at once.
+#[must_use]
+pub fn restart_required(old: &Config, new: &Config) -> Vec<String> {
+    let (o, n) = (&old.server, &new.server);
+    let differ = [
+        ("server.http.addr", o.http.addr != n.http.addr),
+        ("server.http.tls", o.http.tls != n.http.tls),
+        ("server.http.connections_max", o.http.connections_max != n.http.connections_max),
+        ("server.http.header_timeout", o.http.header_timeout != n.http.header_timeout),
+        ("server.grpc.addr", o.grpc_addr != n.grpc_addr),
+        ("server.admin.addr", o.admin.addr != n.admin.addr),
+        ("server.admin.socket", o.admin.socket != n.admin.socket),
+        ("data.dir", old.data.dir != new.data.dir),
+        ("journal.segment_bytes", old.journal.segment_bytes != new.journal.segment_bytes),
+        ("journal.segments_max", old.journal.segments_max != new.journal.segments_max),
+        ("journal.fsync", old.journal.fsync != new.journal.fsync),
+        (
+            "monitoring.prometheus.enabled",
+            old.monitoring.prometheus_enabled != new.monitoring.prometheus_enabled,
+        ),
+        ("log.format", old.log.format != new.log.format),
+    ];
+    differ.into_iter().filter(|(_, differ)| *differ).map(|(key, _)| key.to_owned()).collect()
+}

@@ -1,0 +1,229 @@
+//! `server`, `data`, `journal`: where the process listens and keeps things.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::problem::ProblemKind;
+use super::reader::Section;
+use super::tree::Scalar;
+use super::units::{ByteSize, Secret};
+use super::value::{Value, Wrong, choices};
+
+/// What is listened on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Server {
+    /// The HTTP front.
+    pub http: Http,
+    /// The gRPC front, which this build does not have: accepted, with a warning.
+    pub grpc_addr: Option<SocketAddr>,
+    /// Administration and metrics.
+    pub admin: Admin,
+}
+
+/// The HTTP front.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Http {
+    /// Where it listens.
+    pub addr: SocketAddr,
+    /// The longest one exchange may take, streams included.
+    pub timeout: Duration,
+    /// TLS, where it is spoken.
+    pub tls: Option<Tls>,
+    /// The largest request body.
+    pub body_bytes_max: ByteSize,
+    /// Connections held at once.
+    pub connections_max: u32,
+    /// The longest a client may take to send a request's headers.
+    pub header_timeout: Duration,
+    /// How long running streams may go on after SIGTERM.
+    pub drain_grace: Duration,
+}
+
+/// Certificate and key of a TLS listener, PEM files.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tls {
+    /// The certificate chain.
+    pub cert: PathBuf,
+    /// Its private key.
+    pub key: PathBuf,
+}
+
+/// Administration and metrics.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Admin {
+    /// Where metrics are served (see `monitoring.prometheus`).
+    pub addr: SocketAddr,
+    /// The Unix socket that `pointsman status` and its like talk to. `None`: `admin.sock` in the data directory.
+    pub socket: Option<PathBuf>,
+}
+
+/// Where things are kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Data {
+    /// The data directory.
+    pub dir: PathBuf,
+}
+
+/// The journal's ring of files.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Journal {
+    /// The size of one segment.
+    pub segment_bytes: ByteSize,
+    /// How many there are at most.
+    pub segments_max: u32,
+    /// When written records are forced to the disk.
+    pub fsync: Fsync,
+}
+
+/// When written records are forced to the disk. `kill -9` loses nothing under any of them; this is about power loss.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fsync {
+    /// When the operating system likes to.
+    Never,
+    /// Before anything is acknowledged.
+    Always,
+    /// In groups, so often.
+    Every(Duration),
+}
+
+impl Server {
+    pub(super) fn read(section: &Section<'_>) -> Self {
+        Self {
+            http: section.section("http", Http::read),
+            grpc_addr: section.section("grpc", |grpc| {
+                grpc.warn_idle("addr", "gRPC is not served yet");
+                grpc.warn_idle("timeout", "gRPC is not served yet");
+                grpc.maybe_between("timeout", "gRPC is not served", MILLI..=seconds(86_400));
+                grpc.maybe("addr", "gRPC is not served")
+            }),
+            admin: section.section("admin", Admin::read),
+        }
+    }
+}
+
+impl Http {
+    fn read(section: &Section<'_>) -> Self {
+        Self {
+            addr: section.get("addr", loopback(8080)),
+            // As long as a request may take under `routing.timeout`.
+            timeout: section.between("timeout", seconds(600), seconds(1)..=seconds(86_400)),
+            tls: section.maybe_section("tls", |tls| {
+                let (cert, key) = (tls.required("cert"), tls.required("key"));
+                Some(Tls { cert: cert?, key: key? })
+            }),
+            // A conversation of 128 K tokens is half a MiB, images in base64 are the rest.
+            body_bytes_max: section.between(
+                "body_bytes_max",
+                ByteSize::mib(10),
+                ByteSize(1 << 10)..=ByteSize::mib(1_024),
+            ),
+            // About 20 KiB each.
+            connections_max: section.between("connections_max", 10_000, 1..=1_000_000),
+            header_timeout: section.between("header_timeout", seconds(10), MILLI..=seconds(600)),
+            // What orchestrators wait before they kill.
+            drain_grace: section.between("drain_grace", seconds(30), seconds(0)..=seconds(3_600)),
+        }
+    }
+}
+
+impl Admin {
+    fn read(section: &Section<'_>) -> Self {
+        Self {
+            addr: section.get("addr", Self::default_addr()),
+            socket: section.maybe("socket", "`admin.sock` in the data directory"),
+        }
+    }
+}
+
+const EMBEDDED_ONLY: &str = "this build keeps its data in data.dir only; remove this section";
+
+impl Data {
+    pub(super) fn read(section: &Section<'_>) -> Self {
+        section.maybe_section("database", |database| {
+            database.maybe::<String>("driver", "no database");
+            database.maybe::<Secret>("source", "no database");
+            database.problem("", ProblemKind::NotSupported(EMBEDDED_ONLY));
+            Some(())
+        });
+        section.maybe_section("redis", |redis| {
+            redis.maybe::<String>("addr", "no Redis");
+            redis.maybe::<Secret>("password", "none");
+            redis.maybe_between::<u32>("db", "0", 0..=15);
+            for key in ["dial_timeout", "read_timeout", "write_timeout"] {
+                redis.maybe_between(key, "no Redis", MILLI..=seconds(60));
+            }
+            redis.problem("", ProblemKind::NotSupported(EMBEDDED_ONLY));
+            Some(())
+        });
+        Self { dir: section.get("dir", PathBuf::from("./pointsman-data")) }
+    }
+}
+
+impl Journal {
+    pub(super) fn read(section: &Section<'_>) -> Self {
+        Self {
+            // Some 100,000 records; a snapshot is due about as often as a segment is full.
+            segment_bytes: section.between(
+                "segment_bytes",
+                ByteSize::mib(64),
+                ByteSize::mib(1)..=ByteSize::mib(1_024),
+            ),
+            // 1 GiB together; two are the least with which one can be reclaimed while the other is written.
+            segments_max: section.between("segments_max", 16, 2..=1_024),
+            fsync: section.get("fsync", Fsync::Every(Duration::from_millis(100))),
+        }
+    }
+}
+
+choices!(FsyncName, Never = "never", Always = "always");
+
+enum FsyncName {
+    Never,
+    Always,
+}
+
+impl Value for Fsync {
+    fn expected() -> String {
+        "never, always or an interval like 100ms".into()
+    }
+
+    fn read(scalar: &Scalar) -> Result<Self, Wrong> {
+        match FsyncName::read(scalar) {
+            Ok(FsyncName::Never) => return Ok(Self::Never),
+            Ok(FsyncName::Always) => return Ok(Self::Always),
+            Err(_) => {}
+        }
+        match Duration::read(scalar)? {
+            every if (MILLI..=seconds(60)).contains(&every) => Ok(Self::Every(every)),
+            _ => Err(Wrong::Because("an interval is from 1ms to 1m".into())),
+        }
+    }
+
+    fn show(&self) -> String {
+        match self {
+            Self::Never => "never".into(),
+            Self::Always => "always".into(),
+            Self::Every(every) => every.show(),
+        }
+    }
+}
+
+/// The shortest time that is told apart from none.
+pub(super) const MILLI: Duration = Duration::from_millis(1);
+
+pub(super) const fn seconds(count: u64) -> Duration {
+    Duration::from_secs(count)
+}
+
+impl Admin {
+    /// Where it listens unless told otherwise.
+    #[must_use]
+    pub fn default_addr() -> SocketAddr {
+        loopback(9090)
+    }
+}
+
+fn loopback(port: u16) -> SocketAddr {
+    (Ipv4Addr::LOCALHOST, port).into()
+}

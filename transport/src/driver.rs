@@ -1,0 +1,250 @@
+//! The driver: stamps time, handles, journals, performs.
+//!
+//! One plane behind one lock. Under it a step is taken, its effects are drained, its record is encoded into the
+//! journal's memory and its effects are handed out; nothing under the lock waits or touches a file. What an effect
+//! starts (an upstream call, an answer's bytes) runs in the task of the request it belongs to, which gets its orders
+//! through a mailbox; so effects stay in order per request without a queue between requests.
+//!
+//! A channel from the tasks to one driver task was rejected: it puts a wake-up and a queue into every step, for a
+//! critical section of a few microseconds.
+
+mod clock;
+mod recovery;
+mod shadow;
+mod timers;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use control::Machine;
+use control::id::{CallerToken, RequestId};
+use control::journal::Recorder;
+use control::plane::{
+    Arrival, ControlPlane, Dispatch, Effect, Input, Observation, Outcome, Refusal,
+};
+use control::units::Amount;
+use tokio::sync::{Notify, mpsc};
+
+pub use clock::Clock;
+pub use recovery::{Recovered, RecoveryError, recover};
+pub use shadow::{Progress, Shadow};
+
+use crate::journal::Appender;
+
+/// Orders that may wait in a request's mailbox. A request gets one admission, at most fifteen dispatches with a cancel
+/// each, and one end: it can never be full.
+const MAILBOX_MAX: usize = 2 * control::plane::ATTEMPTS_MAX as usize + 2;
+
+/// What the plane wants done for one request.
+#[derive(Debug)]
+pub enum Order {
+    /// The request has an id.
+    Admitted(RequestId),
+    /// Make an attempt.
+    Dispatch {
+        /// Which, and where to.
+        dispatch: Box<Dispatch>,
+        /// The record that must be written before an answer's first byte.
+        position: u64,
+    },
+    /// Stop the attempt that runs.
+    Cancel,
+    /// Refuse; nothing was sent.
+    Reject {
+        /// Which request.
+        request: RequestId,
+        /// Why.
+        refusal: Refusal,
+        /// The record that must be written before the client hears of it.
+        position: u64,
+    },
+    /// The answer is over.
+    Finish {
+        /// How.
+        outcome: Outcome,
+        /// What was charged.
+        charged: Amount,
+        /// Attempts made.
+        attempts: u32,
+        /// The record that must be written before the answer's last byte.
+        position: u64,
+    },
+}
+
+/// Takes what the plane noticed, under the lock: it must not wait.
+pub trait Observer: Send + Sync + 'static {
+    /// Called for each observation, with the plane as it is after the step.
+    fn observe(&self, plane: &ControlPlane, observation: &Observation);
+}
+
+/// A plane in production.
+pub struct Driver {
+    core: Mutex<Core>,
+    clock: Clock,
+    journal: Appender,
+    observer: Box<dyn Observer>,
+    wake: Notify,
+}
+
+struct Core {
+    plane: ControlPlane,
+    recorder: Recorder,
+    effects: Vec<Effect>,
+    mailboxes: BTreeMap<CallerToken, mpsc::Sender<Order>>,
+    callers: u64,
+    /// When the timer task will wake by itself.
+    armed: Option<control::Instant>,
+}
+
+/// The journal takes no new work: its disk is full or failing.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("the journal takes no new work: {0}")]
+pub struct JournalUnavailable(pub String);
+
+impl Driver {
+    /// Drives `plane` from here on. `clock` continues from the plane's last step.
+    pub fn new(
+        plane: ControlPlane,
+        clock: Clock,
+        journal: Appender,
+        observer: Box<dyn Observer>,
+    ) -> Arc<Self> {
+        let core = Core {
+            plane,
+            recorder: Recorder::default(),
+            effects: Vec::new(),
+            mailboxes: BTreeMap::new(),
+            callers: 0,
+            armed: None,
+        };
+        Arc::new(Self { core: Mutex::new(core), clock, journal, observer, wake: Notify::new() })
+    }
+
+    /// A request arrives; `arrival` is given the token under which its orders come.
+    ///
+    /// # Errors
+    /// Where the journal takes no new work: then nothing happened.
+    pub fn arrive(
+        &self,
+        arrival: impl FnOnce(CallerToken) -> Arrival,
+    ) -> Result<(CallerToken, mpsc::Receiver<Order>), JournalUnavailable> {
+        self.journal.admits().map_err(|error| JournalUnavailable(error.to_string()))?;
+        let (sender, orders) = mpsc::channel(MAILBOX_MAX);
+        let mut core = self.lock();
+        core.callers += 1;
+        let caller = CallerToken(core.callers);
+        core.mailboxes.insert(caller, sender);
+        self.step(&mut core, Input::RequestArrived(Box::new(arrival(caller))));
+        Ok((caller, orders))
+    }
+
+    /// Something happened. Returns the position of its record.
+    pub fn submit(&self, input: Input) -> u64 {
+        self.step(&mut self.lock(), input)
+    }
+
+    /// Several things happened, in this order and with nothing between them.
+    pub fn submit_all(&self, inputs: impl IntoIterator<Item = Input>) {
+        let mut core = self.lock();
+        for input in inputs {
+            self.step(&mut core, input);
+        }
+    }
+
+    /// Looks at the plane between two steps. Keep it short: every request waits.
+    pub fn look<T>(&self, at: impl FnOnce(&ControlPlane) -> T) -> T {
+        at(&self.lock().plane)
+    }
+
+    /// The plane's clock.
+    pub fn clock(&self) -> &Clock {
+        &self.clock
+    }
+
+    /// The journal, to wait for what is written.
+    pub fn journal(&self) -> &Appender {
+        &self.journal
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Core> {
+        // A step that panicked left a state that nobody vouches for, and no record: the process ends and recovers from
+        // its journal rather than go on.
+        self.core.lock().unwrap_or_else(|_| std::process::abort())
+    }
+
+    /// A step that was taken and cannot be recorded must not be acted on. New requests are refused long before the
+    /// journal's memory is full (`Appender::admits`), so this is a disk that has failed for as long as the last requests
+    /// took to end: the process stops, and recovers from what was written.
+    fn append(&self, core: &mut Core) -> u64 {
+        match self.journal.append(core.recorder.finish(&core.effects)) {
+            Ok(position) => position,
+            Err(error) => {
+                tracing::error!(%error, "a decision cannot be recorded; stopping");
+                std::process::abort()
+            }
+        }
+    }
+
+    fn step(&self, core: &mut Core, input: Input) -> u64 {
+        let now = self.clock.now();
+        core.recorder.begin(now, &input);
+        core.plane.handle(now, input);
+        core.effects.clear();
+        core.effects.extend(std::iter::from_fn(|| core.plane.poll_effect()));
+        let position = self.append(core);
+        while let Some(observation) = core.plane.poll_observation() {
+            self.observer.observe(&core.plane, &observation);
+        }
+        for effect in std::mem::take(&mut core.effects) {
+            perform(&mut core.mailboxes, effect, position);
+        }
+        let due = core.plane.poll_timeout().map(|(due, _)| due);
+        if due.is_some_and(|due| core.armed.is_none_or(|armed| due < armed)) {
+            self.wake.notify_one();
+        }
+        position
+    }
+}
+
+/// Does what the plane asks for, or hands it to the task that does.
+fn perform(
+    mailboxes: &mut BTreeMap<CallerToken, mpsc::Sender<Order>>,
+    effect: Effect,
+    position: u64,
+) {
+    match effect {
+        Effect::Admitted { caller, request } => {
+            deliver(mailboxes.get(&caller), Order::Admitted(request));
+        }
+        Effect::Dispatch(dispatch) => {
+            let mailbox = mailboxes.get(&dispatch.caller);
+            deliver(mailbox, Order::Dispatch { dispatch: Box::new(dispatch), position });
+        }
+        Effect::Cancel { caller, .. } => deliver(mailboxes.get(&caller), Order::Cancel),
+        Effect::Reject { caller, request, refusal } => deliver(
+            mailboxes.remove(&caller).as_ref(),
+            Order::Reject { request, refusal, position },
+        ),
+        Effect::Finish { caller, outcome, charged, attempts, .. } => deliver(
+            mailboxes.remove(&caller).as_ref(),
+            Order::Finish { outcome, charged, attempts, position },
+        ),
+        // The record that has just been appended holds it.
+        Effect::Persist(_) => {}
+        Effect::Reserve(_) => {
+            unreachable!("the configuration of this build names no shared quota store")
+        }
+    }
+}
+
+/// Puts an order into a mailbox. A request whose task has gone has no use for it: its client left, and the plane has
+/// been told.
+fn deliver(mailbox: Option<&mpsc::Sender<Order>>, order: Order) {
+    if let Some(mailbox) = mailbox
+        && let Err(mpsc::error::TrySendError::Full(order)) = mailbox.try_send(order)
+    {
+        unreachable!(
+            "a mailbox holds all the orders a request can get, yet {order:?} found it full"
+        );
+    }
+}

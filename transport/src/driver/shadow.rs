@@ -1,0 +1,133 @@
+//! The shadow plane: replays in the background what the plane has done, compares, and makes the snapshots.
+//!
+//! So production proves its own determinism all the time, and no request waits for a snapshot. A divergence stops the
+//! snapshots (the ring then fills and says so) and is reported; the plane itself goes on.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use control::journal::Replay;
+
+use crate::journal::{Appender, Reader};
+use crate::seam::Disk;
+
+/// How often the shadow looks for new records.
+const FOLLOW_EVERY: Duration = Duration::from_millis(500);
+/// Records between two snapshots: a restart then replays at most about a second's worth of work (some 10 us a record).
+const SNAPSHOT_EVERY: u64 = 100_000;
+/// Records replayed before the thread looks whether it should stop.
+const BATCH: u64 = 4_096;
+
+/// A plane that follows another through its journal.
+pub struct Shadow {
+    disk: Arc<dyn Disk>,
+    dir: PathBuf,
+    appender: Appender,
+    replay: Replay,
+    position: u64,
+    snapshot_at: u64,
+    progress: Arc<Progress>,
+}
+
+/// How far the shadow is, for `/health` and the metrics.
+#[derive(Debug, Default)]
+pub struct Progress {
+    position: AtomicU64,
+    diverged: AtomicBool,
+}
+
+impl Progress {
+    /// All records before this one were reproduced.
+    pub fn position(&self) -> u64 {
+        self.position.load(Ordering::Relaxed)
+    }
+
+    /// Whether a record led elsewhere than it had led.
+    pub fn diverged(&self) -> bool {
+        self.diverged.load(Ordering::Relaxed)
+    }
+}
+
+impl Shadow {
+    /// A shadow that begins with `state`, the plane's state before record `next`.
+    ///
+    /// # Panics
+    /// Where `state` is not what [`Replay::snapshot`] made.
+    #[must_use]
+    pub fn new(
+        disk: Arc<dyn Disk>,
+        dir: &Path,
+        appender: Appender,
+        state: &[u8],
+        next: u64,
+    ) -> Self {
+        let replay = Replay::restore(state).expect("a state that was just made restores");
+        let progress = Arc::<Progress>::default();
+        progress.position.store(next, Ordering::Relaxed);
+        let dir = dir.to_owned();
+        Self { disk, dir, appender, replay, position: next, snapshot_at: next, progress }
+    }
+
+    /// How far it is.
+    #[must_use]
+    pub fn progress(&self) -> Arc<Progress> {
+        Arc::clone(&self.progress)
+    }
+
+    /// Follows until `stop` is set, then makes a last snapshot of what was written. For a thread of its own.
+    pub fn run(mut self, stop: &AtomicBool) {
+        loop {
+            let stopping = stop.load(Ordering::Acquire);
+            let followed = self.follow();
+            if self.progress.diverged() {
+                return;
+            }
+            if let Err(error) = followed {
+                tracing::warn!(%error, "the shadow plane cannot read the journal");
+            }
+            if self.position - self.snapshot_at >= SNAPSHOT_EVERY
+                || (stopping && self.position > self.snapshot_at)
+            {
+                self.snapshot();
+            }
+            if stopping {
+                return;
+            }
+            if self.position == self.appender.written() {
+                std::thread::sleep(FOLLOW_EVERY);
+            }
+        }
+    }
+
+    /// Replays a batch of what was written since.
+    fn follow(&mut self) -> std::io::Result<()> {
+        let written = self.appender.written();
+        if self.position >= written {
+            return Ok(());
+        }
+        let reader = Reader::open(Arc::clone(&self.disk), &self.dir)
+            .map_err(|error| std::io::Error::other(error.to_string()))?;
+        let until = written.min(self.position + BATCH);
+        for record in reader.records(self.position)?.until(until) {
+            if let Err(divergence) = self.replay.apply(&record.payload) {
+                let position = record.position;
+                tracing::error!(position, "the plane is not deterministic: {divergence}");
+                self.progress.diverged.store(true, Ordering::Relaxed);
+                return Ok(());
+            }
+            while self.replay.plane_mut().poll_observation().is_some() {}
+            self.position = record.position + 1;
+        }
+        self.progress.position.store(self.position, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn snapshot(&mut self) {
+        match self.appender.write_snapshot(self.position, self.replay.snapshot().into()) {
+            Ok(()) => self.snapshot_at = self.position,
+            Err(error) => tracing::warn!(%error, "no snapshot could be written"),
+        }
+    }
+}

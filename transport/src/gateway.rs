@@ -1,0 +1,310 @@
+//! A gateway, put together: recovery, plane, upstreams, discovery, admin socket; and taken apart again in order.
+
+mod discovery;
+
+pub use discovery::discovery_limits;
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+use arc_swap::ArcSwap;
+use control::journal::LOGIC_VERSION;
+use control::plane::Input;
+use control::registry::SourceKind;
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::accounts::Accounts;
+use crate::admin::{self, Running};
+use crate::cache::{CacheError, RegistryCache};
+use crate::catalog::{Catalog, SharedCatalog};
+use crate::chat::Local;
+use crate::config::{Config, Fsync};
+use crate::convert::{self, RouteError};
+use crate::driver::{Clock, Driver, Recovered, RecoveryError, Shadow, recover};
+use crate::health::Health;
+use crate::journal::{FsyncPolicy, Journal, Options};
+use crate::keys::{AccountIds, SaltError};
+use crate::seam::{Disk, RealDisk};
+use crate::upstream::{Client, Settings, SetupError};
+
+/// Why a gateway cannot start. Each says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Its data directory cannot be gone on with.
+    #[error("{0}")]
+    Recovery(#[from] RecoveryError),
+    /// Its salt cannot be read or made.
+    #[error("{0}")]
+    Salt(#[from] SaltError),
+    /// Its registry cache cannot be opened.
+    #[error("{0}")]
+    Cache(#[from] CacheError),
+    /// An endpoint of the configuration cannot be called.
+    #[error("{0}")]
+    Route(#[from] RouteError),
+    /// The upstream client cannot be set up.
+    #[error("{0}")]
+    Upstream(#[from] SetupError),
+    /// Its admin socket cannot be bound.
+    #[error("cannot bind the admin socket {path}: {source}", path = path.display())]
+    Socket {
+        /// Which.
+        path: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// There is no randomness for a new directory's seed.
+    #[error("the operating system gives no randomness: {0}")]
+    Entropy(getrandom::Error),
+}
+
+/// A gateway at work. Serve its [`chat`](Self::chat) with its [`accounts`](Self::accounts); then [`stop`](Self::stop).
+pub struct Gateway {
+    chat: Local,
+    accounts: Arc<Accounts>,
+    health: Arc<Health>,
+    driver: Arc<Driver>,
+    catalog: SharedCatalog,
+    cache: Arc<RegistryCache>,
+    upstream: Client,
+    /// Orders changes of catalog and membership.
+    changing: Mutex<()>,
+    version: AtomicU64,
+    tasks: Mutex<Vec<AbortOnDropHandle<()>>>,
+    shadow: Mutex<Option<(Arc<AtomicBool>, JoinHandle<()>)>>,
+    journal: Mutex<Option<Journal>>,
+    socket: PathBuf,
+}
+
+/// An answer that does not stream: 64 MiB hold a million tokens of text, or ten thousand embeddings.
+const ANSWER_BYTES_MAX: usize = 64 << 20;
+
+impl Gateway {
+    /// Recovers what is in the data directory, and brings the plane to the configuration.
+    ///
+    /// # Errors
+    /// See [`StartError`]; nothing is left running then.
+    pub fn start(config: &Config) -> Result<Arc<Self>, StartError> {
+        let dir = &config.data.dir;
+        let disk: Arc<dyn Disk> = Arc::new(RealDisk);
+        let recovered = recover(Arc::clone(&disk), dir, &journal_options(config)?)?;
+        tracing::info!("recovered {}", recovered.report);
+        let ids = AccountIds::open(dir)?;
+        let accounts = Accounts::new(config, ids, dir);
+        let health = Health::new();
+        if let Some(cut) = &recovered.report.cut {
+            health.note("recovery", Some((true, format!("cut {} torn bytes", cut.bytes))));
+        }
+        let catalog: SharedCatalog = Arc::new(ArcSwap::from_pointee(Catalog::default()));
+        let cache = Arc::new(RegistryCache::open(dir)?);
+        let upstream = Client::new(&Settings::default())?;
+        let (driver, shadow, journal) = drive(recovered, &disk, dir, &health);
+        let chat = Local::new(
+            Arc::clone(&driver),
+            upstream.clone(),
+            Arc::clone(&catalog),
+            Arc::clone(&health),
+            ANSWER_BYTES_MAX,
+        );
+        let socket = config.server.admin.socket.clone();
+        let gateway = Arc::new(Self {
+            chat,
+            accounts,
+            health,
+            driver,
+            catalog,
+            cache,
+            upstream,
+            changing: Mutex::default(),
+            version: AtomicU64::default(),
+            tasks: Mutex::default(),
+            shadow: Mutex::new(Some(shadow)),
+            journal: Mutex::new(Some(journal)),
+            socket: socket.unwrap_or_else(|| admin::socket_path(dir)),
+        });
+        gateway.reconfigure(config)?;
+        gateway.start_tasks(dir)?;
+        Ok(gateway)
+    }
+
+    fn start_tasks(self: &Arc<Self>, dir: &Path) -> Result<(), StartError> {
+        let running = Arc::new(Running::new(Arc::clone(&self.driver), dir.to_owned()));
+        let listener = admin::bind(&self.socket)
+            .map_err(|source| StartError::Socket { path: self.socket.clone(), source })?;
+        let spawn = |task| AbortOnDropHandle::new(task);
+        let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+        tasks.push(spawn(tokio::spawn(Arc::clone(&self.driver).run_timers())));
+        tasks.push(spawn(tokio::spawn(admin::serve(listener, running))));
+        tasks.push(spawn(tokio::spawn(discovery::run(Arc::downgrade(self)))));
+        Ok(())
+    }
+
+    /// The chat role.
+    #[must_use]
+    pub fn chat(&self) -> Local {
+        self.chat.clone()
+    }
+
+    /// Who may ask.
+    #[must_use]
+    pub fn accounts(&self) -> Arc<Accounts> {
+        Arc::clone(&self.accounts)
+    }
+
+    /// The state of its parts.
+    #[must_use]
+    pub fn health(&self) -> Arc<Health> {
+        Arc::clone(&self.health)
+    }
+
+    /// Requests under way.
+    #[must_use]
+    pub fn requests(&self) -> usize {
+        self.driver.look(|plane| plane.requests())
+    }
+
+    /// The catalog in effect.
+    #[must_use]
+    pub fn catalog(&self) -> Arc<Catalog> {
+        self.catalog.load_full()
+    }
+
+    /// Asks every endpoint whose models are discovered, now, and returns when each has answered or failed.
+    pub async fn discover(&self) {
+        discovery::discover_all(self).await;
+    }
+
+    /// Takes a configuration. Requests under way keep their price, deadline and attempt.
+    ///
+    /// # Errors
+    /// Where an endpoint cannot be called: then nothing has changed.
+    pub fn reconfigure(&self, config: &Config) -> Result<(), RouteError> {
+        let mut routes = convert::routes(config)?;
+        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = self.catalog.load();
+        for (name, route) in routes.iter_mut().filter(|(_, route)| route.discover) {
+            let known = before.route(name).map(|known| known.models.keys().cloned().collect());
+            let address = route.target.base_url.to_string();
+            let found: Vec<Box<str>> = known
+                .or_else(|| self.cache.get(name, &address).map(|seen| seen.models))
+                .unwrap_or_default();
+            for model in found.into_iter().filter(|model| !route.except.contains(model)) {
+                route.models.entry(model).or_default();
+            }
+        }
+        let catalog = Catalog::new(routes, convert::prices(config), &before, now_seconds());
+        drop(before);
+        self.accounts.set_config(config);
+        let version = self.next_version();
+        let plane = convert::plane_config(config, self.accounts.ids(), version);
+        self.driver.submit(Input::Configured(Box::new(plane)));
+        self.publish(catalog);
+        Ok(())
+    }
+
+    /// Makes a catalog known, first to the hands and then to the plane, so that what is picked can be called.
+    fn publish(&self, catalog: Catalog) {
+        let endpoints = catalog
+            .routes()
+            .filter(|(_, route)| !route.models.is_empty())
+            .filter_map(|(name, _)| catalog.spec(name))
+            .collect();
+        self.catalog.store(Arc::new(catalog));
+        self.driver.submit(Input::Membership {
+            source: "config".into(),
+            kind: SourceKind::Authoritative,
+            version: self.next_version(),
+            endpoints,
+        });
+    }
+
+    /// An endpoint said what it serves.
+    fn discovered(&self, endpoint: &str, models: &[Box<str>]) {
+        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = self.catalog.load();
+        let after = before.with_models(endpoint, models, now_seconds());
+        let changed = after.route(endpoint).map(|route| &route.models)
+            != before.route(endpoint).map(|route| &route.models);
+        drop(before);
+        if changed {
+            tracing::info!(instance_id = endpoint, models = models.len(), "models discovered");
+            self.publish(after);
+        }
+    }
+
+    /// Grows over restarts too: it counts from the wall clock's milliseconds.
+    fn next_version(&self) -> u64 {
+        let now = Clock::wall().as_millis();
+        let next = |last: u64| Some(now.max(last + 1));
+        let last = self.version.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next);
+        last.map_or(now, |last| now.max(last + 1))
+    }
+
+    /// Stops what runs beside requests, makes a last snapshot, and closes the journal. The requests are over by now.
+    ///
+    /// # Errors
+    /// Where the disk does not take what is left.
+    pub fn stop(&self) -> Result<(), crate::journal::JournalFailed> {
+        self.tasks.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        let shadow = self.shadow.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some((stop, thread)) = shadow {
+            stop.store(true, Ordering::Release);
+            thread.thread().unpark();
+            // A panic there has been printed; the snapshot it would have made is only a saving of time.
+            let _ = thread.join();
+        }
+        let _ = std::fs::remove_file(&self.socket);
+        let journal = self.journal.lock().unwrap_or_else(PoisonError::into_inner).take();
+        journal.map_or(Ok(()), Journal::close)
+    }
+}
+
+fn journal_options(config: &Config) -> Result<Options, StartError> {
+    let mut seed = [0; 8];
+    getrandom::fill(&mut seed).map_err(StartError::Entropy)?;
+    let journal = &config.journal;
+    Ok(Options {
+        segment_bytes: journal.segment_bytes.0,
+        segments_max: journal.segments_max as usize,
+        fsync: match journal.fsync {
+            Fsync::Never => FsyncPolicy::Never,
+            Fsync::Always => FsyncPolicy::Always,
+            Fsync::Every(every) => FsyncPolicy::Interval(every),
+        },
+        logic_version: LOGIC_VERSION,
+        seed: u64::from_le_bytes(seed),
+        ..Options::default()
+    })
+}
+
+type RunningShadow = (Arc<AtomicBool>, JoinHandle<()>);
+
+/// From a recovered plane to a driven one, with its shadow behind it.
+fn drive(
+    recovered: Recovered,
+    disk: &Arc<dyn Disk>,
+    dir: &Path,
+    health: &Arc<Health>,
+) -> (Arc<Driver>, RunningShadow, Journal) {
+    let Recovered { plane, state, next, incarnation, journal, .. } = recovered;
+    let (last, then) = (plane.now(), plane.wall());
+    let clock = Clock::after(last, then);
+    let observer = Box::new(Arc::clone(health));
+    let driver = Driver::new(plane, clock, journal.appender(), observer);
+    driver.submit(Input::Restarted { incarnation, wall: Clock::wall() });
+    let shadow = Shadow::new(Arc::clone(disk), dir, journal.appender(), &state, next);
+    health.follow(shadow.progress());
+    let stop = Arc::new(AtomicBool::new(false));
+    let stopping = Arc::clone(&stop);
+    let thread = std::thread::Builder::new()
+        .name("shadow".into())
+        .spawn(move || shadow.run(&stopping))
+        .expect("the process may have a few threads");
+    (driver, (stop, thread), journal)
+}
+
+fn now_seconds() -> u64 {
+    Clock::wall().as_millis() / 1_000
+}

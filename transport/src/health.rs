@@ -1,0 +1,341 @@
+//! What goes on, in figures and in words: the plane's observations as metrics, and the state of each part.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use control::breaker::{Phase, StateView};
+use control::outcome::AttemptEnd;
+use control::plane::{ControlPlane, Observation, Outcome, View};
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::Registry;
+
+use crate::driver::{Driver, Observer, Progress};
+use crate::exchange::Checks;
+use crate::upstream::Failed;
+
+/// Counts and remembers what the plane and its hands noticed.
+pub struct Health {
+    registry: Registry,
+    attempts: Family<Attempted, Counter>,
+    retries: Counter,
+    transitions: Family<Moved, Counter>,
+    bindings: Counter,
+    migrations: Counter,
+    outcomes: Family<Concluded, Counter>,
+    lost: Counter,
+    stale: Counter,
+    steps: Counter,
+    first_token: Histogram,
+    in_flight: Family<Instance, Gauge>,
+    breaker_open: Family<Instance, Gauge>,
+    reservations: Gauge,
+    requests: Gauge,
+    sessions: Gauge,
+    written: Gauge,
+    replayed: Gauge,
+    notes: Mutex<Notes>,
+}
+
+#[derive(Default)]
+struct Notes {
+    /// Parts that said something about themselves: configuration, sources, journal.
+    parts: BTreeMap<String, (bool, String)>,
+    /// The last thing that went wrong at an endpoint, in its own words.
+    endpoints: BTreeMap<String, String>,
+    shadow: Option<Arc<Progress>>,
+    draining: bool,
+    started: bool,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct Attempted {
+    instance: String,
+    outcome: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct Moved {
+    instance: String,
+    to: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct Concluded {
+    outcome: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct Instance {
+    instance: String,
+}
+
+impl Health {
+    /// Nothing noticed yet; not ready.
+    #[must_use]
+    pub fn new() -> Arc<Self> {
+        let mut health = Self {
+            registry: Registry::default(),
+            attempts: Family::default(),
+            retries: Counter::default(),
+            transitions: Family::default(),
+            bindings: Counter::default(),
+            migrations: Counter::default(),
+            outcomes: Family::default(),
+            lost: Counter::default(),
+            stale: Counter::default(),
+            steps: Counter::default(),
+            // From 1 ms, doubling: the last bucket ends at half a minute.
+            first_token: Histogram::new(exponential_buckets(0.001, 2.0, 16)),
+            in_flight: Family::default(),
+            breaker_open: Family::default(),
+            reservations: Gauge::default(),
+            requests: Gauge::default(),
+            sessions: Gauge::default(),
+            written: Gauge::default(),
+            replayed: Gauge::default(),
+            notes: Mutex::default(),
+        };
+        health.register();
+        Arc::new(health)
+    }
+
+    fn register(&mut self) {
+        let r = &mut self.registry;
+        let mut counter = |name: &str, help: &str, metric: &Counter| {
+            r.register(name, help, metric.clone());
+        };
+        counter("pointsman_retries", "Attempts after a request's first", &self.retries);
+        counter("pointsman_affinity_bindings", "Sessions that found a home", &self.bindings);
+        counter("pointsman_affinity_migrations", "Sessions that moved", &self.migrations);
+        counter("pointsman_requests_lost", "Requests a stopped process left", &self.lost);
+        counter("pointsman_stale_inputs", "Inputs that came too late", &self.stale);
+        counter("pointsman_observations", "Things the plane noticed", &self.steps);
+        r.register("pointsman_attempts", "Attempts by their end", self.attempts.clone());
+        r.register(
+            "pointsman_breaker_transitions",
+            "Breakers that moved",
+            self.transitions.clone(),
+        );
+        r.register("pointsman_outcomes", "Requests by their end", self.outcomes.clone());
+        let help = "From dispatch to first token";
+        r.register_with_unit(
+            "pointsman_first_token",
+            help,
+            prometheus_client::registry::Unit::Seconds,
+            self.first_token.clone(),
+        );
+        r.register("pointsman_in_flight_attempts", "Attempts running", self.in_flight.clone());
+        r.register("pointsman_breaker_open", "1 while ejected", self.breaker_open.clone());
+        let mut gauge = |name: &str, help: &str, metric: &Gauge| {
+            r.register(name, help, metric.clone());
+        };
+        gauge("pointsman_reservations", "Quota reservations held", &self.reservations);
+        gauge("pointsman_plane_requests", "Requests the plane holds", &self.requests);
+        gauge("pointsman_sessions", "Sessions with a home", &self.sessions);
+        gauge("pointsman_journal_written_records", "Journal records written", &self.written);
+        gauge("pointsman_journal_replayed_records", "Records reproduced", &self.replayed);
+    }
+
+    /// A part says how it is. `None` where there is nothing to say any more.
+    pub fn note(&self, part: &str, state: Option<(bool, String)>) {
+        let mut notes = self.notes();
+        match state {
+            Some(state) => drop(notes.parts.insert(part.to_owned(), state)),
+            None => drop(notes.parts.remove(part)),
+        }
+    }
+
+    /// An attempt failed, in upstream's words: kept for `/health`, and logged where an operator must act.
+    pub fn attempt_failed(&self, endpoint: &str, failed: &Failed) {
+        let text = format!("{}: {}", failed.failure, failed.detail);
+        let before = self.notes().endpoints.insert(endpoint.to_owned(), text.clone());
+        let is_fault = matches!(failed.failure.verdict(), control::outcome::Verdict::Fault(_));
+        if is_fault && before.as_ref() != Some(&text) {
+            tracing::warn!(instance_id = endpoint, "an endpoint needs its operator: {text}");
+        }
+    }
+
+    /// The process serves (or, `false`, drains).
+    pub fn set_serving(&self, serving: bool) {
+        let mut notes = self.notes();
+        notes.started |= serving;
+        notes.draining = !serving;
+    }
+
+    /// Whether the process takes no new requests.
+    pub fn is_draining(&self) -> bool {
+        self.notes().draining
+    }
+
+    /// The shadow plane to report on.
+    pub fn follow(&self, shadow: Arc<Progress>) {
+        self.notes().shadow = Some(shadow);
+    }
+
+    fn notes(&self) -> std::sync::MutexGuard<'_, Notes> {
+        self.notes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The state of each part.
+    pub fn checks(&self, driver: &Driver) -> Checks {
+        let view = driver.look(ControlPlane::view);
+        let notes = self.notes();
+        let mut parts: Vec<_> = notes
+            .parts
+            .iter()
+            .map(|(name, (ok, text))| (name.clone(), *ok, text.clone()))
+            .collect();
+        let journal = driver.journal().admits();
+        let text = journal.as_ref().map_or_else(ToString::to_string, |()| "writing".to_owned());
+        parts.push(("journal".into(), journal.is_ok(), text));
+        if let Some(shadow) = &notes.shadow {
+            let text = match shadow.diverged() {
+                true => "a record did not replay: see the log".into(),
+                false => format!("{} records reproduced", shadow.position()),
+            };
+            parts.push(("determinism".into(), !shadow.diverged(), text));
+        }
+        let mut able = 0;
+        for endpoint in &view.endpoints {
+            let (ok, text) = endpoint_words(endpoint, &view, notes.endpoints.get(&*endpoint.name));
+            able += usize::from(ok);
+            parts.push((format!("endpoint {}", endpoint.name), ok, text));
+        }
+        if able == 0 {
+            parts.push(("endpoints".into(), false, "nobody can be asked".into()));
+        }
+        let ready = notes.started && !notes.draining && journal.is_ok() && able > 0;
+        if notes.draining {
+            parts.push(("process".into(), false, "draining".into()));
+        }
+        Checks { ready, parts }
+    }
+
+    /// The figures in the Prometheus text format.
+    pub fn metrics(&self, driver: &Driver) -> String {
+        let view = driver.look(ControlPlane::view);
+        self.in_flight.clear();
+        self.breaker_open.clear();
+        for endpoint in &view.endpoints {
+            let instance = Instance { instance: endpoint.name.to_string() };
+            self.in_flight.get_or_create(&instance).set(i64::from(endpoint.in_flight));
+            self.breaker_open.get_or_create(&instance).set(i64::from(endpoint.breaker.ejected()));
+        }
+        self.reservations.set(view.reservations as i64);
+        self.requests.set(view.requests as i64);
+        self.sessions.set(view.sessions as i64);
+        self.written.set(i64::try_from(driver.journal().written()).unwrap_or(i64::MAX));
+        if let Some(shadow) = &self.notes().shadow {
+            self.replayed.set(i64::try_from(shadow.position()).unwrap_or(i64::MAX));
+        }
+        let mut text = String::new();
+        encode(&mut text, &self.registry).expect("writing to a string does not fail");
+        text
+    }
+}
+
+impl Observer for Arc<Health> {
+    fn observe(&self, plane: &ControlPlane, observation: &Observation) {
+        self.steps.inc();
+        let name = |id| plane.endpoint_name(id).unwrap_or("gone").to_owned();
+        match observation {
+            Observation::Ended { endpoint, end, .. } => {
+                let outcome = match end {
+                    AttemptEnd::Completed { .. } => "completed",
+                    AttemptEnd::Failed { failure, .. } => failure.name(),
+                    AttemptEnd::Cancelled { .. } => "cancelled",
+                };
+                let labels = Attempted { instance: name(*endpoint), outcome };
+                self.attempts.get_or_create(&labels).inc();
+            }
+            Observation::Retrying { .. } => drop(self.retries.inc()),
+            Observation::FirstToken { after, .. } => self.first_token.observe(after.as_secs_f64()),
+            Observation::Breaker(moved) if moved.from != moved.to => {
+                let instance = name(moved.id);
+                tracing::info!(
+                    instance_id = instance,
+                    "breaker {} -> {}: {}",
+                    moved.from,
+                    moved.to,
+                    moved.cause
+                );
+                let to = match moved.to {
+                    Phase::Closed => "closed",
+                    Phase::Open => "open",
+                    Phase::HalfOpen => "half_open",
+                };
+                self.transitions.get_or_create(&Moved { instance, to }).inc();
+            }
+            Observation::Bound { moved_from, .. } => match moved_from {
+                None => drop(self.bindings.inc()),
+                Some(_) => drop(self.migrations.inc()),
+            },
+            Observation::Finished { outcome, .. } => {
+                let outcome = match outcome {
+                    Outcome::Completed => "completed",
+                    Outcome::Broken(_) => "broken",
+                    Outcome::QuotaSpent(_) => "quota_spent",
+                    Outcome::Cancelled => "cancelled",
+                };
+                self.outcomes.get_or_create(&Concluded { outcome }).inc();
+            }
+            Observation::Refused { .. } => {
+                self.outcomes.get_or_create(&Concluded { outcome: "refused" }).inc();
+            }
+            Observation::Lost { .. } => drop(self.lost.inc()),
+            Observation::Stale(_) => drop(self.stale.inc()),
+            Observation::SourceRefused { source, why } => {
+                tracing::warn!("endpoints from {source} were not taken: {why}");
+            }
+            Observation::ChargeLost { reservation, actual } => {
+                let tokens = actual.tokens.0;
+                tracing::error!(%reservation, tokens, "a charge was lost: the store never took it");
+            }
+            Observation::Arrived { .. }
+            | Observation::Granted { .. }
+            | Observation::Denied { .. }
+            | Observation::Picked { .. }
+            | Observation::Nobody { .. }
+            | Observation::Accepted { .. }
+            | Observation::GaveUp { .. }
+            | Observation::Breaker(_)
+            | Observation::EndpointAdded(_)
+            | Observation::EndpointRemoved { .. }
+            | Observation::Configured { .. }
+            | Observation::QuotaDegraded(_) => {}
+        }
+    }
+}
+
+/// How an endpoint is, for a reader who wonders why it gets no traffic.
+fn endpoint_words(
+    endpoint: &control::plane::EndpointView,
+    view: &View,
+    last: Option<&String>,
+) -> (bool, String) {
+    let StateView { phase, until, cause, .. } = endpoint.breaker;
+    if endpoint.draining {
+        return (false, "draining: it gets no new requests until `pointsman undrain`".into());
+    }
+    if phase == Phase::Closed {
+        let stale =
+            endpoint.stale_for.map(|age| format!(", its source silent for {}s", age.as_secs()));
+        return (true, format!("{} in flight{}", endpoint.in_flight, stale.unwrap_or_default()));
+    }
+    let mut text = format!("breaker {phase}");
+    if let Some(until) = until {
+        text.push_str(&format!(" for {}s more", until.since(view.now).as_secs()));
+    }
+    if let Some(cause) = cause {
+        text.push_str(&format!(": {cause}"));
+    }
+    if let Some(last) = last {
+        text.push_str(&format!(" (last: {last})"));
+    }
+    (false, text)
+}

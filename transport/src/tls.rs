@@ -1,0 +1,47 @@
+//! TLS for the front: a certificate chain and a key, from PEM files.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustls::ServerConfig;
+use rustls::pki_types::pem::{self, PemObject};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+
+/// Why the front cannot speak TLS.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// A file cannot be read, or holds nothing of the kind.
+    #[error("{what} {}: {source} (PEM is expected)", path.display())]
+    File {
+        /// Certificate or key.
+        what: &'static str,
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong.
+        source: pem::Error,
+    },
+    /// Certificate and key do not go together, or are of a kind that is not spoken.
+    #[error("the TLS certificate and key cannot be used: {0}")]
+    Unusable(#[from] rustls::Error),
+}
+
+/// A server's configuration: TLS 1.2 and 1.3, no client certificates.
+///
+/// # Errors
+/// See [`TlsError`].
+pub fn server_config(cert: &Path, key: &Path) -> Result<Arc<ServerConfig>, TlsError> {
+    let file = |what, path: &Path| {
+        let path = path.to_owned();
+        move |source| TlsError::File { what, path, source }
+    };
+    let chain = CertificateDer::pem_file_iter(cert)
+        .and_then(Iterator::collect)
+        .map_err(file("certificate", cert))?;
+    let private = PrivateKeyDer::from_pem_file(key).map_err(file("private key", key))?;
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_no_client_auth()
+        .with_single_cert(chain, private)?;
+    Ok(Arc::new(config))
+}

@@ -1,0 +1,68 @@
+//! Which models an endpoint serves.
+
+use bytes::Bytes;
+use http::Method;
+use http::header::HeaderMap;
+use serde::Deserialize;
+
+use control::outcome::Failure;
+use control::units::Tokens;
+
+use super::connect::Client;
+use super::failed::{self, Failed};
+use super::target::Target;
+use super::{Limits, bare_request, whole};
+
+/// A model of `GET /models`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ModelInfo {
+    /// Its name, as requests must give it.
+    pub id: String,
+    /// Who made it, if said.
+    pub owned_by: Option<String>,
+    /// How many tokens prompt and completion may have together, if said (vLLM and SGLang do).
+    pub context: Option<Tokens>,
+}
+
+impl Client {
+    /// Asks `target` which models it serves, in the order it says them. `limits.whole_answer` bounds the wait.
+    ///
+    /// # Errors
+    /// [`Failed`]: an endpoint that knows no such list answers with a client error (404).
+    pub async fn discover(
+        &self,
+        target: &Target,
+        limits: Limits,
+    ) -> Result<Vec<ModelInfo>, Failed> {
+        let request = bare_request(target, Method::GET, "/models", Bytes::new(), HeaderMap::new())?;
+        let response = self.exchange(target, request, limits.whole_answer, &limits).await?;
+        if !response.status().is_success() {
+            return Err(failed::refused(response, limits.deadline).await);
+        }
+        let body = whole::collect(response.into_body(), &limits).await?;
+        let list: List = serde_json::from_slice(&body)
+            .map_err(|_| Failed::new(Failure::Garbage, "not a list of models"))?;
+        Ok(list.data.into_iter().map(Entry::info).collect())
+    }
+}
+
+#[derive(Deserialize)]
+struct List {
+    data: Vec<Entry>,
+}
+
+#[derive(Deserialize)]
+struct Entry {
+    id: String,
+    #[serde(default)]
+    owned_by: Option<String>,
+    #[serde(default)]
+    max_model_len: Option<u64>,
+}
+
+impl Entry {
+    fn info(self) -> ModelInfo {
+        let context = self.max_model_len.map(Tokens);
+        ModelInfo { id: self.id, owned_by: self.owned_by, context }
+    }
+}

@@ -1,0 +1,342 @@
+//! Answers that come token by token.
+
+use bytes::Bytes;
+use core::time::Duration;
+use http::Response;
+use http::header::HeaderMap;
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use tokio::time::{Instant, timeout};
+
+use control::outcome::{Failure, Stage};
+use control::units::{Tokens, Usage};
+
+use crate::sse;
+
+use super::Limits;
+use super::chunk::{Chunk, Finish};
+use super::failed::Failed;
+use super::timer::Timer;
+use super::whole::{content_type, passed_on, upstream_request_id};
+
+/// A stream that has begun. Dropping it cancels the call upstream at once.
+#[derive(Debug)]
+pub struct Stream {
+    /// `None` once the stream is over.
+    body: Option<Incoming>,
+    headers: HeaderMap,
+    upstream_request_id: Option<String>,
+    parser: sse::Parser,
+    limits: Limits,
+    timer: Timer,
+    /// What is waited for, and until when.
+    stage: Stage,
+    due: Instant,
+    /// When the caller was last given something: its own time is not the replica's.
+    left: Instant,
+    received: usize,
+    tally: Tally,
+    done_was_missing: bool,
+}
+
+/// One block of the stream.
+#[derive(Clone, Debug)]
+pub struct Event {
+    /// Its bytes as they arrived, to be forwarded.
+    pub raw: Bytes,
+    /// What it is.
+    pub kind: EventKind,
+    /// The usage it carries. Some servers send one with every chunk; the last counts.
+    pub usage: Option<Usage>,
+}
+
+/// What a block of a stream is to us.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EventKind {
+    /// A chunk without content: the role, an empty delta.
+    Opening,
+    /// A chunk with content (text, reasoning, a refusal, a piece of a tool call), by our own count. It may also carry the
+    /// choice's `finish_reason`.
+    Tokens {
+        /// About how many tokens.
+        count: Tokens,
+    },
+    /// A chunk that only says why a choice ended.
+    Finish,
+    /// The chunk with the usage and no choices, sent where `stream_options.include_usage` asked for it.
+    Usage,
+    /// `[DONE]`: the stream ended well.
+    Done,
+    /// A comment, a keep-alive, an event that is no part of the answer.
+    Other,
+}
+
+impl Stream {
+    pub(super) fn open(
+        response: Response<Incoming>,
+        began: Instant,
+        limits: Limits,
+    ) -> Result<Self, Failed> {
+        let (head, body) = response.into_parts();
+        if let Some(kind) = content_type(&head.headers)
+            && !kind.contains("text/event-stream")
+        {
+            return Err(Failed::new(Failure::Garbage, "a stream was asked for and is not one"));
+        }
+        let due = began + limits.first_token;
+        Ok(Self {
+            body: Some(body),
+            upstream_request_id: upstream_request_id(&head.headers),
+            headers: passed_on(&head.headers),
+            parser: sse::Parser::default(),
+            limits,
+            timer: Timer::new(due.min(limits.deadline)),
+            stage: Stage::FirstToken,
+            due,
+            left: Instant::now(),
+            received: 0,
+            tally: Tally::default(),
+            done_was_missing: false,
+        })
+    }
+
+    /// The next block; `None` after [`EventKind::Done`] or a failure. Cancel-safe.
+    ///
+    /// # Errors
+    /// [`Failed`], once, with what had been produced until then.
+    pub async fn next(&mut self) -> Option<Result<Event, Failed>> {
+        self.body.as_ref()?;
+        let now = Instant::now();
+        self.due += now.duration_since(self.left);
+        self.left = now;
+        let result = self.advance(now).await;
+        self.left = Instant::now();
+        if let Err(failed) = result {
+            self.body = None;
+            return Some(Err(failed.with_produced(self.produced())));
+        }
+        Some(result)
+    }
+
+    /// Completion tokens that have arrived so far: as the replica says, else by our own count.
+    #[must_use]
+    pub fn produced(&self) -> Tokens {
+        self.tally.produced
+    }
+
+    /// The last usage the replica reported.
+    #[must_use]
+    pub fn usage(&self) -> Option<Usage> {
+        self.tally.usage
+    }
+
+    /// Whether every choice seen has said why it ended.
+    #[must_use]
+    pub fn finished(&self) -> bool {
+        self.tally.finished()
+    }
+
+    /// The stream was complete, but its `[DONE]` never came and was supplied here: worth a word to its operator.
+    #[must_use]
+    pub fn done_was_missing(&self) -> bool {
+        self.done_was_missing
+    }
+
+    /// Those of the endpoint's headers that may reach the caller, as for [`Whole`](super::Whole).
+    #[must_use]
+    pub fn headers(&self) -> &HeaderMap {
+        &self.headers
+    }
+
+    /// The endpoint's `x-request-id`, for the logs.
+    #[must_use]
+    pub fn upstream_request_id(&self) -> Option<&str> {
+        self.upstream_request_id.as_deref()
+    }
+
+    async fn advance(&mut self, now: Instant) -> Result<Event, Failed> {
+        self.check_time(now)?;
+        loop {
+            match self.parser.poll_event() {
+                Ok(Some(event)) => return self.judge(event),
+                Ok(None) => {}
+                Err(too_large) => {
+                    return Err(Failed::new(Failure::TooLarge, too_large.to_string()));
+                }
+            }
+            match self.read().await? {
+                Some(chunk) => self.parser.insert(chunk),
+                None => return self.end(None),
+            }
+        }
+    }
+
+    /// The next bytes; `None` at the body's end.
+    async fn read(&mut self) -> Result<Option<Bytes>, Failed> {
+        loop {
+            let Some(body) = &mut self.body else { return Ok(None) };
+            let due = self.due.min(self.limits.deadline);
+            // Data first: what has arrived in time is not late because we were.
+            let frame = tokio::select! {
+                biased;
+                frame = body.frame() => frame,
+                () = self.timer.passed(due) => {
+                    self.check_time(due)?;
+                    continue;
+                }
+            };
+            let frame = match frame {
+                None => return Ok(None),
+                Some(Ok(frame)) => frame,
+                Some(Err(error)) => return self.broken(&error),
+            };
+            let Ok(data) = frame.into_data() else { continue };
+            self.received += data.len();
+            if self.received > self.limits.answer_bytes_max {
+                let most = self.limits.answer_bytes_max;
+                return Err(Failed::new(Failure::TooLarge, format!("more than {most} bytes")));
+            }
+            return Ok(Some(data));
+        }
+    }
+
+    fn check_time(&self, now: Instant) -> Result<(), Failed> {
+        if now >= self.limits.deadline {
+            return Err(Failed::new(Failure::Timeout(Stage::Deadline), "while streaming"));
+        }
+        if now >= self.due {
+            return Err(Failed::new(Failure::Timeout(self.stage), "while streaming"));
+        }
+        Ok(())
+    }
+
+    /// A body that broke off is no loss where everything but the `[DONE]` had come.
+    fn broken(&self, error: &hyper::Error) -> Result<Option<Bytes>, Failed> {
+        if self.tally.finished() {
+            return Ok(None);
+        }
+        Err(Failed::new(Failure::Truncated, format!("while streaming: {error}")))
+    }
+
+    fn judge(&mut self, event: sse::Event) -> Result<Event, Failed> {
+        let sse::Event { raw, data, name, .. } = event;
+        let other = |raw| Event { raw, kind: EventKind::Other, usage: None };
+        let Some(data) = data else { return Ok(other(raw)) };
+        if name.as_deref() == Some(b"error") {
+            return Err(Failed::in_answer(data));
+        }
+        match data.trim_ascii() {
+            b"" => return Ok(other(raw)),
+            b"[DONE]" => return self.end(Some(raw)),
+            _ => {}
+        }
+        let chunk = Chunk::read(&data).map_err(|why| Failed::new(Failure::Garbage, why))?;
+        if chunk.is_error() {
+            return Err(Failed::in_answer(data));
+        }
+        let kind = self.tally.insert(&chunk)?;
+        match kind {
+            EventKind::Tokens { .. } | EventKind::Finish | EventKind::Usage => {
+                self.stage = Stage::BetweenTokens;
+                self.due = Instant::now() + self.limits.between_tokens;
+            }
+            EventKind::Opening | EventKind::Done | EventKind::Other => {}
+        }
+        Ok(Event { raw, kind, usage: chunk.usage() })
+    }
+
+    /// The stream is over, with `done` or without it.
+    fn end(&mut self, done: Option<Bytes>) -> Result<Event, Failed> {
+        let done = done.or_else(|| self.cut_off_done());
+        let complete = match done {
+            Some(_) => !self.tally.choices.is_empty(),
+            None => self.tally.finished(),
+        };
+        if !complete {
+            let what = if done.is_some() { "[DONE] without an answer" } else { "no [DONE]" };
+            return Err(Failed::new(Failure::Truncated, what));
+        }
+        self.done_was_missing = done.is_none();
+        if let Some(body) = self.body.take()
+            && done.is_some()
+        {
+            tokio::spawn(drain(body));
+        }
+        let raw = done.unwrap_or(Bytes::from_static(DONE));
+        Ok(Event { raw, kind: EventKind::Done, usage: None })
+    }
+
+    /// A `[DONE]` whose last line end is missing is meant as one; forwarded, it gets its line end.
+    fn cut_off_done(&mut self) -> Option<Bytes> {
+        let rest = std::mem::take(&mut self.parser).finish()?;
+        (rest.data?.trim_ascii() == b"[DONE]").then_some(Bytes::from_static(DONE))
+    }
+}
+
+const DONE: &[u8] = b"data: [DONE]\n\n";
+
+/// Reads on to the body's end, so that the connection can be used again. What does not end soon is not worth keeping.
+async fn drain(mut body: Incoming) {
+    const WITHIN: Duration = Duration::from_millis(500);
+    // A well-behaved server sends nothing more; a few frames allow for trailers and line ends.
+    const FRAMES_MAX: usize = 8;
+    let _ = timeout(WITHIN, async {
+        for _ in 0..FRAMES_MAX {
+            if !matches!(body.frame().await, Some(Ok(_))) {
+                break;
+            }
+        }
+    })
+    .await;
+}
+
+/// What a stream has brought so far.
+#[derive(Debug, Default)]
+struct Tally {
+    /// The completion of the last usage reported, and our own count of everything since.
+    produced: Tokens,
+    usage: Option<Usage>,
+    /// Index of each choice seen, and whether it has ended.
+    choices: Vec<(u32, bool)>,
+}
+
+impl Tally {
+    /// OpenAI allows `n` up to 128; more indices than that are a peer's nonsense.
+    const CHOICES_MAX: usize = 128;
+
+    fn insert(&mut self, chunk: &Chunk<'_>) -> Result<EventKind, Failed> {
+        let mut ended = false;
+        for choice in chunk.choices() {
+            let now_ended = choice.finish_reason == Finish::Finished;
+            ended |= now_ended;
+            let known = self.choices.iter().position(|(index, _)| *index == choice.index);
+            match known {
+                Some(at) => self.choices[at].1 |= now_ended,
+                None if self.choices.len() < Self::CHOICES_MAX => {
+                    self.choices.push((choice.index, now_ended));
+                }
+                None => return Err(Failed::new(Failure::Garbage, "more than 128 choices")),
+            }
+        }
+        let count = chunk.tokens();
+        self.produced += count;
+        if let Some(usage) = chunk.usage() {
+            self.usage = Some(usage);
+            // Some servers send zeros until the end: what was delivered by then must not be forgotten.
+            if usage.completion > Tokens::ZERO {
+                self.produced = usage.completion;
+            }
+        }
+        Ok(match (count, ended) {
+            (Tokens(1..), _) => EventKind::Tokens { count },
+            (Tokens::ZERO, true) => EventKind::Finish,
+            (Tokens::ZERO, false) if !chunk.choices().is_empty() => EventKind::Opening,
+            (Tokens::ZERO, false) if chunk.usage().is_some() => EventKind::Usage,
+            (Tokens::ZERO, false) => EventKind::Other,
+        })
+    }
+
+    fn finished(&self) -> bool {
+        !self.choices.is_empty() && self.choices.iter().all(|(_, ended)| *ended)
+    }
+}

@@ -1,0 +1,201 @@
+//! Where to call, and with which key.
+
+use core::fmt;
+use core::str::FromStr;
+
+use http::header::{HeaderMap, HeaderValue};
+use http::uri::{Authority, PathAndQuery, Scheme};
+use http::{Uri, uri};
+
+/// An endpoint, as the shell knows it.
+#[derive(Clone, Debug)]
+pub struct Target {
+    /// Where its API begins.
+    pub base_url: BaseUrl,
+    /// Sent as a bearer token.
+    pub api_key: Option<Secret>,
+    /// HTTP/2 without asking: over TLS nothing else is offered, without TLS it is spoken by prior knowledge (h2c).
+    pub http2_only: bool,
+    /// Sent with every request; they win over all others, `authorization` included (for endpoints that want
+    /// `api-key: ...`). Mark values that are secret as sensitive, so that `Debug` hides them.
+    pub headers: HeaderMap,
+}
+
+impl Target {
+    /// An endpoint without a key, speaking whatever HTTP version it offers.
+    #[must_use]
+    pub fn new(base_url: BaseUrl) -> Self {
+        Self { base_url, api_key: None, http2_only: false, headers: HeaderMap::new() }
+    }
+}
+
+/// The beginning of an endpoint's API: `http://host:port` (then `/v1` is added) or with a path (`https://host/api/v1`).
+#[derive(Clone, PartialEq, Eq)]
+pub struct BaseUrl {
+    scheme: Scheme,
+    authority: Authority,
+    /// Begins with a slash and does not end with one.
+    prefix: String,
+}
+
+/// Why a text is no [`BaseUrl`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BadUrl {
+    /// Not a URL at all.
+    #[error("not a URL: write http://host:port or https://host/v1")]
+    Malformed,
+    /// Neither http nor https.
+    #[error("the URL must begin with http:// or https://")]
+    Scheme,
+    /// `user:password@host`.
+    #[error("the URL must not hold a user or password: use api_key")]
+    Credentials,
+    /// `?...` behind the path.
+    #[error("the URL must not hold a query")]
+    Query,
+}
+
+impl FromStr for BaseUrl {
+    type Err = BadUrl;
+
+    fn from_str(text: &str) -> Result<Self, BadUrl> {
+        let parts = text.trim().parse::<Uri>().map_err(|_| BadUrl::Malformed)?.into_parts();
+        let scheme = parts.scheme.ok_or(BadUrl::Scheme)?;
+        if scheme != Scheme::HTTP && scheme != Scheme::HTTPS {
+            return Err(BadUrl::Scheme);
+        }
+        let authority = parts.authority.ok_or(BadUrl::Malformed)?;
+        if authority.as_str().contains('@') {
+            return Err(BadUrl::Credentials);
+        }
+        let path = parts.path_and_query.unwrap_or_else(|| PathAndQuery::from_static("/"));
+        if path.query().is_some() {
+            return Err(BadUrl::Query);
+        }
+        let prefix = match path.path().trim_end_matches('/') {
+            "" => "/v1".to_owned(),
+            prefix => prefix.to_owned(),
+        };
+        Ok(Self { scheme, authority, prefix })
+    }
+}
+
+impl BaseUrl {
+    /// Whether the endpoint is reached through TLS.
+    #[must_use]
+    pub fn is_tls(&self) -> bool {
+        self.scheme == Scheme::HTTPS
+    }
+
+    /// Host and port, as written.
+    #[must_use]
+    pub fn authority(&self) -> &str {
+        self.authority.as_str()
+    }
+
+    /// The URI of `path`, which begins with a slash.
+    pub(super) fn join(&self, path: &str) -> Result<Uri, http::Error> {
+        uri::Builder::new()
+            .scheme(self.scheme.clone())
+            .authority(self.authority.clone())
+            .path_and_query(format!("{}{path}", self.prefix))
+            .build()
+    }
+}
+
+impl fmt::Display for BaseUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}://{}{}", self.scheme, self.authority, self.prefix)
+    }
+}
+
+impl fmt::Debug for BaseUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// A credential. `Debug` prints `***`, there is no `Display`, and no way to read it back outside this module.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(HeaderValue);
+
+/// The text holds something that cannot stand in a header (a line end, a character outside ASCII), or nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the key is empty or holds characters that no key has (line ends, non-ASCII): look for a copying mistake"
+)]
+pub struct BadSecret;
+
+impl Secret {
+    /// A key as an endpoint's operator gave it, without `Bearer`. White space around it (a file's last line end) is cut.
+    ///
+    /// # Errors
+    /// [`BadSecret`] where it cannot be sent.
+    pub fn new(text: &str) -> Result<Self, BadSecret> {
+        let text = text.trim();
+        if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return Err(BadSecret);
+        }
+        let mut value = HeaderValue::from_str(&format!("Bearer {text}")).map_err(|_| BadSecret)?;
+        value.set_sensitive(true);
+        Ok(Self(value))
+    }
+
+    pub(super) fn bearer(&self) -> HeaderValue {
+        self.0.clone()
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test that unwraps nothing fails as it should")]
+
+    use super::*;
+
+    #[test]
+    fn a_url_without_a_path_gets_v1() {
+        for (text, shown) in [
+            ("http://127.0.0.1:8000", "http://127.0.0.1:8000/v1"),
+            ("http://host:8000/", "http://host:8000/v1"),
+            ("https://api.example.com/v1/", "https://api.example.com/v1"),
+            ("https://host/compatible-mode/v1", "https://host/compatible-mode/v1"),
+            ("http://[::1]:80", "http://[::1]:80/v1"),
+        ] {
+            let url: BaseUrl = text.parse().unwrap();
+            assert_eq!(url.to_string(), shown);
+            assert_eq!(url.join("/models").unwrap().to_string(), format!("{shown}/models"));
+        }
+    }
+
+    #[test]
+    fn a_url_that_could_not_work_says_why() {
+        for (text, why) in [
+            ("", BadUrl::Malformed),
+            ("host:8000", BadUrl::Scheme),
+            ("/v1", BadUrl::Scheme),
+            ("ftp://host", BadUrl::Scheme),
+            ("http://user:pass@host", BadUrl::Credentials),
+            ("http://host/v1?key=1", BadUrl::Query),
+        ] {
+            assert_eq!(text.parse::<BaseUrl>(), Err(why), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_secret_never_shows() {
+        let mut target = Target::new("http://host".parse().unwrap());
+        target.api_key = Some(Secret::new(" sk-very-secret\n").unwrap());
+        assert!(!format!("{target:?}").contains("very-secret"));
+        assert!(format!("{target:?}").contains("***"));
+        assert_eq!(target.api_key.unwrap().bearer(), "Bearer sk-very-secret");
+        for bad in ["", " ", "a\nb", "ключ", "a b"] {
+            assert_eq!(Secret::new(bad), Err(BadSecret), "{bad:?}");
+        }
+    }
+}
