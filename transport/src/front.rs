@@ -86,7 +86,6 @@ impl<C: Chat> Front<C> {
     }
 
     /// Health, readiness and metrics alone, for the admin port.
-    #[must_use]
     pub fn meta_router(&self) -> Router {
         routes::meta_router(Arc::clone(&self.shared))
     }

@@ -207,7 +207,7 @@ async fn the_planes_refusals_leave_with_what_sdks_obey() {
     };
     let rate = Refusal::RateLimited {
         account: AccountId(9),
-        unit: control::rate::Unit::Requests,
+        unit: control::rate::RateUnit::Rpm,
         limit: 3,
         retry_after: wait,
     };

@@ -42,7 +42,7 @@ fn refusals() -> Vec<Refusal> {
         Refusal::QuotaUnavailable { retry_after: WAIT },
         Refusal::RateLimited {
             account: AccountId(7),
-            unit: rate::Unit::Requests,
+            unit: RateUnit::Rpm,
             limit: 3,
             retry_after: WAIT,
         },
