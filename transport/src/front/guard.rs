@@ -292,7 +292,8 @@ mod tests {
         });
         guarded.write_all(&[0; 16]).await.unwrap();
         let _unread = reader.await.unwrap();
-        let error = guarded.write_all(&[0; 16]).await.unwrap_err();
+        let stuck = tokio::time::timeout(SOON * 10, guarded.write_all(&[0; 16])).await;
+        let error = stuck.expect("it gives up").unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
     }
 }

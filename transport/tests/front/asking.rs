@@ -94,6 +94,23 @@ async fn an_idempotency_key_is_bound_to_path_and_body() {
 }
 
 #[tokio::test]
+async fn two_tenants_never_meet_in_a_session_or_an_idempotency_key() {
+    let world = answering();
+    let named = HELLO.replacen('{', r#"{"session_id":"s1","#, 1);
+    for body in [HELLO, &named] {
+        let ours = call(&world, &[("idempotency-key", "k1")], body).await;
+        let asked = request(Method::POST, world.url("/v1/chat/completions"))
+            .header("authorization", "Bearer sk-other-tenant")
+            .header("idempotency-key", "k1")
+            .body(Full::from(body.to_owned()));
+        assert_eq!(send(asked.unwrap()).await.status, 200);
+        let theirs = world.last_call();
+        assert_ne!(ours.session.unwrap().key, theirs.session.unwrap().key);
+        assert_ne!(ours.idempotency.unwrap().key, theirs.idempotency.unwrap().key);
+    }
+}
+
+#[tokio::test]
 async fn a_user_named_in_the_body_is_part_of_who_pays() {
     let world = answering();
     let named = HELLO.replacen('{', r#"{"user_id":"bob","#, 1);

@@ -153,6 +153,25 @@ async fn an_oversized_body_gets_its_413_however_it_is_sent() {
 }
 
 #[tokio::test]
+async fn a_client_that_writes_all_before_it_reads_still_sees_its_refusal() {
+    let limits = Limits { body_max: 4 << 20, ..Limits::default() };
+    let world = World::with(limits, Duration::from_secs(5), None, |_| Act::Whole(ANSWER));
+    // More than the kernel buffers on the way, so that a server that closes early resets the connection.
+    let body = vec![b' '; 12 << 20];
+    for (key, status) in [(KEY, "413"), ("sk-wrong", "401")] {
+        let head = format!(
+            "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key}\r\n\
+             connection: close\r\ncontent-length: {}\r\n\r\n",
+            body.len()
+        );
+        let mut socket = world.raw(head).await;
+        socket.write_all(&body).await.expect("the server reads it away");
+        let answer = read_all(&mut socket, Duration::from_secs(5)).await.unwrap();
+        assert!(answer.starts_with(format!("HTTP/1.1 {status}").as_bytes()));
+    }
+}
+
+#[tokio::test]
 async fn a_body_far_over_the_limit_is_refused_without_being_waited_for() {
     let world = small(1_000);
     let head = format!(

@@ -111,7 +111,7 @@ pub fn end(outcome: Outcome) -> End {
     }
 }
 
-/// One tenant; `KEY` may do everything, `sk-demo-only` only the model `demo`, nobody may speak for `mallory`.
+/// Two tenants; `KEY` may do everything, `sk-demo-only` only the model `demo`, nobody may speak for `mallory`.
 struct Keys;
 
 impl Authenticate for Keys {
@@ -124,6 +124,7 @@ impl Authenticate for Keys {
             None => return Err(AuthError::KeyMissing),
             Some(KEY) => None,
             Some("sk-demo-only") => Some(Arc::from(["demo".to_owned()])),
+            Some("sk-other-tenant") => None,
             Some("sk-old") => return Err(AuthError::KeyExpired),
             Some(_) => return Err(AuthError::KeyUnknown),
         };
@@ -131,7 +132,8 @@ impl Authenticate for Keys {
             return Err(AuthError::UserForbidden);
         }
         let user = user_id.map(|name| AccountId(u64::try_from(name.len()).unwrap()));
-        let principal = Principal { tenant: AccountId(1), user, key: Some(AccountId(2)) };
+        let tenant = AccountId(if bearer == Some("sk-other-tenant") { 7 } else { 1 });
+        let principal = Principal { tenant, user, key: Some(AccountId(2)) };
         Ok(Caller { principal, models, tenant_name: Arc::from("acme") })
     }
 
