@@ -629,3 +629,8 @@ impl Ledger {
         true
     }
 }
+
+#[cfg(test)]
+mod model;
+#[cfg(test)]
+mod tests;

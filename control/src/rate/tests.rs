@@ -207,8 +207,8 @@ proptest! {
         }
         for (first, start) in admitted.iter().enumerate() {
             for (last, end) in admitted.iter().enumerate().skip(first) {
-                let allowed = u64::from(limit) * (end - start) / 60_000 + u64::from(limit);
-                prop_assert!(allowed >= (last - first) as u64, "{start} to {end}");
+                let count = (last - first + 1) as u64;
+                prop_assert!(count * 60_000 <= u64::from(limit) * (end - start + 60_000));
             }
         }
     }
