@@ -28,10 +28,11 @@
 //! |---------|---------|---------|----------------|---------|--------|--------|
 //! | unknown | release | -       | -              | denied  | -      | -      |
 //! | asked   | held    | unknown | lent or denied | denied  | ending | ending |
-//! | held    | held    | held    | held           | held    | ending | ending |
-//! | lent    | release | lent    | lent           | lent    | gone   | gone   |
+//! | held    | -       | -       | -              | held    | ending | ending |
+//! | lent    | -       | -       | -              | lent    | gone   | gone   |
 //!
-//! "Lent" is held from an allotment; its end is noted there. "Ending" lasts until the store acknowledges.
+//! "Lent" is held from an allotment: its end is noted there, and what the store may have granted after all is on its way
+//! back already. "Release" gives back what nobody here holds. "Ending" lasts until the store acknowledges.
 
 mod audit;
 mod book;

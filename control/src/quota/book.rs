@@ -1,7 +1,7 @@
 //! The ledger's state: the fold of its entries, and nothing decided.
 //!
-//! `apply` is total. An entry that no longer fits (a second terminal, an extension of what has ended) changes nothing, so
-//! that recovery may meet a record twice.
+//! `apply` is total: an entry that does not fit (a second terminal, an extension of what has ended) changes nothing, so
+//! that no record of a journal can bring recovery down.
 
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::vec::Vec;

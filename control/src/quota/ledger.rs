@@ -23,6 +23,8 @@
 //! outstanding; debt is then carried or forgiven, and until then counts as if it had been carried. The ledger expires a
 //! reservation `drift_max` after its time, its owner stops as much earlier: their clocks may differ by twice that.
 
+mod limits;
+
 use alloc::vec::Vec;
 use core::ops::ControlFlow;
 use core::time::Duration;
@@ -504,104 +506,6 @@ impl Ledger {
         Ok(())
     }
 
-    fn pins(&self, accounts: &[(AccountId, Limits)]) -> Vec<BalanceKey> {
-        let open = |kind, limits| Window::open(kind, self.book.wall, limits);
-        let mut pins = Vec::with_capacity(accounts.len() * 3);
-        for (account, limits) in accounts {
-            let windows = WindowKind::ALL.into_iter().filter_map(|kind| open(kind, limits));
-            pins.extend(windows.map(|window| BalanceKey { account: *account, window }));
-        }
-        pins
-    }
-
-    fn check(&self, pins: &[BalanceKey], amount: Amount) -> Result<(), Denied> {
-        let refusals = pins.iter().filter_map(|pin| self.refusal(*pin, amount));
-        refusals.max_by_key(|denied| denied.retry_after).map_or(Ok(()), Err)
-    }
-
-    fn refusal(&self, pin: BalanceKey, amount: Amount) -> Option<Denied> {
-        let account = self.book.accounts.get(&pin.account);
-        let limits = account.map_or_else(Limits::default, |known| known.limits);
-        let kind = pin.window.kind();
-        let cap = limits.cap(kind);
-        let moved = self.balance(&pin).map_or(Amount::ZERO, Sums::moved) + amount;
-        if Unit::ALL.iter().any(|unit| unit.of(amount) > 0 && unit.of(moved) > MAX_SUM) {
-            return Some(FULL);
-        }
-        let used = self.used(pin, &limits);
-        // A unit nothing is asked of passes: an extension by nothing only lives longer, a free model costs no money.
-        let over = |unit: Unit| {
-            let asked = unit.of(amount);
-            asked > 0 && cap.of(unit).is_some_and(|cap| unit.of(used) + asked > cap)
-        };
-        let unit = Unit::ALL.into_iter().find(|unit| over(*unit))?;
-        let remaining = cap.left(used);
-        let reason = DenyReason::Spent { account: pin.account, window: kind, unit, remaining };
-        Some(Denied { reason, retry_after: self.retry_after(pin, unit, &limits, amount) })
-    }
-
-    /// What counts against the limit of `pin`'s window.
-    fn used(&self, pin: BalanceKey, limits: &Limits) -> Amount {
-        let own = self.balance(&pin).map_or(Amount::ZERO, Sums::used);
-        match pin.window.kind() {
-            WindowKind::Day | WindowKind::Month if !limits.carry_debt => own,
-            kind @ (WindowKind::Day | WindowKind::Month) => {
-                // Debt of windows that have ended and wait for their last reservation.
-                let cap = limits.cap(kind);
-                let first = if kind == WindowKind::Day { Window::Day(0) } else { Window::Month(0) };
-                let from = BalanceKey { account: pin.account, window: first };
-                let earlier = self.book.balances.range(from..pin);
-                earlier.fold(own, |sum, (_, balance)| sum + cap.excess(balance.sums.used()))
-            }
-            WindowKind::Rolling => {
-                self.slices(pin.account).fold(Amount::ZERO, |sum, (_, sums)| sum + sums.used())
-            }
-        }
-    }
-
-    /// The rolling slices of an account that still count, oldest first.
-    fn slices(&self, account: AccountId) -> impl Iterator<Item = (Wall, &Sums)> {
-        let nought = Window::Rolling { start: Wall::default(), until: Wall::default() };
-        let from = BalanceKey { account, window: nought };
-        let own = self.book.balances.range(from..);
-        own.take_while(move |(key, _)| key.account == account).filter_map(
-            |(key, balance)| match key.window {
-                Window::Rolling { until, .. } if until > self.book.wall => {
-                    Some((until, &balance.sums))
-                }
-                Window::Rolling { .. } | Window::Day(_) | Window::Month(_) => None,
-            },
-        )
-    }
-
-    fn retry_after(
-        &self,
-        pin: BalanceKey,
-        unit: Unit,
-        limits: &Limits,
-        amount: Amount,
-    ) -> Duration {
-        let wall = self.book.wall;
-        match pin.window.kind() {
-            WindowKind::Day => wall.until_next_day(),
-            WindowKind::Month => wall.until_next_month(),
-            WindowKind::Rolling => {
-                let cap = limits.cap(WindowKind::Rolling).of(unit).unwrap_or(MAX_SUM);
-                let mut over =
-                    (unit.of(self.used(pin, limits)) + unit.of(amount)).saturating_sub(cap);
-                let mut until = wall;
-                for (leaves, sums) in self.slices(pin.account) {
-                    if over == 0 {
-                        break;
-                    }
-                    over = over.saturating_sub(unit.of(sums.used()));
-                    until = leaves;
-                }
-                Duration::from_millis(until.as_millis().saturating_sub(wall.as_millis()))
-            }
-        }
-    }
-
     /// Closes a window that is over and in which nothing is outstanding. False if it must stay.
     fn close(&mut self, at: At, key: BalanceKey, out: &mut Vec<Entry>) -> bool {
         let wall = self.book.wall;
@@ -629,3 +533,8 @@ impl Ledger {
         true
     }
 }
+
+#[cfg(test)]
+mod model;
+#[cfg(test)]
+mod tests;

@@ -69,9 +69,10 @@ impl Bucket {
         if ahead <= pace.burst { Ok(()) } else { Err(Misfit::Wait(ahead - pace.burst)) }
     }
 
-    /// Counts `amount` as used.
+    /// Counts `amount` as used, at most so much as drains in `hold_max`: an answer that claims to have used more than
+    /// anybody could shall not lock its account for ever.
     pub fn use_up(&mut self, now: Instant, pace: Pace, amount: u64) {
-        self.tat = self.tat.max(now) + pace.drain(amount);
+        self.tat = self.tat.max(now) + pace.drain(amount).min(pace.hold_max);
     }
 
     /// Holds `amount` for a request that begins.

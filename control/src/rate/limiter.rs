@@ -9,7 +9,8 @@
 //! window of length `w` no more is used than `limit * w / 60 s + burst`, where the burst in units is
 //! `limit * Config::burst / 60 s`, at least one. Tokens are *held* when a request is admitted and *used* when it ends, when
 //! their number is known: ahead of the clock count the used and the held together, so the bound holds for what is used, by
-//! the time its request ended, plus what an answer used beyond its estimate (which is charged, as debt).
+//! the time its request ended, plus what an answer used beyond its estimate (which is charged, as debt, of at most
+//! [`Config::hold_max`]).
 //!
 //! **Rejected:** to charge the estimate at once and subtract the difference later. Returning what has drained meanwhile
 //! would grant it twice; not returning it holds an account to a fraction of its limit.
