@@ -1,4 +1,5 @@
 //! A slow, obvious affinity beside the fast one: a list, searched from end to end.
+#![allow(clippy::disallowed_types, reason = "prop_oneof! shares its strategies in Arcs")]
 
 use proptest::prelude::*;
 

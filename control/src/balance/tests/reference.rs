@@ -1,4 +1,5 @@
 //! A slow, obvious balancer beside the fast one: a list of members, filtered anew for every pick.
+#![allow(clippy::disallowed_types, reason = "prop_oneof! shares its strategies in Arcs")]
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;

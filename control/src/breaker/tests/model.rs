@@ -1,4 +1,5 @@
 //! A slow breaker that keeps everything it was ever told, beside the fast one.
+#![allow(clippy::disallowed_types, reason = "prop_oneof! shares its strategies in Arcs")]
 
 use alloc::vec::Vec;
 use core::time::Duration;

@@ -1,4 +1,5 @@
 //! A slow registry: lists of what each source said, searched from the front for every question.
+#![allow(clippy::disallowed_types, reason = "prop_oneof! shares its strategies in Arcs")]
 
 use alloc::collections::BTreeMap;
 use alloc::format;
