@@ -3,13 +3,14 @@
 //! `apply` is total: an entry that does not fit (a second terminal, an extension of what has ended) changes nothing, so
 //! that no record of a journal can bring recovery down.
 
+use alloc::collections::btree_map::Entry;
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::vec::Vec;
 use core::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::entry::{Entry, Fact, Terminal};
+use super::entry::{Entry as Record, Fact, Terminal};
 use super::ledger::LedgerConfig;
 use super::sums::Sums;
 use super::terms::{BalanceKey, HoldId, Limits, Window, WindowKind};
@@ -67,15 +68,13 @@ pub(super) struct Balance {
 }
 
 impl Book {
-    pub fn apply(&mut self, entry: &Entry, config: &LedgerConfig) {
+    pub fn apply(&mut self, entry: &Record, config: &LedgerConfig) {
         self.wall = self.wall.max(entry.wall);
         match &entry.fact {
             Fact::Limits { account, limits } => self.set_limits(*account, *limits),
             Fact::Reserve { hold, pins, amount, ttl, expires, from: _ } => {
-                let held =
-                    Hold { pins: pins.clone(), total: Amount::ZERO, ttl: *ttl, expires: *expires };
-                self.insert(*hold, held);
-                self.extend(*hold, *amount, *expires);
+                let (pins, total) = (pins.clone(), *amount);
+                self.insert(*hold, Hold { pins, total, ttl: *ttl, expires: *expires });
             }
             Fact::Extend { hold, amount, expires, from: _ } => {
                 self.extend(*hold, *amount, *expires);
@@ -134,6 +133,9 @@ impl Book {
         if self.live.contains_key(&id) || self.ended.contains_key(&id) {
             return;
         }
+        for pin in &hold.pins {
+            self.balance(*pin).hold(hold.total);
+        }
         self.expiries.insert((hold.expires, id));
         self.live.insert(id, hold);
     }
@@ -144,6 +146,9 @@ impl Book {
         self.expiries.insert((expires, id));
         hold.expires = expires;
         hold.total += amount;
+        if amount == Amount::ZERO {
+            return;
+        }
         let pins = hold.pins.clone();
         for pin in pins {
             self.balance(pin).hold(amount);
@@ -217,14 +222,16 @@ impl Book {
 
     /// The sums of a balance, opened if it is new.
     fn balance(&mut self, key: BalanceKey) -> &mut Sums {
-        if !self.balances.contains_key(&key) {
-            let due = key.window.end(self.wall);
-            self.due.insert((due, key));
-            self.balances.insert(key, Balance { sums: Sums::default(), due });
-            self.idle.remove(&key.account);
-            self.accounts.entry(key.account).or_default().balances += 1;
+        match self.balances.entry(key) {
+            Entry::Occupied(known) => &mut known.into_mut().sums,
+            Entry::Vacant(new) => {
+                let due = key.window.end(self.wall);
+                self.due.insert((due, key));
+                self.idle.remove(&key.account);
+                self.accounts.entry(key.account).or_default().balances += 1;
+                &mut new.insert(Balance { sums: Sums::default(), due }).sums
+            }
         }
-        &mut self.balances.entry(key).or_default().sums
     }
 
     fn close(&mut self, key: BalanceKey, forgiven: Amount, carried: Option<(Window, Amount)>) {

@@ -361,7 +361,10 @@ impl Ledger {
     pub fn remaining(&self, account: AccountId, kind: WindowKind) -> Amount {
         let limits = self.book.accounts.get(&account).map_or_else(Limits::default, |a| a.limits);
         let used = Window::open(kind, self.book.wall, &limits)
-            .map_or(Amount::ZERO, |window| self.used(BalanceKey { account, window }, &limits));
+            .map(|window| BalanceKey { account, window })
+            .map_or(Amount::ZERO, |key| {
+                self.used(key, &self.balance(&key).copied().unwrap_or_default(), &limits)
+            });
         limits.cap(kind).left(used)
     }
 
@@ -435,7 +438,10 @@ impl Ledger {
 
     /// A terminal entry of what is live, and the windows it was the last in.
     fn finish(&mut self, at: At, fact: Fact, hold: HoldId, out: &mut Vec<Entry>) {
-        let pins = self.book.live.get(&hold).map(|held| held.pins.clone()).unwrap_or_default();
+        let wall = self.book.wall;
+        let pins = self.book.live.get(&hold).map_or(&[][..], |held| &held.pins);
+        let over = pins.iter().filter(|pin| pin.window.is_over(wall));
+        let pins: Vec<_> = over.copied().collect();
         self.record(at, fact, out);
         for pin in pins {
             self.close(at, pin, out);
@@ -509,11 +515,14 @@ impl Ledger {
     /// Closes a window that is over and in which nothing is outstanding. False if it must stay.
     fn close(&mut self, at: At, key: BalanceKey, out: &mut Vec<Entry>) -> bool {
         let wall = self.book.wall;
+        if !key.window.is_over(wall) {
+            return false;
+        }
         let Some(balance) = self.book.balances.get(&key) else { return true };
         let sums = balance.sums;
         let account = self.book.accounts.get(&key.account);
         let limits = account.map_or_else(Limits::default, |known| known.limits);
-        if key.window.end(wall) > wall || sums.outstanding != Amount::ZERO {
+        if sums.outstanding != Amount::ZERO {
             return false;
         }
         let kind = key.window.kind();

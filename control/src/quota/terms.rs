@@ -203,6 +203,15 @@ impl Window {
         }
     }
 
+    /// True once it has stopped counting. Cheaper than to ask when.
+    pub(super) fn is_over(self, wall: Wall) -> bool {
+        match self {
+            Self::Day(day) => day < wall.day(),
+            Self::Month(month) => month < wall.month(),
+            Self::Rolling { until, .. } => until <= wall,
+        }
+    }
+
     /// When it stops counting. `seen` is a moment at which it was named: an earlier month has ended by then.
     pub(super) fn end(self, seen: Wall) -> Wall {
         match self {

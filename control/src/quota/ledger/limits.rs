@@ -5,7 +5,7 @@ use core::time::Duration;
 
 use super::super::sums::Sums;
 use super::super::terms::{
-    BalanceKey, Denied, DenyReason, Limits, MAX_SUM, Unit, Window, WindowKind,
+    BalanceKey, Cap, Denied, DenyReason, Limits, MAX_SUM, Unit, Window, WindowKind,
 };
 use super::{FULL, Ledger};
 use crate::id::AccountId;
@@ -33,11 +33,15 @@ impl Ledger {
         let limits = account.map_or_else(Limits::default, |known| known.limits);
         let kind = pin.window.kind();
         let cap = limits.cap(kind);
-        let moved = self.balance(&pin).map_or(Amount::ZERO, Sums::moved) + amount;
+        let own = self.balance(&pin).copied().unwrap_or_default();
+        let moved = own.moved() + amount;
         if Unit::ALL.iter().any(|unit| unit.of(amount) > 0 && unit.of(moved) > MAX_SUM) {
             return Some(FULL);
         }
-        let used = self.used(pin, &limits);
+        if cap == Cap::NONE {
+            return None;
+        }
+        let used = self.used(pin, &own, &limits);
         // A unit nothing is asked of passes: an extension by nothing only lives longer, a free model costs no money.
         let over = |unit: Unit| {
             let asked = unit.of(amount);
@@ -46,12 +50,12 @@ impl Ledger {
         let unit = Unit::ALL.into_iter().find(|unit| over(*unit))?;
         let remaining = cap.left(used);
         let reason = DenyReason::Spent { account: pin.account, window: kind, unit, remaining };
-        Some(Denied { reason, retry_after: self.retry_after(pin, unit, &limits, amount) })
+        Some(Denied { reason, retry_after: self.retry_after(pin, unit, &limits, (used, amount)) })
     }
 
     /// What counts against the limit of `pin`'s window.
-    pub(super) fn used(&self, pin: BalanceKey, limits: &Limits) -> Amount {
-        let own = self.balance(&pin).map_or(Amount::ZERO, Sums::used);
+    pub(super) fn used(&self, pin: BalanceKey, own: &Sums, limits: &Limits) -> Amount {
+        let own = own.used();
         match pin.window.kind() {
             WindowKind::Day | WindowKind::Month if !limits.carry_debt => own,
             kind @ (WindowKind::Day | WindowKind::Month) => {
@@ -88,7 +92,7 @@ impl Ledger {
         pin: BalanceKey,
         unit: Unit,
         limits: &Limits,
-        amount: Amount,
+        (used, amount): (Amount, Amount),
     ) -> Duration {
         let wall = self.book.wall;
         match pin.window.kind() {
@@ -96,8 +100,7 @@ impl Ledger {
             WindowKind::Month => wall.until_next_month(),
             WindowKind::Rolling => {
                 let cap = limits.cap(WindowKind::Rolling).of(unit).unwrap_or(MAX_SUM);
-                let mut over =
-                    (unit.of(self.used(pin, limits)) + unit.of(amount)).saturating_sub(cap);
+                let mut over = (unit.of(used) + unit.of(amount)).saturating_sub(cap);
                 let mut until = wall;
                 for (leaves, sums) in self.slices(pin.account) {
                     if over == 0 {

@@ -116,7 +116,7 @@ impl Owner {
     }
 }
 
-/// True where a window other than a rolling slice has ended: what is pinned there may not be spent from any more.
+/// True where a window has ended: what is pinned there may not be spent from any more.
 pub(super) fn over(pins: &[BalanceKey], wall: Wall) -> bool {
-    pins.iter().any(|pin| pin.window.end(wall) <= wall)
+    pins.iter().any(|pin| pin.window.is_over(wall))
 }
