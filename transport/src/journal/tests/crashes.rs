@@ -200,7 +200,9 @@ proptest! {
             };
             let promised = usize::try_from(promised).unwrap();
             if policy == FsyncPolicy::Always && matches!(life.death, Death::Power { .. }) {
-                prop_assert_eq!(journal.appender().written(), journal.appender().synced());
+                // The writer may be at work between the two looks, so what counts as written is looked at first.
+                let written = journal.appender().written();
+                prop_assert!(written <= journal.appender().synced());
             }
             match life.death {
                 Death::Kill | Death::KillInWrite { .. } => disk.kill(),
