@@ -20,7 +20,7 @@ use tokio::sync::mpsc;
 
 use crate::catalog::SharedCatalog;
 use crate::driver::{Driver, Order};
-use crate::exchange::{Call, Chat, Checks, End, Model, Refused, Reply, ReplyBody, Why};
+use crate::exchange::{Call, Chat, Checks, End, Model, Refused, Reply, ReplyBody, Tally, Why};
 use crate::health::Health;
 use crate::upstream::Client;
 use attempt::{Begun, Run};
@@ -170,8 +170,10 @@ impl Request {
             Ok(Begun::Stream(opened)) => {
                 self.written(self.reserved_at).await?;
                 let content_type = opened.content_type.clone();
-                let body = pump::start(self, dispatch, *opened);
-                Ok(Some(self.reply(dispatch, content_type, ReplyBody::Stream(body))))
+                let tally = Tally::new(self.call.prompt);
+                let parts = pump::start(self, dispatch, *opened, Arc::clone(&tally));
+                let body = ReplyBody::Stream { parts, tally };
+                Ok(Some(self.reply(dispatch, content_type, body)))
             }
             Err(failed) => {
                 tracing::debug!(
@@ -252,8 +254,11 @@ impl Request {
     }
 
     fn reply(&self, dispatch: &Dispatch, content_type: String, body: ReplyBody) -> Reply {
+        let catalog = self.chat.catalog.load();
+        let route = catalog.route(&dispatch.endpoint_name);
         Reply {
             request: dispatch.request,
+            provider: route.map(|route| route.provider.clone()).unwrap_or_default(),
             replica: dispatch.endpoint_name.to_string(),
             attempts: self.attempts,
             content_type,

@@ -3,6 +3,8 @@
 //! A front (HTTP now; WebSocket and gRPC later) parses and authenticates, then hands a [`Call`] to a [`Chat`] and
 //! forwards the [`Reply`]. `Chat` has two implementations: in process, and later over the wire.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -55,6 +57,8 @@ pub struct Reply {
     pub request: RequestId,
     /// Name of the replica that answers (`x-pointsman-replica`); none where a stored answer is replayed.
     pub replica: String,
+    /// Who provides that replica, for the metrics.
+    pub provider: String,
     /// Attempts made until this answer (`x-pointsman-attempts`).
     pub attempts: u32,
     /// Content type of the answer, as upstream sent it.
@@ -74,7 +78,38 @@ pub enum ReplyBody {
         end: End,
     },
     /// A stream. Dropping the receiver means that the client went away.
-    Stream(mpsc::Receiver<Part>),
+    Stream {
+        /// Its parts, in order.
+        parts: mpsc::Receiver<Part>,
+        /// What has been delivered so far, for a client that goes away before the end.
+        tally: Arc<Tally>,
+    },
+}
+
+/// Tokens of a stream that runs, by our own count.
+#[derive(Debug, Default)]
+pub struct Tally {
+    prompt: Tokens,
+    produced: AtomicU64,
+}
+
+impl Tally {
+    /// Nothing delivered yet.
+    #[must_use]
+    pub fn new(prompt: Tokens) -> Arc<Self> {
+        Arc::new(Self { prompt, produced: AtomicU64::new(0) })
+    }
+
+    /// So many completion tokens in all.
+    pub fn set(&self, produced: Tokens) {
+        self.produced.store(produced.0, Ordering::Relaxed);
+    }
+
+    /// What it stands at.
+    pub fn usage(&self) -> Usage {
+        let completion = Tokens(self.produced.load(Ordering::Relaxed));
+        Usage { prompt: self.prompt, completion }
+    }
 }
 
 /// A part of a streamed answer.

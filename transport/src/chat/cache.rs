@@ -26,6 +26,7 @@ struct Kept {
 
 struct Answer {
     replica: String,
+    provider: String,
     attempts: u32,
     content_type: String,
     body: Bytes,
@@ -41,6 +42,7 @@ impl Answers {
         }
         let answer = Answer {
             replica: reply.replica.clone(),
+            provider: reply.provider.clone(),
             attempts: reply.attempts,
             content_type: reply.content_type.clone(),
             body: body.clone(),
@@ -64,6 +66,7 @@ impl Answers {
         Some(Reply {
             request,
             replica: answer.replica.clone(),
+            provider: answer.provider.clone(),
             attempts: answer.attempts,
             content_type: answer.content_type.clone(),
             body: ReplyBody::Whole { bytes: answer.body.clone(), end: answer.end.clone() },
@@ -88,6 +91,7 @@ mod tests {
         Reply {
             request: RequestId(Minted { incarnation: 1, counter }),
             replica: "demo-1".into(),
+            provider: "pointsman".into(),
             attempts: 1,
             content_type: "application/json".into(),
             body: ReplyBody::Whole { bytes: vec![0; size].into(), end },

@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use super::attempt::Opened;
 use super::{Leaving, Parts, Request};
 use crate::driver::Order;
-use crate::exchange::{End, Part};
+use crate::exchange::{End, Part, Tally};
 use crate::upstream::{Event, EventKind, Failed, Stream};
 
 /// Events between upstream and client. Enough to ride out a scheduling hiccup, few enough to mean backpressure.
@@ -33,6 +33,7 @@ pub(super) fn start(
     request: &mut Request,
     dispatch: &Dispatch,
     opened: Opened,
+    tally: Arc<Tally>,
 ) -> mpsc::Receiver<Part> {
     let (parts, body) = mpsc::channel(PARTS_MAX);
     let clock = request.chat.driver.clock();
@@ -46,6 +47,7 @@ pub(super) fn start(
         prompt: request.call.prompt,
         usage_wanted: opened.usage_wanted,
         produced: Tokens::ZERO,
+        tally,
         marked: (Tokens::ZERO, Instant::now()),
         usage: None,
         last: None,
@@ -65,6 +67,7 @@ struct Pump {
     prompt: Tokens,
     usage_wanted: bool,
     produced: Tokens,
+    tally: Arc<Tally>,
     marked: (Tokens, Instant),
     usage: Option<Usage>,
     /// `[DONE]`, held back until the settlement is written.
@@ -134,6 +137,7 @@ impl Pump {
             EventKind::Usage if !self.usage_wanted => return None,
             EventKind::Tokens { count } => {
                 self.produced += count;
+                self.tally.set(self.produced);
                 self.mark();
             }
             EventKind::Usage | EventKind::Opening | EventKind::Finish | EventKind::Other => {}

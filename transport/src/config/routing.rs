@@ -10,7 +10,7 @@ use super::value::choices;
 /// How requests are placed and tried.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Routing {
-    /// The provider that gets the models nobody claims.
+    /// No effect: a model goes to the providers that list it.
     pub default_provider: Option<String>,
     /// Attempts after the first.
     pub max_retries: u32,
@@ -139,7 +139,7 @@ const DAY: Duration = seconds(86_400);
 impl Routing {
     pub(super) fn read(section: &Section<'_>) -> Self {
         Self {
-            default_provider: section.maybe("default_provider", "none"),
+            default_provider: read_default_provider(section),
             // Three attempts in all.
             max_retries: section.between("max_retries", 2, 0..=10),
             timeouts: read_timeouts(section),
@@ -148,7 +148,8 @@ impl Routing {
             bound_percent: section.between("bound_percent", 125, 101..=1_000),
             backoff: section.section("backoff", Backoff::read),
             retry_budget: section.section("retry_budget", |budget| RetryBudget {
-                percent: budget.between("percent", 20, 0..=100),
+                // One upstream request in eleven at most is a retry, over time.
+                percent: budget.between("percent", 10, 0..=100),
                 floor_per_second: budget.between("floor_per_second", 10, 0..=10_000),
             }),
             breaker: section.section("breaker", Breaker::read),
@@ -160,6 +161,12 @@ impl Routing {
             }),
         }
     }
+}
+
+/// Accepted for the sake of files that have it: a model goes to whoever lists it, so nobody has to be the default.
+fn read_default_provider(section: &Section<'_>) -> Option<String> {
+    section.warn_idle("default_provider", "a model goes to the providers that list it");
+    section.maybe("default_provider", "none")
 }
 
 /// `routing.timeout` is the older name of `routing.timeouts.request`; given both, they must agree.
@@ -222,11 +229,12 @@ impl Breaker {
             failure_percent: section.between("failure_percent", 50, 1..=100),
             ejection_base: section.between("ejection_base", seconds(5), MILLI..=DAY),
             ejection_max: section.between("ejection_max", seconds(300), MILLI..=DAY),
-            ejected_percent_max: section.between("ejected_percent_max", 50, 0..=100),
+            ejected_percent_max: section.between("ejected_percent_max", 80, 0..=100),
             probes_max: section.between("probes_max", 1, 1..=100),
             probe_timeout: section.between("probe_timeout", seconds(60), MILLI..=DAY),
-            panic_percent: section.between("panic_percent", 50, 0..=100),
-            slow_start: section.between("slow_start", seconds(30), seconds(0)..=DAY),
+            // Low: an inference request to a dead replica costs seconds, and one live replica of nine still helps.
+            panic_percent: section.between("panic_percent", 10, 0..=100),
+            slow_start: section.between("slow_start", seconds(10), seconds(0)..=DAY),
         };
         if read.ejection_max < read.ejection_base {
             let reason = "must not be less than routing.breaker.ejection_base".to_owned();

@@ -56,6 +56,7 @@ fn accept(reply: Reply, mut record: Record) -> Response {
     record.request = reply.request.to_string();
     record.replica = Some(reply.replica).filter(|name| !name.is_empty());
     record.attempts = reply.attempts;
+    record.provider(reply.provider);
     match reply.body {
         ReplyBody::Whole { bytes, end } => {
             record.ended(200, &end);
@@ -66,7 +67,8 @@ fn accept(reply: Reply, mut record: Record) -> Response {
             name(&mut response, &record);
             response
         }
-        ReplyBody::Stream(parts) => {
+        ReplyBody::Stream { parts, tally } => {
+            record.tally = Some(tally);
             let mut response = Response::new(Body::empty());
             name(&mut response, &record);
             let headers = response.headers_mut();

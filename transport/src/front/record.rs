@@ -12,7 +12,7 @@ use control::units::Usage;
 use tracing::info;
 
 use super::meters::{Meters, Served};
-use crate::exchange::{End, Model};
+use crate::exchange::{End, Model, Tally};
 
 /// One request, from its head to its answer's last byte.
 pub(super) struct Record {
@@ -24,6 +24,8 @@ pub(super) struct Record {
     session: Option<SessionKey>,
     pub(super) replica: Option<String>,
     pub(super) attempts: u32,
+    /// What a stream has delivered, should its client go away.
+    pub(super) tally: Option<Arc<Tally>>,
     finished: bool,
 }
 
@@ -40,6 +42,7 @@ impl Record {
             session: None,
             replica: None,
             attempts: 0,
+            tally: None,
             finished: false,
         }
     }
@@ -50,6 +53,13 @@ impl Record {
 
     pub(super) fn model(&mut self, model: &Model) {
         self.served = Served { provider: model.provider.clone(), model: model.name.clone() };
+    }
+
+    /// The one that answers, where it is not the one the catalog names first.
+    pub(super) fn provider(&mut self, name: String) {
+        if !name.is_empty() {
+            self.served.provider = name;
+        }
     }
 
     pub(super) fn session(&mut self, session: Option<Session>) {
@@ -98,7 +108,8 @@ impl Drop for Record {
             return self.finish(500, "internal_error", Usage::default(), None);
         }
         // 499, as nginx has it: the client closed the request.
-        self.finish(499, "client_gone", Usage::default(), None);
+        let delivered = self.tally.as_ref().map(|tally| tally.usage()).unwrap_or_default();
+        self.finish(499, "client_gone", delivered, None);
     }
 }
 

@@ -115,11 +115,11 @@ async fn figures_are_one_clean_exposition_with_bounded_labels() {
     assert_eq!(answer.header("content-type"), "text/plain; version=0.0.4; charset=utf-8");
     let text = answer.text();
     for line in [
-        r#"gateway_requests_total{provider="pointsman",model="demo",status="200"} 1"#,
+        r#"gateway_requests_total{provider="scripted",model="demo",status="200"} 1"#,
         r#"gateway_requests_total{provider="none",model="other",status="404"} 2"#,
-        r#"gateway_tokens_used_total{provider="pointsman",model="demo",type="prompt"} 3"#,
-        r#"gateway_tokens_used_total{provider="pointsman",model="demo",type="completion"} 4"#,
-        r#"gateway_request_duration_seconds_count{provider="pointsman",model="demo"} 1"#,
+        r#"gateway_tokens_used_total{provider="scripted",model="demo",type="prompt"} 3"#,
+        r#"gateway_tokens_used_total{provider="scripted",model="demo",type="completion"} 4"#,
+        r#"gateway_request_duration_seconds_count{provider="scripted",model="demo"} 1"#,
         "pointsman_front_requests_in_flight 0",
         "pointsman_picks_total 7",
     ] {

@@ -103,7 +103,7 @@ async fn a_stream_is_counted_by_how_it_ended() {
     sender.send(Part::End(end(Outcome::Broken(Failure::Truncated)))).await.unwrap();
     assert_eq!(world.post("/v1/chat/completions", streaming(HELLO)).await.status, 200);
     let figures = world.get("/metrics", "*/*").await;
-    let line = r#"gateway_requests_total{provider="pointsman",model="demo",status="502"} 1"#;
+    let line = r#"gateway_requests_total{provider="scripted",model="demo",status="502"} 1"#;
     assert!(figures.text().contains(line), "{}", figures.text());
 }
 

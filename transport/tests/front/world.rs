@@ -19,7 +19,9 @@ use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use transport::exchange::{Call, Chat, Checks, End, Model, Part, Refused, Reply, ReplyBody, Why};
+use transport::exchange::{
+    Call, Chat, Checks, End, Model, Part, Refused, Reply, ReplyBody, Tally, Why,
+};
 use transport::front::{
     AuthError, Authenticate, Caller, Drained, Front, Limits, Listener, Meters, Server,
 };
@@ -57,6 +59,7 @@ impl Chat for Scripted {
         let reply = |body| Reply {
             request: ID,
             replica: "replica-b".to_owned(),
+            provider: "scripted".to_owned(),
             attempts: 2,
             content_type: if stream { "text/event-stream" } else { "application/json" }.to_owned(),
             body,
@@ -66,7 +69,10 @@ impl Chat for Scripted {
                 bytes: Bytes::from_static(text.as_bytes()),
                 end: end(Outcome::Completed),
             })),
-            Act::Stream(parts) => Ok(reply(ReplyBody::Stream(parts))),
+            Act::Stream(parts) => {
+                let tally = Tally::new(Tokens::ZERO);
+                Ok(reply(ReplyBody::Stream { parts, tally }))
+            }
             Act::Refuse(why) => Err(Refused { request: Some(ID), attempts: 3, why }),
             Act::Hang(held) => {
                 std::future::pending::<()>().await;

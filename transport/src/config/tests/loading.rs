@@ -36,6 +36,7 @@ monitoring:
     let expected = [
         "server.grpc.addr",
         "server.grpc.timeout",
+        "routing.default_provider",
         "session.max_tokens",
         "session.ttl",
         "session.compression_threshold",
