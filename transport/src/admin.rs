@@ -7,7 +7,9 @@
 mod answer;
 mod words;
 
+use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::{Path, PathBuf};
@@ -97,7 +99,7 @@ pub fn bind(path: &Path) -> io::Result<UnixListener> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    let listener = UnixListener::bind(path)?;
+    let listener = UnixListener::bind(Short::of(path)?.path())?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
     Ok(listener)
 }
@@ -146,7 +148,12 @@ async fn converse(stream: UnixStream, running: Arc<Running>) -> io::Result<()> {
 /// # Errors
 /// Where a server is there and does not answer.
 pub fn ask(socket: &Path, question: &Question) -> io::Result<Option<Said>> {
-    let mut stream = match StdUnixStream::connect(socket) {
+    let short = match Short::of(socket) {
+        Ok(short) => short,
+        Err(error) if is_nobody(&error) => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let mut stream = match StdUnixStream::connect(short.path()) {
         Ok(stream) => stream,
         Err(error) if is_nobody(&error) => return Ok(None),
         Err(error) => return Err(error),
@@ -163,6 +170,69 @@ pub fn ask(socket: &Path, question: &Question) -> io::Result<Option<Said>> {
     Ok(Some(serde_json::from_str(&answer)?))
 }
 
+/// A path that fits into a socket's address, which holds 108 bytes: a longer one goes through its open directory.
+struct Short {
+    path: PathBuf,
+    _dir: Option<File>,
+}
+
+impl Short {
+    /// One byte of the 108 ends the text.
+    const BYTES_MAX: usize = 107;
+
+    fn of(path: &Path) -> io::Result<Self> {
+        if path.as_os_str().len() <= Self::BYTES_MAX {
+            return Ok(Self { path: path.to_owned(), _dir: None });
+        }
+        let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+            return Err(io::ErrorKind::InvalidInput.into());
+        };
+        let dir = File::open(parent)?;
+        let path = Path::new("/proc/self/fd").join(dir.as_raw_fd().to_string()).join(name);
+        Ok(Self { path, _dir: Some(dir) })
+    }
+
+    fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
 fn is_nobody(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_directory_deeper_than_a_sockets_address_is_served_all_the_same() {
+        let dir = tempfile::tempdir().unwrap();
+        let deep = dir.path().join("d".repeat(120));
+        std::fs::create_dir(&deep).unwrap();
+        let path = socket_path(&deep);
+        let listener = bind(&path).unwrap();
+        let answering = tokio::spawn(async move {
+            let (stream, _) = listener.accept().await.unwrap();
+            let (reader, mut writer) = stream.into_split();
+            let mut line = String::new();
+            tokio::io::BufReader::new(reader).read_line(&mut line).await.unwrap();
+            let said = serde_json::to_vec(&Said::ok(line)).unwrap();
+            writer.write_all(&said).await.unwrap();
+        });
+        let asked = tokio::task::spawn_blocking(move || ask(&path, &Question::Verify));
+        let said = asked.await.unwrap().unwrap().unwrap();
+        answering.await.unwrap();
+        assert_eq!(said.text.trim(), r#""verify""#);
+    }
+
+    #[test]
+    fn nobody_is_told_from_a_server_that_does_not_answer() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(ask(&socket_path(dir.path()), &Question::Verify).unwrap(), None);
+        let nowhere = dir.path().join("n".repeat(120));
+        assert_eq!(ask(&socket_path(&nowhere), &Question::Verify).unwrap(), None);
+    }
 }
