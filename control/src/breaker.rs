@@ -114,7 +114,14 @@ impl Breakers {
     /// An attempt is dispatched to `id`. Half-open, it takes a probe slot if one is free. Keep the ticket for
     /// [`record`](Self::record): every ticket must come back once, or a probe's deadline answers for it.
     pub fn begin(&mut self, now: Instant, id: EndpointId) -> Ticket {
-        let deadline = now + self.config.probe_timeout;
+        self.begin_until(now, id, now)
+    }
+
+    /// As [`begin`](Self::begin), for an attempt that may itself stay silent until `silent_until`: a probe has at least
+    /// as long as any other attempt, or what is slow by nature (a long prompt, an answer that comes whole) could never
+    /// prove that its endpoint is back.
+    pub fn begin_until(&mut self, now: Instant, id: EndpointId, silent_until: Instant) -> Ticket {
+        let deadline = (now + self.config.probe_timeout).max(silent_until);
         let Some(breaker) = self.endpoints.get_mut(&id) else { return Ticket::NOBODYS };
         let ticket = breaker.begin(deadline);
         if ticket.probe {
@@ -125,7 +132,18 @@ impl Breakers {
 
     /// An attempt shows life (accepted, a token, a progress mark). Renews the deadline of a probe; nothing for others.
     pub fn progress(&mut self, now: Instant, id: EndpointId, ticket: Ticket) {
-        let deadline = now + self.config.probe_timeout;
+        self.progress_until(now, id, ticket, now);
+    }
+
+    /// As [`progress`](Self::progress), for an attempt that may itself stay silent until `silent_until`.
+    pub fn progress_until(
+        &mut self,
+        now: Instant,
+        id: EndpointId,
+        ticket: Ticket,
+        silent_until: Instant,
+    ) {
+        let deadline = (now + self.config.probe_timeout).max(silent_until);
         if let Some(breaker) = self.endpoints.get_mut(&id)
             && breaker.renew(ticket, deadline)
         {

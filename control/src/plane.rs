@@ -12,12 +12,15 @@ mod arrive;
 mod config;
 mod effect;
 mod end;
+mod extend;
 mod input;
 mod membership;
 mod observation;
+mod pick;
 mod progress;
 mod request;
 mod restart;
+mod throttle;
 mod view;
 
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -44,6 +47,7 @@ use crate::rng::Rng;
 use crate::session::{Idempotency as IdempotencyRoom, Turns};
 use crate::time::{Instant, Wall};
 use request::Request;
+use throttle::Throttle;
 
 /// Why the plane wants to be woken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -79,12 +83,16 @@ pub struct ControlPlane {
     quota: Quota,
     rate: Rate,
     concurrency: Concurrency,
+    throttle: Throttle,
     turns: Turns,
     idempotency: IdempotencyRoom,
     requests: BTreeMap<RequestId, Request>,
     callers: BTreeMap<CallerToken, RequestId>,
     /// Each request stands here once, under its `due`.
     timers: BTreeSet<(Instant, RequestId)>,
+    /// Whose turn has come in this step. A queue, because turns that end at once pass on the turn: called directly, a
+    /// line of turns would be as deep a recursion. Empty between steps.
+    next_turns: VecDeque<RequestId>,
     effects: VecDeque<Effect>,
     #[serde(skip)]
     observations: VecDeque<Observation>,
@@ -94,8 +102,13 @@ impl ControlPlane {
     /// A plane with an empty registry and the default configuration. `seed` is all the chance it will ever have.
     #[must_use]
     pub fn new(seed: u64) -> Self {
-        let rng = Rng::new(seed);
-        let config = Config::default();
+        Self::with_config(seed, Config::default())
+    }
+
+    /// A plane with an empty registry. Where the ledger is, and who we are there, is decided here for its whole life.
+    #[must_use]
+    pub fn with_config(seed: u64, config: Config) -> Self {
+        let (rng, config) = (Rng::new(seed), config.within_bounds());
         Self {
             now: Instant::ZERO,
             wall: Wall::default(),
@@ -110,12 +123,14 @@ impl ControlPlane {
             quota: Quota::new(config.quota.clone()),
             rate: Rate::new(config.rate.clone()),
             concurrency: Concurrency::new(config.concurrency.clone()),
+            throttle: Throttle::default(),
             turns: Turns::new(config.session.clone()),
             idempotency: IdempotencyRoom::new(config.session.clone()),
             config,
             requests: BTreeMap::new(),
             callers: BTreeMap::new(),
             timers: BTreeSet::new(),
+            next_turns: VecDeque::new(),
             effects: VecDeque::new(),
             observations: VecDeque::new(),
         }
@@ -163,6 +178,7 @@ impl ControlPlane {
             Input::Timeout => self.handle_timeout(),
         }
         self.drain_quota();
+        self.serve_turns();
     }
 }
 
@@ -223,15 +239,42 @@ impl ControlPlane {
         self.balance.invariants();
         self.affinity.invariants();
         self.breakers.invariants();
+        self.retry.invariants();
         self.quota.invariants();
         self.rate.invariants();
+        self.concurrency.invariants();
         self.turns.invariants();
         self.idempotency.invariants();
-        let running = self.requests.values().filter(|request| request.attempt().is_some()).count();
-        assert_eq!(self.balance.in_flight_total(), running as u64, "in flight = attempts that run");
+        assert!(self.next_turns.is_empty(), "a turn that has come is served in its step");
+        assert!(self.throttle.len() <= self.registry.iter().count(), "only members are throttled");
+        self.in_flight_is_what_runs();
         for (id, request) in &self.requests {
             assert!(self.timers.contains(&(request.due, *id)), "{id} stands under its due time");
             assert!(request.attempts <= ATTEMPTS_MAX, "{id} has an id for each attempt");
+            assert_eq!(
+                request.attempts as usize,
+                request.tried.len(),
+                "{id} tried somebody each time"
+            );
+            let caller = self.callers.get(&request.arrival.caller);
+            assert_eq!(caller, Some(id), "{id} is found by its caller");
+        }
+    }
+
+    /// Attempts on endpoints that were removed run on, and are counted nowhere.
+    fn in_flight_is_what_runs(&self) {
+        let mut running = BTreeMap::new();
+        for attempt in self.requests.values().filter_map(Request::attempt) {
+            *running.entry(attempt.endpoint).or_insert(0) += 1;
+        }
+        for endpoint in self.registry.iter() {
+            let runs = running.get(&endpoint.id).copied().unwrap_or(0);
+            let name = &endpoint.spec.name;
+            assert_eq!(self.balance.in_flight(endpoint.id), runs, "in flight on {name}");
+            assert!(self.breakers.state(endpoint.id).is_some(), "{name} has a breaker");
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

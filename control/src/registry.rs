@@ -72,6 +72,8 @@ pub struct EndpointSpec {
     pub tier: u8,
     /// Attempts that may be under way to it at once.
     pub in_flight_max: u32,
+    /// Attempts it gets in a second, where that is limited; 0 is read as 1.
+    pub rps_max: Option<u32>,
     /// The models it serves.
     pub models: Vec<Box<str>>,
 }

@@ -106,6 +106,7 @@ impl Catalog {
             weight: route.weight,
             tier: route.tier,
             in_flight_max: route.in_flight_max,
+            rps_max: route.rps_max,
             models: route.models.keys().cloned().collect(),
         })
     }

@@ -29,8 +29,8 @@ pub struct Config {
     pub ejection_percent_max: u32,
     /// Requests that may be under way to a half-open endpoint. Read as at least 1 and at most 64.
     pub probes_max: u32,
-    /// A probe that shows no life for so long has failed. Where answers are not streamed, nothing shows life between
-    /// dispatch and end: then it must be longer than the longest answer that is to count as healthy.
+    /// A probe that shows no life for so long has failed, unless its attempt was given longer (see
+    /// [`begin_until`](super::Breakers::begin_until)).
     pub probe_timeout: Duration,
     /// Probes that must succeed to close. Zero is read as one.
     pub probes_to_close: u32,

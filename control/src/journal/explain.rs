@@ -10,8 +10,7 @@ use alloc::vec::Vec;
 use core::fmt::Write;
 use core::time::Duration;
 
-use crate::attempt;
-use crate::balance::{Chosen, Reason};
+use crate::balance::{Chosen, Reason, WhyNot};
 use crate::breaker::Transition;
 use crate::id::{AttemptId, EndpointId, RequestId};
 use crate::outcome::AttemptEnd;
@@ -74,10 +73,12 @@ impl Explanation {
     fn tell(&mut self, plane: &ControlPlane, observation: &Observation) -> Option<String> {
         match observation {
             Observation::Breaker(moved) => self.tell_breaker(plane, moved),
-            Observation::Picked { request, attempt, chosen } if *request == self.request => {
+            Observation::Picked { request, attempt, chosen, throttled }
+                if *request == self.request =>
+            {
                 self.endpoints.extend(chosen.considered.iter().map(|candidate| candidate.endpoint));
                 self.endpoints.insert(chosen.endpoint);
-                Some(tell_pick(plane, *attempt, chosen))
+                Some(tell_pick(plane, *attempt, chosen, throttled))
             }
             Observation::Accepted { attempt, after } if self.is_ours(*attempt) => {
                 Some(format!("accepted after {}", short(*after)))
@@ -97,9 +98,14 @@ impl Explanation {
     }
 
     fn tell_breaker(&self, plane: &ControlPlane, moved: &Transition) -> Option<String> {
-        self.endpoints.contains(&moved.id).then(|| {
+        // Steps of a slow start, and a fault named anew, move nothing that a request would notice.
+        let told = self.endpoints.contains(&moved.id) && moved.from != moved.to;
+        told.then(|| {
             let name = name(plane, moved.id);
-            format!("breaker of {name}: {} -> {}, because {}", moved.from, moved.to, moved.cause)
+            let again = moved.until.map(|until| until.since(plane.now()));
+            let again = again.map(|wait| format!("; asked again in {}", short(wait)));
+            let (from, to, cause) = (moved.from, moved.to, moved.cause);
+            format!("breaker of {name}: {from} -> {to}: {cause}{}", again.unwrap_or_default())
         })
     }
 
@@ -107,10 +113,10 @@ impl Explanation {
         let (request, text) = match observation {
             Observation::Arrived { request, session, reserving, deadline } => {
                 let session = match session {
-                    None => "no session".to_string(),
-                    Some((key, None)) => format!("{key:?}, which has no home yet"),
+                    None => "without a session".to_string(),
+                    Some((key, None)) => format!("in session {key:?}, which has no home yet"),
                     Some((key, Some(home))) => {
-                        format!("{key:?}, at home on {}", name(plane, home.endpoint))
+                        format!("in session {key:?}, at home on {}", name(plane, home.endpoint))
                     }
                 };
                 let left = short(deadline.since(plane.now()));
@@ -118,12 +124,12 @@ impl Explanation {
                 (
                     request,
                     format!(
-                        "arrived with {session}; reserving {tokens} ({money}); {left} to answer"
+                        "arrived {session}; asks to reserve {tokens} ({money}); {left} to answer"
                     ),
                 )
             }
             Observation::Granted { request, total } => {
-                (request, format!("quota holds {} ({}) for it", total.tokens, total.money))
+                (request, format!("reserved: {} ({}) in all", total.tokens, total.money))
             }
             Observation::Denied { request, denied } => {
                 (request, format!("quota denied: {}", tell_denied(denied)))
@@ -137,19 +143,14 @@ impl Explanation {
                     if wait.is_zero() { "at once".into() } else { format!("in {}", short(wait)) };
                 (request, format!("another attempt {when}"))
             }
-            Observation::GaveUp { request, why } => {
-                (request, format!("no other attempt: {}", tell_why(*why)))
-            }
+            Observation::GaveUp { request, why } => (request, format!("no other attempt: {why}")),
             Observation::Bound { request, session, binding, moved_from } => {
                 let home = name(plane, binding.endpoint);
-                let from = moved_from.map(|id| format!(", it was {}", name(plane, id)));
-                let from = from.unwrap_or_default();
+                let from = moved_from.map(|id| format!(", moved from {}", name(plane, id)));
+                let (from, epoch) = (from.unwrap_or_default(), binding.epoch);
                 (
                     request,
-                    format!(
-                        "{home} is the home of {session:?} now (epoch {}){from}",
-                        binding.epoch
-                    ),
+                    format!("{home} is the home of session {session:?} now{from} (epoch {epoch})"),
                 )
             }
             Observation::Refused { request, refusal } => {
@@ -172,7 +173,12 @@ impl Explanation {
     }
 }
 
-fn tell_pick(plane: &ControlPlane, attempt: AttemptId, chosen: &Chosen) -> String {
+fn tell_pick(
+    plane: &ControlPlane,
+    attempt: AttemptId,
+    chosen: &Chosen,
+    throttled: &[EndpointId],
+) -> String {
     let number = attempt.0.counter & 0xf;
     let mut text =
         format!("attempt {number} -> {}: {}", name(plane, chosen.endpoint), chosen.reason);
@@ -180,7 +186,7 @@ fn tell_pick(plane: &ControlPlane, attempt: AttemptId, chosen: &Chosen) -> Strin
         let _ = write!(text, " ({} keeps the session)", name(plane, from));
     }
     if chosen.panic {
-        text.push_str("; so few are left that the ejected ones count too");
+        text.push_str("; panic: so few are left that the ejected ones are asked too");
     }
     if chosen.retried_same {
         text.push_str("; it was tried before, and nobody else is left");
@@ -190,11 +196,22 @@ fn tell_pick(plane: &ControlPlane, attempt: AttemptId, chosen: &Chosen) -> Strin
         text.push_str(if index == 0 { ". Not " } else { "; not " });
         let _ =
             write!(text, "{} ({} in flight)", name(plane, candidate.endpoint), candidate.in_flight);
-        if let Some(why_not) = candidate.why_not {
-            let _ = write!(text, ": {why_not}");
+        if throttled.contains(&candidate.endpoint) {
+            text.push_str(": it has had its requests of this second (rps_max)");
+        } else if let Some(why_not) = candidate.why_not {
+            let _ = write!(text, ": {}", tell_why_not(plane, candidate.endpoint, why_not));
         }
     }
     text
+}
+
+/// With what the breaker knows, where that is the reason.
+fn tell_why_not(plane: &ControlPlane, id: EndpointId, why_not: WhyNot) -> String {
+    let breaker = plane.breaker(id).filter(|_| why_not == WhyNot::Ejected);
+    match breaker.and_then(|breaker| Some((breaker.phase, breaker.cause?))) {
+        Some((phase, cause)) => format!("its breaker is {phase} ({cause})"),
+        None => why_not.to_string(),
+    }
 }
 
 fn tell_end(plane: &ControlPlane, id: EndpointId, end: &AttemptEnd, after: Duration) -> String {
@@ -205,10 +222,10 @@ fn tell_end(plane: &ControlPlane, id: EndpointId, end: &AttemptEnd, after: Durat
             usage.prompt, usage.completion
         ),
         AttemptEnd::Failed { failure, produced, .. } => {
-            format!("{name} failed after {after} and {produced}: {failure}")
+            format!("{name} failed after {after}, with {produced} sent: {failure}")
         }
         AttemptEnd::Cancelled { produced } => {
-            format!("stopped on {name} after {after} and {produced}")
+            format!("stopped on {name} after {after}, with {produced} sent")
         }
     }
 }
@@ -216,9 +233,11 @@ fn tell_end(plane: &ControlPlane, id: EndpointId, end: &AttemptEnd, after: Durat
 fn tell_outcome(outcome: Outcome) -> String {
     match outcome {
         Outcome::Completed => "answered whole".into(),
-        Outcome::Broken(failure) => format!("broken off, and the client was told: {failure}"),
+        Outcome::Broken(failure) => {
+            format!("broken off in the middle, and the client was told: {failure}")
+        }
         Outcome::QuotaSpent(spent) => {
-            format!("cut: {}", tell_spent(&spent))
+            format!("cut in the middle: {}", tell_spent(&spent))
         }
         Outcome::Cancelled => "the client left".into(),
     }
@@ -250,22 +269,13 @@ fn tell_denied(denied: &Denied) -> String {
     }
 }
 
-fn tell_why(why: attempt::Why) -> &'static str {
-    match why {
-        attempt::Why::Committed => "the client has seen the beginning of an answer",
-        attempt::Why::NotRetryable => "another endpoint would say the same",
-        attempt::Why::AttemptsSpent => "the request has had all its attempts",
-        attempt::Why::SlowFailure => "it failed too late to do all of it again",
-        attempt::Why::DeadlineTooNear => "there is no time left for one",
-        attempt::Why::BudgetSpent => "too much is being retried already",
-    }
-}
-
 fn tell_refusal(refusal: &Refusal) -> String {
     match refusal {
         Refusal::UnknownModel => "no endpoint serves the model".into(),
         Refusal::QuotaSpent(spent) => tell_spent(spent),
-        Refusal::QuotaUnavailable { .. } => "the quota store cannot be reached".into(),
+        Refusal::QuotaUnavailable { retry_after } => {
+            format!("no quota can be reserved just now; again in {}", short(*retry_after))
+        }
         Refusal::RateLimited { account, unit, limit, retry_after } => {
             let unit = match unit {
                 RateUnit::Rpm => "requests",
@@ -273,7 +283,9 @@ fn tell_refusal(refusal: &Refusal) -> String {
             };
             format!("{account} may have {limit} {unit} a minute; again in {}", short(*retry_after))
         }
-        Refusal::ModelBusy { .. } => "the model takes no more at once".into(),
+        Refusal::ModelBusy { retry_after } => {
+            format!("the model takes no more just now; again in {}", short(*retry_after))
+        }
         Refusal::TurnConflict => "another turn of the session runs".into(),
         Refusal::IdempotencyInFlight { by } => format!("{by} is answering the same key now"),
         Refusal::IdempotencyDone { by } => format!("{by} has answered the same key"),
@@ -281,8 +293,12 @@ fn tell_refusal(refusal: &Refusal) -> String {
             format!("{by} came with the same key and another body")
         }
         Refusal::NobodyLeft { members, draining, ejected, full, .. } => format!(
-            "nobody is left: of {members} endpoints {draining} are draining, {ejected} ejected, {full} full"
+            "nobody is left: of {members} endpoints {draining} are draining, {ejected} have an open breaker, {full} are full"
         ),
+        Refusal::Failed { failure, attempts: 0, .. } => format!("no attempt was made: {failure}"),
+        Refusal::Failed { failure, attempts: 1, .. } => {
+            format!("its one attempt failed: {failure}")
+        }
         Refusal::Failed { failure, attempts, .. } => {
             format!("{attempts} attempts failed, the last with: {failure}")
         }

@@ -16,7 +16,7 @@ pub struct Record {
     pub now: Instant,
     /// What happened.
     pub input: Input,
-    /// Digest of the effects that followed, in order.
+    /// Digest of the instant, the input and the effects that followed, in order.
     pub digest: u64,
     /// The facts among them.
     pub durables: Vec<Durable>,
@@ -35,10 +35,11 @@ struct Tail<D> {
 }
 
 /// Encodes steps, reusing its memory.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Recorder {
     record: Vec<u8>,
     effects: Vec<u8>,
+    digest: u64,
 }
 
 impl Recorder {
@@ -50,19 +51,22 @@ impl Recorder {
 
     /// After the step: what followed. Returns the record's bytes.
     pub fn finish(&mut self, effects: &[Effect]) -> &[u8] {
-        let digest = self.digest(effects);
-        let durables: Vec<&Durable> = effects.iter().filter_map(durable).collect();
-        encode(&Tail { digest, durables }, &mut self.record);
-        &self.record
-    }
-
-    /// Digest of effects, in order.
-    pub fn digest(&mut self, effects: &[Effect]) -> u64 {
         self.effects.clear();
         for effect in effects {
             encode(effect, &mut self.effects);
         }
-        hash_bytes(effects.len() as u64, &self.effects)
+        // Over what happened as well as what followed: an input that was altered where it decides nothing is found too.
+        let digest = hash_bytes(hash_bytes(effects.len() as u64, &self.record), &self.effects);
+        let durables: Vec<&Durable> = effects.iter().filter_map(durable).collect();
+        encode(&Tail { digest, durables }, &mut self.record);
+        self.digest = digest;
+        &self.record
+    }
+
+    /// The digest in the latest record.
+    #[must_use]
+    pub const fn digest(&self) -> u64 {
+        self.digest
     }
 }
 
@@ -131,7 +135,7 @@ mod tests {
         let bytes = recorder.finish(&[]).to_vec();
         let record = decode(&bytes).expect("whole");
         assert_eq!((record.now, record.input), (Instant::from_nanos(5), input));
-        assert_eq!(record.digest, recorder.digest(&[]));
+        assert_eq!(record.digest, recorder.digest());
     }
 
     #[test]

@@ -5,7 +5,7 @@ use core::fmt;
 
 use super::record::{DecodeError, Record, Recorder, decode};
 use crate::machine::Machine;
-use crate::plane::{ControlPlane, Effect, Input};
+use crate::plane::{ControlPlane, Effect};
 
 /// A plane that is fed from a journal.
 #[derive(Debug)]
@@ -27,7 +27,10 @@ impl Replay {
     /// # Errors
     /// Where the bytes are no snapshot of this format and logic.
     pub fn restore(snapshot: &[u8]) -> Result<Self, RestoreError> {
-        postcard::from_bytes::<ControlPlane>(snapshot).map(Self::from).map_err(|_| RestoreError)
+        match postcard::take_from_bytes::<ControlPlane>(snapshot) {
+            Ok((plane, [])) => Ok(Self::from(plane)),
+            Ok(_) | Err(_) => Err(RestoreError),
+        }
     }
 
     /// The whole state, as bytes: what is restored from them has the same future.
@@ -42,14 +45,18 @@ impl Replay {
     /// Where the record cannot be read, or the effects differ.
     pub fn apply(&mut self, bytes: &[u8]) -> Result<&[Effect], Divergence> {
         let record = decode(bytes).map_err(Divergence::Undecodable)?;
+        self.recorder.begin(record.now, &record.input);
         self.plane.handle(record.now, record.input);
         self.effects.clear();
         self.effects.extend(core::iter::from_fn(|| self.plane.poll_effect()));
-        let replayed = self.recorder.digest(&self.effects);
-        if replayed == record.digest {
+        let same = self.recorder.finish(&self.effects) == bytes;
+        let (recorded, replayed) = (record.digest, self.recorder.digest());
+        if same {
             Ok(&self.effects)
+        } else if recorded != replayed {
+            Err(Divergence::Effects { recorded, replayed })
         } else {
-            Err(Divergence::Effects { recorded: record.digest, replayed })
+            Err(Divergence::Facts)
         }
     }
 
@@ -60,15 +67,7 @@ impl Replay {
     /// Where the record cannot be read.
     pub fn apply_facts(&mut self, bytes: &[u8]) -> Result<(), Divergence> {
         let Record { now, input, durables, .. } = decode(bytes).map_err(Divergence::Undecodable)?;
-        if matches!(
-            input,
-            Input::Configured(_)
-                | Input::Membership { .. }
-                | Input::Drain { .. }
-                | Input::WallTime(_)
-        ) {
-            self.plane.handle(now, input);
-        }
+        self.plane.restore_step(now, input);
         for durable in &durables {
             self.plane.restore_fact(durable);
         }
@@ -113,6 +112,8 @@ pub enum Divergence {
         /// Digest now.
         replayed: u64,
     },
+    /// The same effects followed, but the record does not hold the facts among them as they are.
+    Facts,
 }
 
 impl fmt::Display for Divergence {
@@ -123,6 +124,7 @@ impl fmt::Display for Divergence {
                 f,
                 "other effects followed than were recorded (digest {recorded:016x} then, {replayed:016x} now)"
             ),
+            Self::Facts => f.write_str("the recorded facts are not those that followed"),
         }
     }
 }

@@ -9,31 +9,35 @@ use super::input::{Arrival, Idempotency};
 use super::observation::{Observation, Stale};
 use super::request::{Phase, Request, request_of, reservation_of};
 use crate::id::{AccountId, RequestId, ReservationId};
-use crate::quota::{Denied, DenyReason, Event, Reserve};
+use crate::quota::{Denied, DenyReason, Event, MAX_AMOUNT, Reserve};
 use crate::rate::{RateLimits, Signal};
-use crate::session::{Begun, Turn};
-use crate::units::{Amount, Tokens, Usage};
+use crate::session::{Begun, Turn, TurnRefused};
+use crate::units::{Amount, MicroUsd, Tokens};
 
 impl ControlPlane {
     pub(super) fn handle_arrival(&mut self, arrival: Box<Arrival>) {
-        let (caller, request) = (arrival.caller, self.mint());
-        assert!(
-            !self.callers.contains_key(&caller),
-            "the shell uses a caller token once at a time"
-        );
-        self.effects.push_back(Effect::Admitted { caller, request });
-        if let Err(refusal) = self.admit(request, &arrival) {
-            self.observe(Observation::Refused { request, refusal: refusal.clone() });
-            self.effects.push_back(Effect::Reject { caller, request, refusal });
-            return;
+        if self.callers.contains_key(&arrival.caller) {
+            // No shell does that. A journal with an altered byte may: it must not bring down who reads it.
+            return self.observe(Observation::Stale(Stale::Caller));
         }
-        self.retry.deposit(self.now);
-        self.enter(request, arrival);
-        self.take_turn(request);
+        let (caller, request) = (arrival.caller, self.mint());
+        self.effects.push_back(Effect::Admitted { caller, request });
+        match self.admit(request, &arrival) {
+            Ok(rates) => {
+                self.retry.deposit(self.now);
+                self.enter(request, arrival, rates);
+                self.take_turn(request);
+            }
+            Err(refusal) => {
+                self.observe(Observation::Refused { request, refusal: refusal.clone() });
+                self.effects.push_back(Effect::Reject { caller, request, refusal });
+            }
+        }
     }
 
     /// Everything that can refuse before anything is held. What an earlier check took, a later refusal gives back.
-    fn admit(&mut self, request: RequestId, arrival: &Arrival) -> Result<(), Refusal> {
+    /// Returns the limits under which it was admitted: its end is told to the same.
+    fn admit(&mut self, request: RequestId, arrival: &Arrival) -> Result<Rates, Refusal> {
         if self.requests.len() >= self.config.requests_max as usize {
             return Err(Refusal::Overloaded);
         }
@@ -78,7 +82,7 @@ impl ControlPlane {
         }
     }
 
-    fn admit_rates(&mut self, arrival: &Arrival) -> Result<(), Refusal> {
+    fn admit_rates(&mut self, arrival: &Arrival) -> Result<Rates, Refusal> {
         let model = &*arrival.model;
         let max = self.config.models.get(model).and_then(|model| model.concurrency_max);
         if max.is_some_and(|max| self.concurrency.in_flight(model) >= max) {
@@ -88,21 +92,21 @@ impl ControlPlane {
         admitted.map_err(|busy| Refusal::ModelBusy { retry_after: busy.retry_after })?;
         let limits = self.rate_limits(arrival);
         let tokens = arrival.prompt + self.first_slice(arrival);
-        self.rate.check(self.now, &limits, tokens).map_err(|refusal| {
-            self.concurrency.released(self.now, &arrival.model, Signal::Neutral);
-            Refusal::RateLimited {
-                account: refusal.account,
-                unit: refusal.unit,
-                limit: refusal.limit,
-                retry_after: refusal.retry_after,
-            }
+        let Err(refusal) = self.rate.check(self.now, &limits, tokens) else { return Ok(limits) };
+        self.concurrency.released(self.now, &arrival.model, Signal::Neutral);
+        Err(Refusal::RateLimited {
+            account: refusal.account,
+            unit: refusal.unit,
+            limit: refusal.limit,
+            retry_after: refusal.retry_after,
         })
     }
 
-    pub(super) fn rate_limits(&self, arrival: &Arrival) -> Vec<(AccountId, RateLimits)> {
+    fn rate_limits(&self, arrival: &Arrival) -> Rates {
         self.config
             .accounts_of(&arrival.principal)
             .filter_map(|(id, account)| account.map(|account| (id, account.rates)))
+            .filter(|(_, rates)| *rates != RateLimits::default())
             .collect()
     }
 
@@ -113,7 +117,7 @@ impl ControlPlane {
         if arrival.stream { wanted.min(self.config.quota.slice) } else { wanted }
     }
 
-    fn enter(&mut self, id: RequestId, arrival: Box<Arrival>) {
+    fn enter(&mut self, id: RequestId, arrival: Box<Arrival>, rates: Rates) {
         let timeouts = self.config.timeouts_of(&arrival.model);
         let patience = arrival.patience.map_or(timeouts.request, |p| p.min(timeouts.request));
         let deadline = self.now + patience;
@@ -128,9 +132,9 @@ impl ControlPlane {
             committed: false,
             produced: Tokens::ZERO,
             covered: slice,
-            extending: false,
+            extending: None,
             rated: arrival.prompt + slice,
-            counted: true,
+            rates,
             last_failure: None,
             due: deadline,
             arrival,
@@ -149,8 +153,7 @@ impl ControlPlane {
         session: Option<crate::id::SessionKey>,
     ) {
         let session = session.map(|key| (key, self.affinity.lookup(self.now, key)));
-        let reserving =
-            request.price.of(Usage { prompt: request.arrival.prompt, completion: request.covered });
+        let reserving = holdable(request.wanted());
         let deadline = request.deadline;
         self.observe(Observation::Arrived { request: id, session, reserving, deadline });
     }
@@ -160,16 +163,33 @@ impl ControlPlane {
         match stored.map(|session| self.turns.begin_turn(self.now, session.key, id)) {
             None | Some(Turn::Go) => self.reserve(id),
             Some(Turn::Wait { .. }) => self.set_phase(id, Phase::WaitingTurn),
-            Some(Turn::Refused(_)) => self.refuse(id, Refusal::TurnConflict),
+            Some(Turn::Refused(TurnRefused::TooManyWaiting)) => {
+                self.refuse(id, Refusal::TurnConflict);
+            }
+            // Not this session's doing.
+            Some(Turn::Refused(TurnRefused::TooManySessions)) => {
+                self.refuse(id, Refusal::Overloaded);
+            }
+        }
+    }
+
+    /// Begins the turns that came in this step: as many as wait for one session at most, for each that ends at once
+    /// passes its turn on.
+    pub(super) fn serve_turns(&mut self) {
+        while let Some(id) = self.next_turns.pop_front() {
+            // Gone where the same step ended it too; then its end has passed the turn on.
+            if self.requests.contains_key(&id) {
+                self.reserve(id);
+            }
         }
     }
 
     /// The turn is this request's: ask for its tokens.
-    pub(super) fn reserve(&mut self, id: RequestId) {
+    fn reserve(&mut self, id: RequestId) {
         self.set_phase(id, Phase::Reserving);
         let request = &self.requests[&id];
-        let amount =
-            request.price.of(Usage { prompt: request.arrival.prompt, completion: request.covered });
+        // A client may allow itself a number of tokens that no ledger holds: what can be held is held.
+        let amount = holdable(request.wanted());
         let accounts = self
             .config
             .accounts_of(&request.arrival.principal)
@@ -203,19 +223,29 @@ impl ControlPlane {
 
     fn handle_granted(&mut self, reservation: ReservationId, total: Amount) {
         let id = request_of(reservation);
-        match self.requests.get(&id).map(|request| &request.phase) {
-            Some(Phase::Reserving) => {
-                self.observe(Observation::Granted { request: id, total });
-                self.pick(id);
-            }
+        if !self.is_reserving(id) {
             // The request ended while the store thought about it: its conclusion has refunded already.
-            _ => self.observe(Observation::Stale(Stale::Reservation(reservation))),
+            return self.observe(Observation::Stale(Stale::Reservation(reservation)));
+        }
+        self.note_covered(id, total);
+        self.observe(Observation::Granted { request: id, total });
+        self.pick(id);
+    }
+
+    fn is_reserving(&self, id: RequestId) -> bool {
+        matches!(self.requests.get(&id), Some(Request { phase: Phase::Reserving, .. }))
+    }
+
+    /// What the reservation holds beyond the prompt covers the completion.
+    pub(super) fn note_covered(&mut self, id: RequestId, total: Amount) {
+        if let Some(request) = self.requests.get_mut(&id) {
+            request.covered = total.tokens.saturating_sub(request.arrival.prompt);
         }
     }
 
     fn handle_denied(&mut self, reservation: ReservationId, denied: Denied) {
         let id = request_of(reservation);
-        if !self.requests.contains_key(&id) {
+        if !self.is_reserving(id) {
             return self.observe(Observation::Stale(Stale::Reservation(reservation)));
         }
         let refusal = refusal_of(&denied);
@@ -232,18 +262,31 @@ impl ControlPlane {
             // The shell keeps the attempt's own timeouts; this is the watchdog behind it.
             Phase::Attempting(_) => request.deadline + WATCHDOG_SLACK,
         };
-        self.timers.remove(&(request.due, id));
-        self.timers.insert((due, id));
+        if due != request.due {
+            self.timers.remove(&(request.due, id));
+            self.timers.insert((due, id));
+        }
         (request.due, request.phase) = (due, phase);
     }
 }
 
 /// A shell that reports an attempt's end this much after the deadline has lost it: its own timers fire within
 /// milliseconds, and five seconds outlast any pause that is not itself an outage.
-const WATCHDOG_SLACK: core::time::Duration = core::time::Duration::from_secs(5);
+pub(super) const WATCHDOG_SLACK: core::time::Duration = core::time::Duration::from_secs(5);
 
 /// When a place among a model's requests may be free again: requests take seconds.
 const PLACE_FREES: core::time::Duration = core::time::Duration::from_secs(1);
+
+/// The limits a request was admitted under.
+type Rates = Vec<(AccountId, RateLimits)>;
+
+/// As much of an amount as one reservation may be.
+pub(super) fn holdable(amount: Amount) -> Amount {
+    Amount {
+        tokens: Tokens(amount.tokens.0.min(MAX_AMOUNT)),
+        money: MicroUsd(amount.money.0.min(MAX_AMOUNT)),
+    }
+}
 
 /// A denial in the words of a refusal.
 pub(super) fn refusal_of(denied: &Denied) -> Refusal {

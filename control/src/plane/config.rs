@@ -5,6 +5,7 @@ use alloc::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::request::ATTEMPTS_MAX;
 use crate::id::{AccountId, Principal};
 use crate::units::{Price, Tokens};
 use crate::{affinity, attempt, balance, breaker, quota, rate, registry, session};
@@ -115,6 +116,17 @@ impl Config {
     /// The timeouts of a model.
     pub(super) fn timeouts_of(&self, model: &str) -> &attempt::Timeouts {
         self.models.get(model).and_then(|model| model.timeouts.as_ref()).unwrap_or(&self.timeouts)
+    }
+
+    /// How a model's endpoints are picked.
+    pub(super) fn policy_of(&self, model: &str) -> balance::Policy {
+        self.models.get(model).and_then(|model| model.policy).unwrap_or(self.balance.policy)
+    }
+
+    /// As it can be obeyed: an attempt's id has room for [`ATTEMPTS_MAX`] attempts.
+    pub(super) fn within_bounds(mut self) -> Self {
+        self.attempt.attempts_max = self.attempt.attempts_max.min(ATTEMPTS_MAX);
+        self
     }
 
     /// The price of a model: nothing where none is configured.

@@ -1,10 +1,12 @@
 //! Ends: of attempts, and of requests, through one door.
 
 use super::ControlPlane;
+use super::arrive::holdable;
 use super::effect::{Effect, Outcome, Refusal, Spent};
 use super::observation::{Observation, Stale};
 use super::request::{Attempt, Phase, Request, reservation_of};
 use crate::attempt::{Decision, History};
+use crate::breaker::EjectionRoom;
 use crate::id::{AttemptId, CallerToken, RequestId};
 use crate::outcome::{AttemptEnd, Failure, Stage, Verdict};
 use crate::rate::Signal;
@@ -30,6 +32,10 @@ impl ControlPlane {
             end: observed,
             after,
         });
+        if matches!(end, AttemptEnd::Completed { .. }) {
+            // A whole answer was accepted, whether or not its head was reported apart.
+            self.accept(id, attempt);
+        }
         self.release(&running, end.verdict());
         if let Phase::Cutting { spent, .. } = self.requests[&id].phase {
             return self.finish_cut(id, spent, &end);
@@ -44,23 +50,40 @@ impl ControlPlane {
             }
             AttemptEnd::Cancelled { produced } => {
                 self.note_produced(id, produced);
-                self.answered_in_part(id, Outcome::Cancelled);
+                self.leave(id);
             }
+        }
+    }
+
+    /// Nobody waits any more, and nothing runs.
+    fn leave(&mut self, id: RequestId) {
+        if self.requests[&id].committed {
+            self.answered_in_part(id, Outcome::Cancelled);
+        } else {
+            self.refuse(id, Refusal::ClientGone);
         }
     }
 
     /// The attempt no longer runs: its endpoint is told apart from its load, and its breaker from its outcome.
     fn release(&mut self, attempt: &Attempt, verdict: Verdict) {
-        self.balance.released(attempt.endpoint);
-        let room = self.balance.ejection_room(attempt.endpoint);
-        let moved = self.breakers.record(self.now, attempt.endpoint, attempt.ticket, verdict, room);
-        self.sync(attempt.endpoint);
-        if let Some(transition) = moved {
-            self.observe(Observation::Breaker(transition));
+        let Attempt { endpoint, ticket, .. } = *attempt;
+        self.balance.released(endpoint);
+        // Only failures ask for room, and counting it costs a look at every pool of the endpoint.
+        let room = match verdict {
+            Verdict::Failure => self.balance.ejection_room(endpoint),
+            Verdict::Success | Verdict::Backpressure | Verdict::Neutral | Verdict::Fault(_) => {
+                EjectionRoom::default()
+            }
+        };
+        match self.breakers.record(self.now, endpoint, ticket, verdict, room) {
+            Some(transition) => self.breaker_moved(transition),
+            // What is admitted changes with a transition, and with a probe's slot.
+            None if ticket.probe => self.sync(endpoint),
+            None => {}
         }
     }
 
-    fn note_produced(&mut self, id: RequestId, produced: Tokens) {
+    pub(super) fn note_produced(&mut self, id: RequestId, produced: Tokens) {
         if let Some(request) = self.requests.get_mut(&id) {
             request.produced = request.produced.max(produced);
         }
@@ -146,11 +169,7 @@ impl ControlPlane {
             return self.observe(Observation::Stale(Stale::Caller));
         };
         self.abandon(id, Verdict::Neutral);
-        if self.requests[&id].committed {
-            self.answered_in_part(id, Outcome::Cancelled);
-        } else {
-            self.refuse(id, Refusal::ClientGone);
-        }
+        self.leave(id);
     }
 
     /// Stops the attempt that runs, if one does, without waiting for its report.
@@ -214,7 +233,8 @@ impl ControlPlane {
                 self.effects.push_back(Effect::Reject { caller, request: id, refusal });
             }
             Exit::Answered { outcome, usage, estimated } => {
-                let charged = request.price.of(usage);
+                // What no reservation can be, no answer can have used: a replica that says so is not believed.
+                let charged = holdable(request.price.of(usage));
                 self.charge(id, charged, estimated);
                 self.observe(Observation::Finished { request: id, outcome, charged, estimated });
                 let finish = Effect::Finish { caller, request: id, outcome, charged, attempts };
@@ -236,13 +256,16 @@ impl ControlPlane {
     fn leave_rooms(&mut self, id: RequestId, request: &Request, exit: &Exit) {
         let (succeeded, used) = match exit {
             Exit::Refused(_) => (false, Tokens::ZERO),
-            // A broken or cut answer was charged too: the key stays with it.
-            Exit::Answered { usage, .. } => (true, usage.total()),
+            // Only a whole answer keeps its key. One that broke, was cut or was left is an honest failure: to be able
+            // to ask again is what the client sent the key for.
+            Exit::Answered { outcome, usage, .. } => {
+                (*outcome == Outcome::Completed, usage.total())
+            }
         };
         self.free_idempotency(id, &request.arrival, succeeded);
         self.concurrency.released(self.now, &request.arrival.model, load_signal(exit));
-        for account in self.rate_limits(&request.arrival) {
-            self.rate.adjust(self.now, account, request.arrived, request.rated, used);
+        for account in &request.rates {
+            self.rate.adjust(self.now, *account, request.arrived, request.rated, used);
         }
     }
 
@@ -251,11 +274,7 @@ impl ControlPlane {
         let Some(session) = request.arrival.session.filter(|session| session.stored) else {
             return;
         };
-        if let Some(next) = self.turns.end_turn(session.key, id)
-            && self.requests.contains_key(&next)
-        {
-            self.reserve(next);
-        }
+        self.next_turns.extend(self.turns.end_turn(session.key, id));
     }
 }
 
@@ -267,7 +286,16 @@ fn load_signal(exit: &Exit) -> Signal {
         Exit::Answered { outcome: Outcome::Broken(failure), .. }
         | Exit::Refused(Refusal::Failed { failure, .. }) => match failure {
             Failure::Backpressure(_) | Failure::Timeout(Stage::FirstToken) => Signal::Overload,
-            _ => Signal::Neutral,
+            Failure::Connect
+            | Failure::ConnectionLost
+            | Failure::Timeout(Stage::BetweenTokens | Stage::Deadline)
+            | Failure::Status(_)
+            | Failure::ClientError(_)
+            | Failure::EndpointFault(_)
+            | Failure::Truncated
+            | Failure::ErrorInAnswer
+            | Failure::Garbage
+            | Failure::TooLarge => Signal::Neutral,
         },
         Exit::Answered { .. } | Exit::Refused(_) => Signal::Neutral,
     }

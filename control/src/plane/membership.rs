@@ -6,6 +6,7 @@ use alloc::vec::Vec;
 use super::observation::{Observation, Stale};
 use super::{Config, ControlPlane};
 use crate::balance::Member;
+use crate::breaker::{Cause, Transition};
 use crate::id::EndpointId;
 use crate::registry::{Change, EndpointSpec, SourceKind};
 
@@ -19,23 +20,40 @@ impl ControlPlane {
     ) {
         let applied = self.registry.apply(self.now, &source, kind, version, endpoints);
         for change in applied.changes {
-            match change {
-                Change::Added(id) => {
-                    self.breakers.insert(id);
-                    self.enlist(id);
-                    self.observe(Observation::EndpointAdded(id));
-                }
-                Change::Updated(id) => self.enlist(id),
-                Change::Removed { id, name } => {
-                    self.balance.remove(id);
-                    self.breakers.remove(id);
-                    self.affinity.endpoint_removed(id);
-                    self.observe(Observation::EndpointRemoved { id, name });
-                }
-            }
+            self.member_changed(change);
         }
         if let Some(why) = applied.refused {
             self.observe(Observation::SourceRefused { source, why });
+        }
+    }
+
+    fn member_changed(&mut self, change: Change) {
+        match change {
+            Change::Added(id) => {
+                self.breakers.insert(id);
+                self.enlist(id);
+                self.observe(Observation::EndpointAdded(id));
+            }
+            Change::Updated(id) => self.enlist(id),
+            // Attempts that run there run on: the source may be wrong, and their clients wait.
+            Change::Removed { id, name } => {
+                self.balance.remove(id);
+                self.breakers.remove(id);
+                self.throttle.remove(id);
+                self.affinity.endpoint_removed(id);
+                self.observe(Observation::EndpointRemoved { id, name });
+            }
+        }
+    }
+
+    /// A breaker moved: who may be picked follows. An endpoint that its sources have left out, that was ejected, and
+    /// that failed again when it was probed, is gone: nobody but its own silence speaks for it.
+    pub(super) fn breaker_moved(&mut self, transition: Transition) {
+        self.sync(transition.id);
+        let failed_again = matches!(transition.cause, Cause::ProbeFailed | Cause::ProbeExpired);
+        self.observe(Observation::Breaker(transition));
+        if failed_again && let Some(change) = self.registry.prune(transition.id) {
+            self.member_changed(change);
         }
     }
 
@@ -44,6 +62,9 @@ impl ControlPlane {
         let endpoint = self.registry.endpoint(id).expect("the registry has just named it");
         let spec = &endpoint.spec;
         let draining = endpoint.draining;
+        if spec.rps_max.is_none() {
+            self.throttle.remove(id);
+        }
         self.balance.insert(
             id,
             Member {
@@ -66,9 +87,12 @@ impl ControlPlane {
     }
 
     /// Takes a whole configuration; what did not change keeps its state, and requests under way keep their price, their
-    /// deadline and their attempt.
+    /// deadline and their attempt. Looks at every endpoint: a reload is a person's doing, and rare.
     pub(super) fn handle_configured(&mut self, config: Config) {
-        self.registry.set_config(config.registry.clone());
+        let config = config.within_bounds();
+        for change in self.registry.set_config(config.registry.clone()) {
+            self.member_changed(change);
+        }
         self.balance.set_config(config.balance.clone());
         self.affinity.set_config(config.affinity.clone());
         self.breakers.set_config(config.breaker.clone());
@@ -86,13 +110,17 @@ impl ControlPlane {
         }
         self.observe(Observation::Configured { version: config.version });
         self.config = config;
+        // A slow start's steps are read from the configuration.
+        let ids: Vec<_> = self.registry.iter().map(|endpoint| endpoint.id).collect();
+        for id in ids {
+            self.sync(id);
+        }
     }
 
     /// Whatever is due. One step does bounded work: what is left over asks for another timeout at once.
     pub(super) fn handle_timeout(&mut self) {
         for transition in self.breakers.handle_timeout(self.now) {
-            self.sync(transition.id);
-            self.observe(Observation::Breaker(transition));
+            self.breaker_moved(transition);
         }
         self.quota.handle_timeout(self.now);
         self.drain_quota();

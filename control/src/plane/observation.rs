@@ -1,6 +1,7 @@
 //! What the plane noticed and why it decided as it did: for metrics, logs and `explain`. Never fed back.
 
 use alloc::boxed::Box;
+use alloc::vec::Vec;
 use core::time::Duration;
 
 use crate::affinity::Binding;
@@ -15,9 +16,10 @@ use crate::{attempt, time::Instant};
 
 use super::effect::{Outcome, Refusal};
 
-/// Most observations kept until the shell polls them. A step makes a handful; a shell that never polls loses the
-/// oldest.
-pub const OBSERVATIONS_MAX: usize = 4_096;
+/// Most observations kept until the shell polls them. A step makes a handful, except the one that begins a new life:
+/// that says a few things about each request the last life left, of which there are 10,000 by default. A shell that never
+/// polls loses the oldest, and holds some 20 MB of them.
+pub const OBSERVATIONS_MAX: usize = 1 << 16;
 
 /// One thing noticed.
 #[derive(Clone, Debug, PartialEq)]
@@ -55,6 +57,8 @@ pub enum Observation {
         attempt: AttemptId,
         /// Whom, why, and who else was considered.
         chosen: Chosen,
+        /// Who was passed over because it has had its requests of this second.
+        throttled: Vec<EndpointId>,
     },
     /// Nobody could be picked.
     Nobody {

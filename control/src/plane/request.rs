@@ -1,13 +1,20 @@
 //! One request, from arrival to its one outcome.
 //!
-//! ```text
-//!              +-> WaitingTurn --+
-//!  arrived ----+                 +-> Reserving --> Attempting --> (settled, gone)
-//!              +-----------------+                  |      ^
-//!                                                   v      |
-//!                                                   Backoff
-//!                                    Attempting --> Cutting --> (settled, gone)
-//! ```
+//! Two phases have a second name below: *begun* is an attempt whose first token has gone to the client, and *waiting* is
+//! for the turn of a stored session. What ends a request ends it in the same step, as *refused* (nothing of an answer
+//! was sent, all is refunded) or as one of the outcomes. A dash is an event that cannot reach the phase, or is stale.
+//!
+//! | phase      | turn comes | granted    | denied  | accepted   | first token | limit met | completed | failed  | failed for good | cancelled | client gone | timer      |
+//! |------------|------------|------------|---------|------------|-------------|-----------|-----------|---------|-----------------|-----------|-------------|------------|
+//! | waiting    | reserving  | -          | -       | -          | -           | -         | -         | -       | -               | -         | refused     | refused    |
+//! | reserving  | -          | attempting | refused | -          | -           | -         | -         | -       | -               | -         | refused     | refused    |
+//! | attempting | -          | -          | -       | attempting | begun       | -         | completed | backoff | refused         | refused   | refused     | refused    |
+//! | begun      | -          | -          | -       | begun      | begun       | cutting   | completed | broken  | broken          | cancelled | cancelled   | broken     |
+//! | backoff    | -          | -          | -       | -          | -           | -         | -         | -       | -               | -         | refused     | attempting |
+//! | cutting    | -          | -          | -       | cutting    | cutting     | cutting   | completed | spent   | spent           | spent     | cancelled   | spent      |
+//!
+//! *Failed* stands for what may be tried again; with another endpoint at hand its backoff is over at once. A failed
+//! attempt also ends in *refused* where nothing is to be had from another: see [`attempt`](crate::attempt).
 //!
 //! A request leaves the table in the step that settles or refunds its reservation, so that no terminal path can forget
 //! to release: there is one way out, `ControlPlane::conclude`.
@@ -20,10 +27,11 @@ use serde::{Deserialize, Serialize};
 use super::effect::Spent;
 use super::input::Arrival;
 use crate::breaker::Ticket;
-use crate::id::{AttemptId, EndpointId, Minted, RequestId, ReservationId};
+use crate::id::{AccountId, AttemptId, EndpointId, Minted, RequestId, ReservationId};
 use crate::outcome::Failure;
+use crate::rate::RateLimits;
 use crate::time::Instant;
-use crate::units::{Price, Tokens, Usage};
+use crate::units::{Amount, Price, Tokens, Usage};
 
 /// Where a request stands.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -80,12 +88,12 @@ pub(super) struct Request {
     pub produced: Tokens,
     /// Completion tokens covered by the reservation.
     pub covered: Tokens,
-    /// An extension of the reservation is being decided.
-    pub extending: bool,
-    /// Tokens counted against the tokens-a-minute limits.
+    /// An extension of the reservation by so many completion tokens is being decided.
+    pub extending: Option<Tokens>,
+    /// Tokens held against the tokens-a-minute limits.
     pub rated: Tokens,
-    /// Whether the model's concurrency limit counts this request.
-    pub counted: bool,
+    /// The limits it was admitted under. Pinned: were its end told to others, a reload would leak what is held.
+    pub rates: Vec<(AccountId, RateLimits)>,
     pub last_failure: Option<Failure>,
     /// The instant under which the request stands in the timer set.
     pub due: Instant,
@@ -98,6 +106,19 @@ impl Request {
             Phase::Attempting(attempt) | Phase::Cutting { attempt, .. } => Some(attempt),
             Phase::WaitingTurn | Phase::Reserving | Phase::Backoff { .. } => None,
         }
+    }
+
+    /// The attempt that runs, if any.
+    pub fn attempt_mut(&mut self) -> Option<&mut Attempt> {
+        match &mut self.phase {
+            Phase::Attempting(attempt) | Phase::Cutting { attempt, .. } => Some(attempt),
+            Phase::WaitingTurn | Phase::Reserving | Phase::Backoff { .. } => None,
+        }
+    }
+
+    /// What is reserved for it, price and all.
+    pub fn wanted(&self) -> Amount {
+        self.price.of(Usage { prompt: self.arrival.prompt, completion: self.covered })
     }
 
     /// What was used as of the last progress mark: nothing before the client was sent something.

@@ -2,13 +2,14 @@
 
 use super::observation::Observation;
 use super::request::request_of;
-use super::{ControlPlane, Durable, Outcome, Refusal};
+use super::{ControlPlane, Durable, Effect, Input, Outcome, Refusal};
 use crate::outcome::Verdict;
-use crate::time::Wall;
+use crate::time::{Instant, Wall};
 
 impl ControlPlane {
     /// Attempts that were in flight are lost. A client that had been sent something is charged up to the last progress
-    /// mark; one that had not is charged nothing.
+    /// mark; one that had not is charged nothing. Looks at every request and every reservation, which no other input
+    /// does: it is the first of a life, before anybody can wait for it.
     pub(super) fn handle_restarted(&mut self, incarnation: u32, wall: Wall) {
         self.set_wall(wall);
         while let Some(id) = self.requests.keys().next().copied() {
@@ -16,8 +17,11 @@ impl ControlPlane {
             self.observe(Observation::Lost { request: id, produced });
             self.lose(id);
         }
-        self.incarnation = incarnation;
-        self.minted = 0;
+        // Turns that came to requests of that life came too late.
+        self.next_turns.clear();
+        if incarnation > self.incarnation {
+            (self.incarnation, self.minted) = (incarnation, 0);
+        }
         // After an upgrade soft state starts cold while the ledger's facts were applied: reservations whose requests
         // nobody knows any more go back.
         let orphans: alloc::vec::Vec<_> = self.quota.live().collect();
@@ -26,8 +30,36 @@ impl ControlPlane {
             self.quota.refund(self.now, reservation);
         }
         self.drain_quota();
-        // The callers of that life are gone with it: nobody is there to be told.
-        self.effects.retain(|effect| matches!(effect, super::Effect::Persist(_)));
+        // The callers of that life are gone with it: nobody is there to be told. Stores are.
+        self.effects.retain(|effect| matches!(effect, Effect::Persist(_) | Effect::Reserve(_)));
+    }
+
+    /// Goes over a step that another logic decided: time passes, and what people and sources said is taken in, since the
+    /// facts name endpoints and limits by it. Nothing else is decided again.
+    pub(crate) fn restore_step(&mut self, now: Instant, input: Input) {
+        self.now = self.now.max(now);
+        match input {
+            Input::Restarted { incarnation, wall } => {
+                self.wall = wall;
+                if incarnation > self.incarnation {
+                    (self.incarnation, self.minted) = (incarnation, 0);
+                }
+            }
+            Input::WallTime(wall) => self.wall = wall,
+            Input::Configured(_)
+            | Input::Membership { .. }
+            | Input::SourceLost { .. }
+            | Input::Drain { .. } => self.step(input),
+            // Counted, so that no id is given twice should this life go on.
+            Input::RequestArrived(_) => self.minted += 1,
+            Input::StoreAnswered(_)
+            | Input::AttemptAccepted { .. }
+            | Input::FirstToken { .. }
+            | Input::Progress { .. }
+            | Input::AttemptEnded { .. }
+            | Input::ClientGone { .. }
+            | Input::Timeout => {}
+        }
     }
 
     /// Takes a fact that another logic decided.

@@ -89,6 +89,12 @@ impl ControlPlane {
         }
     }
 
+    /// The breaker of an endpoint that is registered.
+    #[must_use]
+    pub fn breaker(&self, id: EndpointId) -> Option<StateView> {
+        self.breakers.state(id)
+    }
+
     /// Every balance of the embedded ledger with the sums of its algebra, and what does not hold. Nothing where the
     /// ledger is in a shared store.
     #[must_use]

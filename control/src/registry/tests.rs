@@ -258,6 +258,7 @@ pub(super) fn spec(line: &str) -> EndpointSpec {
         weight: weight.parse().unwrap(),
         tier: 0,
         in_flight_max: 8,
+        rps_max: None,
         models: words.map(Into::into).collect(),
     }
 }
