@@ -17,6 +17,7 @@ use serde_json::value::RawValue;
 use super::error::{self, ApiError};
 use super::scan;
 use crate::exchange::Operation;
+use crate::tokens::estimate_prompt;
 
 /// What a body asks.
 #[derive(Debug, PartialEq)]
@@ -45,11 +46,10 @@ const OUTPUT_MAX: u64 = u32::MAX as u64;
 /// Reads a body.
 pub(super) fn parse(operation: Operation, body: &[u8]) -> Result<Ask<'_>, ApiError> {
     let json = text_of(body)?;
-    let scanned = scan::scan(json);
-    if scanned.depth > scan::DEPTH_MAX {
+    let depth = scan::depth(json);
+    if depth > scan::DEPTH_MAX {
         let words = format!(
-            "The body is nested {} levels deep; at most {} are allowed. Flatten it.",
-            scanned.depth,
+            "The body is nested {depth} levels deep; at most {} are allowed. Flatten it.",
             scan::DEPTH_MAX
         );
         return Err(error::invalid("body_too_deep", words));
@@ -71,7 +71,7 @@ pub(super) fn parse(operation: Operation, body: &[u8]) -> Result<Ask<'_>, ApiErr
         stream: operation == Operation::ChatCompletions
             && flag(wire.stream, "stream")?.unwrap_or(false),
         output_max,
-        prompt: scanned.tokens,
+        prompt: estimate_prompt(body),
         session_id: id(wire.session_id, "session_id")?,
         user_id: id(wire.user_id, "user_id")?,
         opening,

@@ -31,6 +31,18 @@ fn all_that_matters_is_read_and_the_rest_is_left_alone() {
 }
 
 #[test]
+fn a_prompt_is_counted_by_what_the_model_reads_and_not_by_the_fields_around_it() {
+    // A word, 4 for the message, 3 for the answer's opening.
+    let bare = format!(r#"{{"model":"m","messages":[{HELLO}]}}"#);
+    assert_eq!(chat(&bare).unwrap().prompt, Tokens(8));
+    let dressed = format!(
+        r#"{{"model":"m","messages":[{HELLO}],"stream":true,"stream_options":{{"include_usage":true}},
+            "max_tokens":10,"temperature":0.5,"metadata":{{"a":"a long label that no model reads"}}}}"#
+    );
+    assert_eq!(chat(&dressed).unwrap().prompt, Tokens(8));
+}
+
+#[test]
 fn a_null_is_an_absent_field() {
     let body = format!(
         r#"{{"model":"m","messages":[{HELLO}],"stream":null,"max_tokens":null,"n":null,"session_id":null,
