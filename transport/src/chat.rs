@@ -12,6 +12,7 @@ mod cache;
 mod pump;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use control::id::{CallerToken, RequestId};
 use control::outcome::{AttemptEnd, Failure};
@@ -38,6 +39,24 @@ struct Parts {
     health: Arc<Health>,
     answers: Answers,
     answer_bytes_max: usize,
+}
+
+/// How long an answer may wait for its record. A disk that is busy takes less; on one that is full, a client is better
+/// told than kept.
+const RECORD_WAIT: Duration = Duration::from_secs(5);
+
+impl Parts {
+    /// Waits until the record at `position` is written; the error says why it is not.
+    async fn written(&self, position: u64) -> Result<(), String> {
+        let journal = self.driver.journal();
+        match tokio::time::timeout(RECORD_WAIT, journal.wait_written(position)).await {
+            Ok(written) => written.map_err(|error| error.to_string()),
+            Err(_) => Err(journal.failure().map_or_else(
+                || format!("the journal's disk took longer than {} s", RECORD_WAIT.as_secs()),
+                |error| error.to_string(),
+            )),
+        }
+    }
 }
 
 impl Local {
@@ -249,8 +268,8 @@ impl Request {
     }
 
     async fn written(&self, position: u64) -> Result<(), Refused> {
-        let written = self.chat.driver.journal().wait_written(position).await;
-        written.map_err(|error| self.refused(Why::JournalUnavailable(error.to_string())))
+        let written = self.chat.written(position).await;
+        written.map_err(|why| self.refused(Why::JournalUnavailable(why)))
     }
 
     fn reply(&self, dispatch: &Dispatch, content_type: String, body: ReplyBody) -> Reply {

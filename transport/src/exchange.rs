@@ -120,6 +120,9 @@ pub enum Part {
     /// The stream is over. On [`Outcome::Completed`] the `[DONE]` has been among the bytes; on all others the front
     /// writes an error event and ends without `[DONE]`.
     End(End),
+    /// The stream is over, and its settlement could not be written to the journal: the front says so and ends without
+    /// `[DONE]`.
+    Unrecorded(End),
 }
 
 /// How an answer ended, for the log line and the metrics.

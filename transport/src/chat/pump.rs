@@ -194,15 +194,19 @@ impl Pump {
         while let Some(order) = self.orders.recv().await {
             let Order::Finish { outcome, position, .. } = order else { continue };
             self.leaving.over = true;
-            let written = self.chat.driver.journal().wait_written(position).await;
-            let completed = matches!(outcome, Outcome::Completed) && written.is_ok();
+            let counted = Usage { prompt: self.prompt, completion: self.produced };
+            let usage = self.usage.unwrap_or(counted);
+            let end = End { outcome, detail, usage, first_token: self.first_token };
+            if let Err(why) = self.chat.written(position).await {
+                tracing::error!(attempt = %self.attempt, "an answer ends without its record: {why}");
+                let _ = self.parts.send_timeout(Part::Unrecorded(end), LAST_WORDS).await;
+                return;
+            }
+            let completed = matches!(outcome, Outcome::Completed);
             if let Some(done) = self.last.take().filter(|_| completed) {
                 // A client that has left by now has missed nothing but the end.
                 let _ = self.parts.send_timeout(Part::Bytes(done.raw), LAST_WORDS).await;
             }
-            let counted = Usage { prompt: self.prompt, completion: self.produced };
-            let usage = self.usage.unwrap_or(counted);
-            let end = End { outcome, detail, usage, first_token: self.first_token };
             let _ = self.parts.send_timeout(Part::End(end), LAST_WORDS).await;
             return;
         }

@@ -39,6 +39,20 @@ impl Events {
         error.map(|error| self.event(&error))
     }
 
+    /// What was delivered is owed for, and nobody knows whether a restart will remember it: no clean end.
+    fn unrecorded(&mut self, end: &End) -> Bytes {
+        let words = "The gateway cannot write its journal, so this answer ends without its record; what arrived is all \
+                     there was of it. The gateway's operator finds the cause in GET /ready.";
+        let error = error::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            error::SERVER,
+            "answer_not_recorded",
+            words,
+        );
+        self.record.ended(error.status.as_u16(), end);
+        self.event(&error)
+    }
+
     /// The chat role went away without a word: a bug or a crash on our side, told as such.
     fn lost(&mut self) -> Bytes {
         let words =
@@ -71,6 +85,7 @@ impl Body for Events {
                 return Poll::Ready(Some(Ok(Frame::data(bytes))));
             }
             Some(Part::End(end)) => self.ended(&end),
+            Some(Part::Unrecorded(end)) => Some(self.unrecorded(&end)),
             None => Some(self.lost()),
         };
         self.over = true;

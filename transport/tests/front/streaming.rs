@@ -90,6 +90,14 @@ async fn a_stream_broken_inside_an_event_closes_it_first() {
 }
 
 #[tokio::test]
+async fn a_whole_stream_whose_settlement_was_not_written_does_not_end_cleanly() {
+    let end = end(Outcome::Completed);
+    let answer = streamed(vec![bytes("data: {}\n\n"), Part::Unrecorded(end)]).await;
+    assert!(answer.text().contains("answer_not_recorded"), "{}", answer.text());
+    assert!(!answer.text().contains("[DONE]"));
+}
+
+#[tokio::test]
 async fn a_stream_without_an_end_is_told_as_our_own_fault() {
     let answer = streamed(vec![bytes("data: {}\n\n")]).await;
     assert!(answer.text().contains("answer_lost"));
