@@ -36,6 +36,11 @@ fn put(which: &Which, question: &Question) -> ExitCode {
     let socket = which.socket.clone().unwrap_or_else(|| socket_path(&which.data));
     let said = match ask(&socket, question) {
         Ok(Some(said)) => said,
+        Ok(None) if !which.data.is_dir() => {
+            let data = which.data.display();
+            eprintln!("there is no data directory {data}: say where it is with --data DIR");
+            return ExitCode::FAILURE;
+        }
         Ok(None) => answer_from_directory(&which.data, question),
         Err(error) => {
             eprintln!("the gateway at {} does not answer: {error}", socket.display());

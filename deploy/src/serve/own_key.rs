@@ -64,3 +64,52 @@ fn entry(hash: KeyHash) -> KeyEntry {
         models: None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use transport::config::{Env, Flags, parse};
+
+    fn config(dir: &Path, text: &str) -> Config {
+        let mut config =
+            parse("test", text.as_bytes(), &Flags::default(), &Env::from_iter([("", "")]))
+                .expect("the file is fine")
+                .config;
+        config.data.dir = dir.to_owned();
+        config
+    }
+
+    const NETWORK: SocketAddr =
+        SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED), 1);
+
+    #[test]
+    fn a_key_is_made_once_and_known_again_after_a_restart() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let config = config(dir.path(), "version: 1");
+        let first = if_needed(&config, NETWORK).expect("made").expect("needed");
+        let fresh = first.fresh.expect("shown in the life that made it");
+        assert_eq!(first.entry.hash, fresh.hash());
+        let again = if_needed(&config, NETWORK).expect("read").expect("needed");
+        assert!(again.fresh.is_none(), "and only then");
+        assert_eq!(again.entry.hash, fresh.hash());
+    }
+
+    #[test]
+    fn loopback_and_configured_keys_need_none() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let bare = config(dir.path(), "version: 1");
+        let loopback = SocketAddr::from(([127, 0, 0, 1], 1));
+        assert!(if_needed(&bare, loopback).expect("fine").is_none());
+        let hash = format!("sha256:{}", "ab".repeat(32));
+        let keyed = format!("version: 1\nkeys: [{{name: a, hash: \"{hash}\", tenant: default}}]");
+        assert!(if_needed(&config(dir.path(), &keyed), NETWORK).expect("fine").is_none());
+    }
+
+    #[test]
+    fn a_damaged_hash_is_refused_with_what_to_do() {
+        let dir = tempfile::tempdir().expect("a directory");
+        std::fs::write(dir.path().join(FILE), "garbage").expect("written");
+        let error = if_needed(&config(dir.path(), "version: 1"), NETWORK).err().expect("refused");
+        assert!(error.to_string().contains("delete it to have a new key made"), "{error}");
+    }
+}
