@@ -1,5 +1,6 @@
 """What the person who runs it does: explain, verify, reload, drain, and looking for what must not be written."""
 
+import itertools
 import json
 import signal
 import threading
@@ -22,7 +23,8 @@ def test_explain_names_the_replica_and_the_one_that_failed(world):
     bad = world.replica("shaky", ttft="1ms", gap="1ms")
     client = client_of(world.serve(config=small(good, bad)))
     bad.kill()
-    answers = [raw_chat(client) for _ in range(4)]
+    # Conversations that begin alike stay together, so each begins differently.
+    answers = [raw_chat(client, text=f"Question {n}.") for n in range(16)]
     twice = [a for a in answers if a.headers["x-pointsman-attempts"] == "2"]
     assert twice, "with one of two replicas dead some request was tried twice"
     request = twice[0].headers["x-request-id"]
@@ -70,7 +72,7 @@ def test_a_changed_file_is_applied_without_touching_a_running_stream(world):
     first, second = world.replica("r1", ttft="1ms", gap="40ms", tokens="150"), world.replica("r2", model="other", ttft="1ms")
     client = client_of(world.serve(config=small(first)))
     streamed = []
-    reader = threading.Thread(target=lambda: streamed.append(Streamed(client, max_tokens="150")))
+    reader = threading.Thread(target=lambda: streamed.append(Streamed(client, max_tokens=150)))
     reader.start()
     both = small(first)
     both["models"]["other"] = {"endpoints": endpoints(second)}
@@ -120,9 +122,12 @@ def test_a_drained_endpoint_gets_nothing_new_until_undrained(world):
     replicas = [world.replica(f"r{n}", ttft="1ms", gap="1ms") for n in (1, 2)]
     client = client_of(world.serve(config=small(*replicas)))
 
+    numbers = itertools.count()
+
     def asked():
-        # Conversations that begin alike stay together, so each begins differently.
-        answers = [raw_chat(client, text=f"Question {n}.", max_tokens=1) for n in range(24)]
+        # Conversations that begin alike stay where they are at home, so each begins as none did before.
+        texts = [f"Question {next(numbers)}." for _ in range(24)]
+        answers = [raw_chat(client, text=text, max_tokens=1) for text in texts]
         return {answer.headers["x-pointsman-replica"] for answer in answers}
 
     assert asked() == {"r1", "r2"}
