@@ -25,6 +25,10 @@ impl ControlPlane {
         let Some((id, running)) = self.running(attempt) else { return self.stale(attempt) };
         let running = running.clone();
         let after = self.now.since(running.started);
+        if matches!(end, AttemptEnd::Completed { .. }) {
+            // A whole answer was accepted, whether or not its head was reported apart.
+            self.accept(id, attempt);
+        }
         let observed = end.clone();
         self.observe(Observation::Ended {
             attempt,
@@ -32,10 +36,6 @@ impl ControlPlane {
             end: observed,
             after,
         });
-        if matches!(end, AttemptEnd::Completed { .. }) {
-            // A whole answer was accepted, whether or not its head was reported apart.
-            self.accept(id, attempt);
-        }
         self.release(&running, end.verdict());
         if let Phase::Cutting { spent, .. } = self.requests[&id].phase {
             return self.finish_cut(id, spent, &end);

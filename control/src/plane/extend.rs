@@ -42,6 +42,10 @@ impl ControlPlane {
         request.extending = None;
         self.note_covered(id, total);
         self.observe(Observation::Granted { request: id, total });
+        if self.requests.get(&id).is_some_and(|request| request.produced >= request.covered) {
+            // It was all that was left, and it is used already: whether there is more is asked now, not a mark later.
+            self.extend(id);
+        }
     }
 
     /// A whole slice is more than the account has left. What it has left is asked for; where that is nothing, the limit
