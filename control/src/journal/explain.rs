@@ -239,6 +239,10 @@ fn tell_outcome(outcome: Outcome) -> String {
         Outcome::QuotaSpent(spent) => {
             format!("cut in the middle: {}", tell_spent(&spent))
         }
+        Outcome::QuotaUnavailable { retry_after } => {
+            let again = short(retry_after);
+            format!("cut in the middle: no more quota can be reserved just now; again in {again}")
+        }
         Outcome::Cancelled => "the client left".into(),
     }
 }

@@ -2,7 +2,7 @@
 
 use super::ControlPlane;
 use super::arrive::spent_of;
-use super::effect::Spent;
+use super::effect::Outcome;
 use super::observation::{Observation, Stale};
 use super::request::{Phase, Request, request_of, reservation_of};
 use crate::id::{RequestId, ReservationId};
@@ -60,12 +60,18 @@ impl ControlPlane {
         let left = affordable(denied, request.price).min(asked.saturating_sub(Tokens(1)));
         let attempting = matches!(request.phase, Phase::Attempting(_));
         let exhausted = request.produced >= request.covered;
+        let overrun = request.produced.saturating_sub(request.covered);
         self.observe(Observation::Denied { request: id, denied: *denied });
         match spent_of(denied) {
             Some(_) if left > Tokens::ZERO && attempting => self.ask_for(id, left),
-            Some(spent) if exhausted => self.cut(id, spent),
+            Some(spent) if exhausted => self.cut(id, Outcome::QuotaSpent(spent)),
+            // Nobody can say whether there is more. A slice is what a stream may overrun by.
+            None if overrun >= self.config.quota.slice => {
+                let retry_after = denied.retry_after;
+                self.cut(id, Outcome::QuotaUnavailable { retry_after });
+            }
             // Asked again at the next mark: until then the slice in hand is used up.
-            Some(Spent { .. }) | None => {}
+            Some(_) | None => {}
         }
     }
 }
