@@ -20,3 +20,6 @@ pub const FORMAT_VERSION: u32 = 1;
 /// Grows whenever the same inputs may lead to other effects than before. Records of another logic are applied as facts,
 /// not replayed.
 pub const LOGIC_VERSION: u32 = 1;
+
+#[cfg(test)]
+mod tests;

@@ -277,4 +277,4 @@ impl ControlPlane {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

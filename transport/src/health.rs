@@ -280,6 +280,7 @@ impl Observer for Arc<Health> {
                     Outcome::Completed => "completed",
                     Outcome::Broken(_) => "broken",
                     Outcome::QuotaSpent(_) => "quota_spent",
+                    Outcome::QuotaUnavailable { .. } => "quota_unavailable",
                     Outcome::Cancelled => "cancelled",
                 };
                 self.outcomes.get_or_create(&Concluded { outcome }).inc();

@@ -239,6 +239,10 @@ fn tell_outcome(outcome: Outcome) -> String {
         Outcome::QuotaSpent(spent) => {
             format!("cut in the middle: {}", tell_spent(&spent))
         }
+        Outcome::QuotaUnavailable { retry_after } => {
+            let again = short(retry_after);
+            format!("cut in the middle: no more quota can be reserved just now; again in {again}")
+        }
         Outcome::Cancelled => "the client left".into(),
     }
 }
@@ -248,19 +252,25 @@ fn tell_spent(spent: &Spent) -> String {
         Unit::Tokens => "tokens",
         Unit::Money => "money",
     };
-    let window = match spent.window {
+    format!("{} has spent its {unit} {}", spent.account, tell_window(spent.window))
+}
+
+const fn tell_window(window: WindowKind) -> &'static str {
+    match window {
         WindowKind::Day => "of the day",
         WindowKind::Month => "of the month",
-        WindowKind::Rolling => "of the rolling window",
-    };
-    format!("the {unit} {window} are spent for {}", spent.account)
+        WindowKind::Rolling => "of its rolling window",
+    }
 }
 
 fn tell_denied(denied: &Denied) -> String {
     match denied.reason {
         DenyReason::Spent { account, window, unit, remaining } => {
-            let spent = Spent { account, window, unit, retry_after: denied.retry_after };
-            format!("{} (left: {}, {})", tell_spent(&spent), remaining.tokens, remaining.money)
+            let left = match unit {
+                Unit::Tokens => remaining.tokens.to_string(),
+                Unit::Money => remaining.money.to_string(),
+            };
+            format!("{account} has {left} left {}, and more was asked for", tell_window(window))
         }
         DenyReason::TooLarge => "more than any account may hold at once".into(),
         DenyReason::Full => "the ledger holds as many reservations as it may".into(),

@@ -109,6 +109,12 @@ pub enum Outcome {
     Broken(Failure),
     /// Cut because the account's limit was reached in the middle.
     QuotaSpent(Spent),
+    /// Cut because the quota store could not say whether the account has more, for as long as a stream may run on what
+    /// nobody holds for it.
+    QuotaUnavailable {
+        /// When to try again.
+        retry_after: Duration,
+    },
     /// The client went away.
     Cancelled,
 }

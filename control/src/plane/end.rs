@@ -2,7 +2,7 @@
 
 use super::ControlPlane;
 use super::arrive::holdable;
-use super::effect::{Effect, Outcome, Refusal, Spent};
+use super::effect::{Effect, Outcome, Refusal};
 use super::observation::{Observation, Stale};
 use super::request::{Attempt, Phase, Request, reservation_of};
 use crate::attempt::{Decision, History};
@@ -25,6 +25,10 @@ impl ControlPlane {
         let Some((id, running)) = self.running(attempt) else { return self.stale(attempt) };
         let running = running.clone();
         let after = self.now.since(running.started);
+        if matches!(end, AttemptEnd::Completed { .. }) {
+            // A whole answer was accepted, whether or not its head was reported apart.
+            self.accept(id, attempt);
+        }
         let observed = end.clone();
         self.observe(Observation::Ended {
             attempt,
@@ -32,13 +36,9 @@ impl ControlPlane {
             end: observed,
             after,
         });
-        if matches!(end, AttemptEnd::Completed { .. }) {
-            // A whole answer was accepted, whether or not its head was reported apart.
-            self.accept(id, attempt);
-        }
         self.release(&running, end.verdict());
-        if let Phase::Cutting { spent, .. } = self.requests[&id].phase {
-            return self.finish_cut(id, spent, &end);
+        if let Phase::Cutting { outcome, .. } = self.requests[&id].phase {
+            return self.finish_cut(id, outcome, &end);
         }
         match end {
             AttemptEnd::Completed { usage, estimated } => {
@@ -140,17 +140,17 @@ impl ControlPlane {
         }
     }
 
-    /// The account's limit was met in the middle: stop the attempt, then charge what its last count says.
-    pub(super) fn cut(&mut self, id: RequestId, spent: Spent) {
+    /// There is no more quota for it: stop the attempt, then charge what its last count says.
+    pub(super) fn cut(&mut self, id: RequestId, outcome: Outcome) {
         let request = &self.requests[&id];
         let Phase::Attempting(attempt) = request.phase.clone() else { return };
         let caller = request.arrival.caller;
         self.effects.push_back(Effect::Cancel { caller, attempt: attempt.id });
         let until = self.now + LAST_COUNT_WAIT;
-        self.set_phase(id, Phase::Cutting { attempt, spent, until });
+        self.set_phase(id, Phase::Cutting { attempt, outcome, until });
     }
 
-    fn finish_cut(&mut self, id: RequestId, spent: Spent, end: &AttemptEnd) {
+    fn finish_cut(&mut self, id: RequestId, outcome: Outcome, end: &AttemptEnd) {
         match end {
             // It was over before it could be cut.
             AttemptEnd::Completed { usage, estimated } => {
@@ -160,7 +160,7 @@ impl ControlPlane {
                 self.note_produced(id, *produced);
             }
         }
-        self.answered_in_part(id, Outcome::QuotaSpent(spent));
+        self.answered_in_part(id, outcome);
     }
 
     /// Nobody waits any more: the upstream call stops at once, what was generated is charged.
@@ -196,9 +196,9 @@ impl ControlPlane {
                 self.abandon(id, Verdict::Neutral);
                 self.give_up(id, Failure::Timeout(Stage::Deadline), None);
             }
-            Phase::Cutting { spent, .. } => {
+            Phase::Cutting { outcome, .. } => {
                 self.abandon(id, Verdict::Neutral);
-                self.answered_in_part(id, Outcome::QuotaSpent(spent));
+                self.answered_in_part(id, outcome);
             }
         }
     }

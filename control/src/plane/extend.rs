@@ -2,7 +2,7 @@
 
 use super::ControlPlane;
 use super::arrive::spent_of;
-use super::effect::Spent;
+use super::effect::Outcome;
 use super::observation::{Observation, Stale};
 use super::request::{Phase, Request, request_of, reservation_of};
 use crate::id::{RequestId, ReservationId};
@@ -42,6 +42,10 @@ impl ControlPlane {
         request.extending = None;
         self.note_covered(id, total);
         self.observe(Observation::Granted { request: id, total });
+        if self.requests.get(&id).is_some_and(|request| request.produced >= request.covered) {
+            // It was all that was left, and it is used already: whether there is more is asked now, not a mark later.
+            self.extend(id);
+        }
     }
 
     /// A whole slice is more than the account has left. What it has left is asked for; where that is nothing, the limit
@@ -56,12 +60,18 @@ impl ControlPlane {
         let left = affordable(denied, request.price).min(asked.saturating_sub(Tokens(1)));
         let attempting = matches!(request.phase, Phase::Attempting(_));
         let exhausted = request.produced >= request.covered;
+        let overrun = request.produced.saturating_sub(request.covered);
         self.observe(Observation::Denied { request: id, denied: *denied });
         match spent_of(denied) {
             Some(_) if left > Tokens::ZERO && attempting => self.ask_for(id, left),
-            Some(spent) if exhausted => self.cut(id, spent),
+            Some(spent) if exhausted => self.cut(id, Outcome::QuotaSpent(spent)),
+            // Nobody can say whether there is more. A slice is what a stream may overrun by.
+            None if overrun >= self.config.quota.slice => {
+                let retry_after = denied.retry_after;
+                self.cut(id, Outcome::QuotaUnavailable { retry_after });
+            }
             // Asked again at the next mark: until then the slice in hand is used up.
-            Some(Spent { .. }) | None => {}
+            Some(_) | None => {}
         }
     }
 }

@@ -24,7 +24,7 @@ use alloc::vec::Vec;
 
 use serde::{Deserialize, Serialize};
 
-use super::effect::Spent;
+use super::effect::Outcome;
 use super::input::Arrival;
 use crate::breaker::Ticket;
 use crate::id::{AccountId, AttemptId, EndpointId, Minted, RequestId, ReservationId};
@@ -47,12 +47,12 @@ pub(super) enum Phase {
     },
     /// An attempt runs.
     Attempting(Attempt),
-    /// Its quota is spent; the attempt was told to stop, its last count is awaited.
+    /// Its quota is at an end; the attempt was told to stop, its last count is awaited.
     Cutting {
         /// The attempt.
         attempt: Attempt,
-        /// Which limit was met.
-        spent: Spent,
+        /// How the request ends, unless the answer is whole by then.
+        outcome: Outcome,
         /// Until when the count is awaited.
         until: Instant,
     },

@@ -7,12 +7,15 @@
 mod admission;
 mod attempts;
 mod breakers;
+pub(crate) mod chaos;
 
 mod lives;
 mod membership;
 mod phases;
+mod properties;
 
 mod quota;
 
+mod transcripts;
 mod turns;
 pub(crate) mod world;

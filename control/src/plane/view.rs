@@ -7,8 +7,9 @@ use core::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::ControlPlane;
+use crate::affinity::Binding;
 use crate::breaker::StateView;
-use crate::id::EndpointId;
+use crate::id::{EndpointId, SessionKey};
 use crate::quota::{Audit, Quota};
 use crate::time::{Instant, Wall};
 
@@ -87,6 +88,12 @@ impl ControlPlane {
             stale_for: endpoint.stale_since.map(|since| self.now.since(since)),
             breaker: self.breakers.state(endpoint.id).expect("each endpoint has a breaker"),
         }
+    }
+
+    /// Where a session lives, unless that lapsed or its endpoint is gone.
+    #[must_use]
+    pub fn binding(&self, session: SessionKey) -> Option<Binding> {
+        self.affinity.lookup(self.now, session)
     }
 
     /// The breaker of an endpoint that is registered.

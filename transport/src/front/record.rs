@@ -119,6 +119,7 @@ fn words(outcome: &Outcome) -> String {
         Outcome::Completed => "completed".to_owned(),
         Outcome::Broken(failure) => format!("broken: {failure}"),
         Outcome::QuotaSpent(_) => "quota_spent".to_owned(),
+        Outcome::QuotaUnavailable { .. } => "quota_unavailable".to_owned(),
         Outcome::Cancelled => "cancelled".to_owned(),
     }
 }

@@ -5,8 +5,10 @@ use core::time::Duration;
 use super::world::{Ask, World, daily, failed, seconds};
 use crate::id::AccountId;
 use crate::outcome::{AttemptEnd, Failure};
-use crate::plane::{Effect, Outcome, Refusal};
-use crate::quota::{Fact, MAX_AMOUNT, Unit, WindowKind};
+use crate::plane::{Effect, Input, Outcome, Refusal};
+use crate::quota::{
+    At, Fact, Ledger, LedgerConfig, MAX_AMOUNT, RunId, StoreMode, Unit, WindowKind,
+};
 use crate::units::{Amount, MicroUsd, Tokens, Usage};
 
 fn limited(tokens: u64) -> World {
@@ -215,4 +217,32 @@ fn a_client_that_allows_itself_the_moon_is_not_told_that_a_store_is_away() {
     let all = Amount { tokens: Tokens(MAX_AMOUNT), money: MicroUsd(MAX_AMOUNT) };
     assert_eq!(world.finish(caller).1, all, "charged as the ledger charged it");
     world.is_quiet();
+}
+
+#[test]
+fn a_stream_whose_store_is_silent_runs_one_slice_over_and_no_further() {
+    let mut world = World::with(|config| {
+        config.quota.store = StoreMode::Shared;
+        config.quota.allotment = Amount::ZERO;
+    });
+    world.members(&["a"]);
+    let caller = world.ask(Ask::stream());
+    let asked = world.effects.iter().find_map(|effect| match effect {
+        Effect::Reserve(op) => Some(op.clone()),
+        _ => None,
+    });
+    let mut store = Ledger::new(LedgerConfig::default());
+    let at = At { now: world.now, wall: world.wall() };
+    let answer = store.perform(at, RunId(1), &asked.unwrap(), &mut Vec::new());
+    world.input(Input::StoreAnswered(answer));
+    world.first_token(caller);
+    for produced in (0..=127).step_by(16) {
+        world.produce(caller, produced);
+        world.later(seconds(2));
+    }
+    assert!(world.runs(caller) && world.plane.ledger().ending() == 0);
+    world.produce(caller, 128);
+    world.later(seconds(1));
+    assert!(matches!(world.finish(caller).0, Outcome::QuotaUnavailable { .. }));
+    assert_eq!(world.charged(caller), 138, "covered 64, overrun by a slice");
 }

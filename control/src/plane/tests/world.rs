@@ -6,6 +6,7 @@ use core::time::Duration;
 
 use crate::Machine;
 use crate::id::{AccountId, AttemptId, CallerToken, Digest, EndpointId, Principal, SessionKey};
+use crate::journal::Explanation;
 use crate::outcome::{AttemptEnd, Failure};
 use crate::plane::{
     AccountConfig, Arrival, Config, ControlPlane, Dispatch, Durable, Effect, Idempotency, Input,
@@ -32,6 +33,8 @@ pub(crate) struct World {
     /// How each caller's request ended.
     pub ends: BTreeMap<CallerToken, Effect>,
     pub entries: Vec<quota::Entry>,
+    /// Of every request, in order of arrival.
+    pub explanations: Vec<(CallerToken, Explanation)>,
     callers: u64,
     memberships: u64,
     lives: u32,
@@ -62,6 +65,7 @@ impl World {
             dispatches: BTreeMap::new(),
             ends: BTreeMap::new(),
             entries: Vec::new(),
+            explanations: Vec::new(),
             callers: 0,
             memberships: 0,
             lives: 0,
@@ -113,7 +117,17 @@ impl World {
         self.plane.handle(self.now, input);
         self.plane.invariants();
         let effects: Vec<_> = core::iter::from_fn(|| self.plane.poll_effect()).collect();
-        self.observations.extend(core::iter::from_fn(|| self.plane.poll_observation()));
+        for effect in &effects {
+            if let Effect::Admitted { caller, request } = effect {
+                self.explanations.push((*caller, Explanation::of(*request)));
+            }
+        }
+        while let Some(observation) = self.plane.poll_observation() {
+            for (_, explanation) in &mut self.explanations {
+                explanation.observe(&self.plane, &observation);
+            }
+            self.observations.push(observation);
+        }
         for effect in &effects {
             match effect {
                 Effect::Dispatch(dispatch) => {
@@ -235,6 +249,13 @@ impl World {
             key.account == AccountId(tenant) && key.window.kind() == quota::WindowKind::Day
         });
         own.map(|(_, sums)| sums.spent.tokens.0).sum()
+    }
+
+    /// Why its request went as it did, one line below the other.
+    pub fn explain(&self, caller: CallerToken) -> String {
+        let told = self.explanations.iter().find(|(of, _)| *of == caller);
+        let lines = told.into_iter().flat_map(|(_, explanation)| explanation.lines());
+        lines.map(|line| format!("{:?} {}\n", line.at, line.text)).collect()
     }
 
     /// Nothing runs, nothing is held, and the algebra holds.
