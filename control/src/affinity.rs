@@ -23,13 +23,13 @@
 //!
 //! The state of one key, and what moves it. "Ripe" is a session that has spilled often enough.
 //!
-//! | state    | bind same | bind other | decide calm | decide over | time to live | endpoint removed |
-//! |----------|-----------|------------|-------------|-------------|--------------|------------------|
-//! | unbound  | bound     | bound      | unbound stay | unbound spill | unbound    | unbound          |
-//! | bound    | bound     | bound +1   | bound stay  | spilling spill | lapsed    | lapsed           |
-//! | spilling | spilling  | bound +1   | bound stay  | spilling spill | lapsed    | lapsed           |
-//! | ripe     | ripe      | bound +1   | bound stay  | ripe migrate | lapsed      | lapsed           |
-//! | lapsed   | bound     | bound +1   | lapsed stay | lapsed spill | lapsed      | lapsed           |
+//! | state    | bind same | bind other | decide calm | decide over | time to live | release | endpoint removed |
+//! |----------|-----------|------------|-------------|-------------|--------------|---------|------------------|
+//! | unbound  | bound     | bound      | unbound stay | unbound spill | unbound    | unbound | unbound          |
+//! | bound    | bound     | bound +1   | bound stay  | spilling spill | lapsed    | lapsed  | lapsed           |
+//! | spilling | spilling  | bound +1   | bound stay  | spilling spill | lapsed    | lapsed  | lapsed           |
+//! | ripe     | ripe      | bound +1   | bound stay  | ripe migrate | lapsed      | lapsed  | lapsed           |
+//! | lapsed   | bound     | bound +1   | lapsed stay | lapsed spill | lapsed      | lapsed  | lapsed           |
 //!
 //! A last spill turns *spilling* into *ripe*. *Lapsed* answers like unbound, but remembers its epoch.
 //!
@@ -139,6 +139,8 @@ struct Entry {
     spills: u32,
     /// When the first of `spills` was.
     spilling_since: Instant,
+    /// Nobody could be asked for the session: it counts as unbound until somebody accepts it.
+    released: bool,
 }
 
 impl Affinity {
@@ -163,8 +165,8 @@ impl Affinity {
     /// Where a session is, unless that lapsed or the endpoint was removed. Does not count as a use.
     #[must_use]
     pub fn lookup(&self, now: Instant, key: SessionKey) -> Option<Binding> {
-        let binding = self.entries.get(&key)?.binding;
-        self.counts(now, &binding).then_some(binding)
+        let entry = self.entries.get(&key)?;
+        self.counts(now, entry).then_some(entry.binding)
     }
 
     /// A replica accepted an attempt of the session: it holds the session now. Call it after [`Decision::Spill`] never;
@@ -174,8 +176,9 @@ impl Affinity {
         let entry = match known {
             Some(entry) if entry.binding.endpoint == endpoint => {
                 let last_used = entry.binding.last_used.max(now);
-                let kept = if self.counts(now, &entry.binding) { entry.spills } else { 0 };
-                Entry { binding: Binding { last_used, ..entry.binding }, spills: kept, ..entry }
+                let spills = if self.counts(now, &entry) { entry.spills } else { 0 };
+                let binding = Binding { last_used, ..entry.binding };
+                Entry { binding, spills, released: false, ..entry }
             }
             Some(entry) => {
                 // An epoch is never used twice: the counter ends long after the hardware.
@@ -186,9 +189,8 @@ impl Affinity {
         };
         self.put(key, entry);
         let moved_from = known
-            .map(|entry| entry.binding)
-            .filter(|old| old.endpoint != endpoint && self.counts(now, old))
-            .map(|old| old.endpoint);
+            .filter(|old| old.binding.endpoint != endpoint && self.counts(now, old))
+            .map(|old| old.binding.endpoint);
         self.shrink();
         Bound { binding: entry.binding, moved_from }
     }
@@ -216,6 +218,14 @@ impl Affinity {
             Decision::Migrate
         } else {
             Decision::Spill
+        }
+    }
+
+    /// A request of the session was refused because nobody could answer it: where it was is no guide any more. Its epoch
+    /// is remembered.
+    pub fn release(&mut self, key: SessionKey) {
+        if let Some(entry) = self.entries.get_mut(&key) {
+            entry.released = true;
         }
     }
 
@@ -284,9 +294,11 @@ impl Affinity {
         }
     }
 
-    fn counts(&self, now: Instant, binding: &Binding) -> bool {
+    fn counts(&self, now: Instant, entry: &Entry) -> bool {
+        let binding = &entry.binding;
         let removed = self.removed.get(&binding.endpoint.slot);
-        now.since(binding.last_used) < self.config.ttl
+        !entry.released
+            && now.since(binding.last_used) < self.config.ttl
             && removed.is_none_or(|generation| *generation < binding.endpoint.generation)
     }
 
@@ -321,7 +333,7 @@ impl Affinity {
 impl Entry {
     fn new(endpoint: EndpointId, epoch: u64, last_used: Instant) -> Self {
         let binding = Binding { endpoint, epoch, last_used };
-        Self { binding, spills: 0, spilling_since: Instant::ZERO }
+        Self { binding, spills: 0, spilling_since: Instant::ZERO, released: false }
     }
 }
 

@@ -14,6 +14,8 @@ mod shadow;
 mod timers;
 
 use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use control::Machine;
@@ -84,6 +86,8 @@ pub struct Driver {
     journal: Appender,
     observer: Box<dyn Observer>,
     wake: Notify,
+    /// Where the input of a step that panicked is kept.
+    crashes: PathBuf,
 }
 
 struct Core {
@@ -108,6 +112,7 @@ impl Driver {
         clock: Clock,
         journal: Appender,
         observer: Box<dyn Observer>,
+        crashes: &Path,
     ) -> Arc<Self> {
         let core = Core {
             plane,
@@ -117,7 +122,8 @@ impl Driver {
             callers: 0,
             armed: None,
         };
-        Arc::new(Self { core: Mutex::new(core), clock, journal, observer, wake: Notify::new() })
+        let (core, wake, crashes) = (Mutex::new(core), Notify::new(), crashes.to_owned());
+        Arc::new(Self { core, clock, journal, observer, wake, crashes })
     }
 
     /// A request arrives; `arrival` is given the token under which its orders come.
@@ -185,10 +191,28 @@ impl Driver {
         }
     }
 
+    /// A step that panicked leaves no record, so that recovery does not meet its input again: the input goes to a file of
+    /// its own, for whoever mends the bug, and the process ends rather than go on in a state that nobody vouches for.
+    fn crash(&self, input: &[u8]) -> ! {
+        let name = format!("crash-{}.input", Clock::wall().as_millis());
+        match std::fs::write(self.crashes.join(&name), input) {
+            Ok(()) => tracing::error!(
+                "the plane broke; what it was told last is in {name}: please report it"
+            ),
+            Err(error) => {
+                tracing::error!(%error, "the plane broke, and what it was told last cannot be kept")
+            }
+        }
+        std::process::abort()
+    }
+
     fn step(&self, core: &mut Core, input: Input) -> u64 {
         let now = self.clock.now();
         core.recorder.begin(now, &input);
-        core.plane.handle(now, input);
+        let plane = &mut core.plane;
+        if catch_unwind(AssertUnwindSafe(|| plane.handle(now, input))).is_err() {
+            self.crash(core.recorder.begun());
+        }
         core.effects.clear();
         core.effects.extend(std::iter::from_fn(|| core.plane.poll_effect()));
         let position = self.append(core);

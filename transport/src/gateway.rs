@@ -292,7 +292,7 @@ fn drive(
     let (last, then) = (plane.now(), plane.wall());
     let clock = Clock::after(last, then);
     let observer = Box::new(Arc::clone(health));
-    let driver = Driver::new(plane, clock, journal.appender(), observer);
+    let driver = Driver::new(plane, clock, journal.appender(), observer, dir);
     driver.submit(Input::Restarted { incarnation, wall: Clock::wall() });
     let shadow = Shadow::new(Arc::clone(disk), dir, journal.appender(), &state, next);
     health.follow(shadow.progress());

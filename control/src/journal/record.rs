@@ -49,6 +49,12 @@ impl Recorder {
         encode(&Head { now, input }, &mut self.record);
     }
 
+    /// What was taken since [`begin`](Self::begin), for a crash file: the step that it began never ended.
+    #[must_use]
+    pub fn begun(&self) -> &[u8] {
+        &self.record
+    }
+
     /// After the step: what followed. Returns the record's bytes.
     pub fn finish(&mut self, effects: &[Effect]) -> &[u8] {
         self.effects.clear();

@@ -224,6 +224,7 @@ impl ControlPlane {
         assert!(self.timers.remove(&(request.due, id)), "a live request has its timer");
         self.callers.remove(&caller);
         self.leave_rooms(id, &request, &exit);
+        self.release_home(&request, &exit);
         let attempts = request.attempts;
         match exit {
             Exit::Refused(refusal) => {
@@ -266,6 +267,20 @@ impl ControlPlane {
         self.concurrency.released(self.now, &request.arrival.model, load_signal(exit));
         for account in &request.rates {
             self.rate.adjust(self.now, *account, request.arrived, request.rated, used);
+        }
+    }
+
+    /// Nobody could be asked, so where the session was is no guide. Replicas that are merely full keep their sessions.
+    fn release_home(&mut self, request: &Request, exit: &Exit) {
+        let unavailable = match exit {
+            Exit::Refused(Refusal::NobodyLeft { full, .. }) => *full == 0,
+            Exit::Refused(Refusal::Failed { failure, .. }) => {
+                matches!(failure.verdict(), Verdict::Failure | Verdict::Fault(_))
+            }
+            Exit::Refused(_) | Exit::Answered { .. } => false,
+        };
+        if let Some(session) = request.arrival.session.filter(|_| unavailable) {
+            self.affinity.release(session.key);
         }
     }
 

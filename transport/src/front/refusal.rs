@@ -132,7 +132,8 @@ pub(super) fn of_outcome(outcome: &Outcome, detail: Option<&str>) -> Option<ApiE
             Some(error)
         }
         Outcome::QuotaUnavailable { retry_after } => {
-            let words = "The answer was cut here: the quota store cannot be reached. Try again shortly.";
+            let words =
+                "The answer was cut here: the quota store cannot be reached. Try again shortly.";
             Some(unavailable("quota_unavailable", words).retry_after(*retry_after))
         }
         Outcome::Cancelled => Some(client_gone()),

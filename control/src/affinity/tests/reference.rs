@@ -28,6 +28,7 @@ enum Op {
     Lookup(u64),
     Bind(u64, u32),
     Decide(u64, bool),
+    Release(u64),
     RemoveEndpoint(u32),
     Expire(usize),
     Restore { key: u64, slot: u32, epoch: u64, ago: u64 },
@@ -40,6 +41,7 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
         2 => key().prop_map(Op::Lookup),
         5 => (key(), 0_u32..3).prop_map(|(key, slot)| Op::Bind(key, slot)),
         6 => (key(), prop::bool::weighted(0.8)).prop_map(|(key, over)| Op::Decide(key, over)),
+        1 => key().prop_map(Op::Release),
         1 => (0_u32..3).prop_map(Op::RemoveEndpoint),
         1 => (0_usize..4).prop_map(Op::Expire),
         1 => (key(), 0_u32..3, 0_u64..6, 0_u64..12)
@@ -56,6 +58,7 @@ struct Slow {
     used: u64,
     /// Times of the spills in a row.
     spills: Vec<u64>,
+    released: bool,
 }
 
 /// Seconds instead of instants, a list instead of two orders, endpoints that exist instead of removed ones.
@@ -80,7 +83,8 @@ impl Model {
     }
 
     fn live(&self, slow: &Slow) -> bool {
-        self.now.saturating_sub(slow.used) < TTL && slow.endpoint == self.id(slow.endpoint.slot)
+        let young = self.now.saturating_sub(slow.used) < TTL;
+        young && !slow.released && slow.endpoint == self.id(slow.endpoint.slot)
     }
 
     fn lookup(&self, key: u64) -> Option<(EndpointId, u64)> {
@@ -93,7 +97,8 @@ impl Model {
         let (epoch, moved_from) = match self.find(key) {
             None => {
                 let epoch = self.highest_forgotten + 1;
-                self.known.push(Slow { key, endpoint, epoch, used: now, spills: Vec::new() });
+                let (used, spills) = (now, Vec::new());
+                self.known.push(Slow { key, endpoint, epoch, used, spills, released: false });
                 (epoch, None)
             }
             Some(index) => {
@@ -107,6 +112,7 @@ impl Model {
                 if other || !live {
                     slow.spills.clear();
                 }
+                slow.released = false;
                 (slow.epoch, moved_from)
             }
         };
@@ -176,7 +182,8 @@ impl Model {
             }
             self.known.remove(index);
         }
-        self.known.push(Slow { key, endpoint, epoch, used, spills: Vec::new() });
+        let spills = Vec::new();
+        self.known.push(Slow { key, endpoint, epoch, used, spills, released: false });
         self.forget_oldest(usize::from(self.known.len() > MOST));
         true
     }
@@ -198,6 +205,12 @@ fn step(affinity: &mut Affinity, model: &mut Model, op: &Op) {
         }
         Op::Decide(number, over) => {
             assert_eq!(affinity.decide(now, key(number), over), model.decide(number, over));
+        }
+        Op::Release(number) => {
+            affinity.release(key(number));
+            if let Some(index) = model.find(number) {
+                model.known[index].released = true;
+            }
         }
         Op::RemoveEndpoint(slot) => {
             affinity.endpoint_removed(model.id(slot));

@@ -4,8 +4,15 @@ use alloc::string::{String, ToString};
 use super::*;
 
 const STATES: [&str; 5] = ["unbound", "bound", "spilling", "ripe", "lapsed"];
-const EVENTS: [&str; 6] =
-    ["bind same", "bind other", "decide calm", "decide over", "time to live", "endpoint removed"];
+const EVENTS: [&str; 7] = [
+    "bind same",
+    "bind other",
+    "decide calm",
+    "decide over",
+    "time to live",
+    "release",
+    "endpoint removed",
+];
 
 /// The module's table, as the machine itself tells it.
 const EXPECTED: &str = "\
@@ -14,30 +21,35 @@ unbound  | bind other       | bound
 unbound  | decide calm      | unbound Stay
 unbound  | decide over      | unbound Spill
 unbound  | time to live     | unbound
+unbound  | release          | unbound
 unbound  | endpoint removed | unbound
 bound    | bind same        | bound
 bound    | bind other       | bound +1
 bound    | decide calm      | bound Stay
 bound    | decide over      | spilling Spill
 bound    | time to live     | lapsed
+bound    | release          | lapsed
 bound    | endpoint removed | lapsed
 spilling | bind same        | spilling
 spilling | bind other       | bound +1
 spilling | decide calm      | bound Stay
 spilling | decide over      | spilling Spill
 spilling | time to live     | lapsed
+spilling | release          | lapsed
 spilling | endpoint removed | lapsed
 ripe     | bind same        | ripe
 ripe     | bind other       | bound +1
 ripe     | decide calm      | bound Stay
 ripe     | decide over      | ripe Migrate
 ripe     | time to live     | lapsed
+ripe     | release          | lapsed
 ripe     | endpoint removed | lapsed
 lapsed   | bind same        | bound
 lapsed   | bind other       | bound +1
 lapsed   | decide calm      | lapsed Stay
 lapsed   | decide over      | lapsed Spill
 lapsed   | time to live     | lapsed
+lapsed   | release          | lapsed
 lapsed   | endpoint removed | lapsed
 ";
 
@@ -62,6 +74,7 @@ fn outcome(state: &str, event: &str) -> String {
         "decide calm" => said = format!(" {:?}", affinity.decide(now, key(1), false)),
         "decide over" => said = format!(" {:?}", affinity.decide(now, key(1), true)),
         "time to live" => now = now + Duration::from_secs(3_600),
+        "release" => affinity.release(key(1)),
         _ => affinity.endpoint_removed(id(0)),
     }
     affinity.invariants();
