@@ -23,6 +23,7 @@ mod restart;
 mod throttle;
 mod view;
 
+use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use serde::{Deserialize, Serialize};
@@ -86,7 +87,8 @@ pub struct ControlPlane {
     throttle: Throttle,
     turns: Turns,
     idempotency: IdempotencyRoom,
-    requests: BTreeMap<RequestId, Request>,
+    /// Boxed: a map moves its values about as it grows and shrinks.
+    requests: BTreeMap<RequestId, Box<Request>>,
     callers: BTreeMap<CallerToken, RequestId>,
     /// Each request stands here once, under its `due`.
     timers: BTreeSet<(Instant, RequestId)>,
@@ -264,7 +266,7 @@ impl ControlPlane {
     /// Attempts on endpoints that were removed run on, and are counted nowhere.
     fn in_flight_is_what_runs(&self) {
         let mut running = BTreeMap::new();
-        for attempt in self.requests.values().filter_map(Request::attempt) {
+        for attempt in self.requests.values().filter_map(|request| request.attempt()) {
             *running.entry(attempt.endpoint).or_insert(0) += 1;
         }
         for endpoint in self.registry.iter() {

@@ -70,6 +70,7 @@ impl Explanation {
         self.over
     }
 
+    #[allow(clippy::wildcard_enum_match_arm, reason = "the rest is told below")]
     fn tell(&mut self, plane: &ControlPlane, observation: &Observation) -> Option<String> {
         match observation {
             Observation::Breaker(moved) => self.tell_breaker(plane, moved),
@@ -109,6 +110,10 @@ impl Explanation {
         })
     }
 
+    #[allow(
+        clippy::wildcard_enum_match_arm,
+        reason = "what is no request's is told by nobody here"
+    )]
     fn tell_request(&mut self, plane: &ControlPlane, observation: &Observation) -> Option<String> {
         let (request, text) = match observation {
             Observation::Arrived { request, session, reserving, deadline } => {

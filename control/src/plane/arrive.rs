@@ -122,7 +122,7 @@ impl ControlPlane {
         let patience = arrival.patience.map_or(timeouts.request, |p| p.min(timeouts.request));
         let deadline = self.now + patience;
         let slice = self.first_slice(&arrival);
-        let request = Request {
+        let request = Box::new(Request {
             arrived: self.now,
             deadline,
             price: self.config.price_of(&arrival.model),
@@ -138,7 +138,7 @@ impl ControlPlane {
             last_failure: None,
             due: deadline,
             arrival,
-        };
+        });
         self.callers.insert(request.arrival.caller, id);
         self.timers.insert((deadline, id));
         let session = request.arrival.session.map(|session| session.key);
@@ -193,7 +193,7 @@ impl ControlPlane {
         let accounts = self
             .config
             .accounts_of(&request.arrival.principal)
-            .map(|(id, account)| (id, account.map(|a| a.limits.clone()).unwrap_or_default()))
+            .map(|(id, account)| (id, account.map(|a| a.limits).unwrap_or_default()))
             .collect();
         let ttl = request.deadline.since(self.now) + self.config.quota.reservation_ttl;
         self.quota.reserve(self.now, Reserve { id: reservation_of(id), accounts, amount, ttl });
@@ -233,7 +233,7 @@ impl ControlPlane {
     }
 
     fn is_reserving(&self, id: RequestId) -> bool {
-        matches!(self.requests.get(&id), Some(Request { phase: Phase::Reserving, .. }))
+        self.requests.get(&id).is_some_and(|request| matches!(request.phase, Phase::Reserving))
     }
 
     /// What the reservation holds beyond the prompt covers the completion.

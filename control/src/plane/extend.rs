@@ -19,7 +19,7 @@ impl ControlPlane {
         if !running || !request.arrival.stream || request.extending.is_some() {
             return;
         }
-        let Request { produced, covered, .. } = *request;
+        let Request { produced, covered, .. } = **request;
         let wanted = request.arrival.output_max.map_or(Tokens(u64::MAX), |max| max.max(produced));
         let missing = (covered.max(produced) + slice).min(wanted).saturating_sub(covered);
         if produced + Tokens(slice.0 / 2) >= covered && missing > Tokens::ZERO {

@@ -10,7 +10,8 @@ use crate::rate::RateUnit;
 fn a_request_is_admitted_dispatched_answered_and_charged() {
     let mut world = World::of(&["a"]);
     let caller = world.ask(Ask::new());
-    assert!(matches!(world.effects.iter().find(|e| matches!(e, Effect::Admitted { .. })), Some(_)));
+    let admitted = world.effects.iter().filter(|e| matches!(e, Effect::Admitted { .. }));
+    assert_eq!(admitted.count(), 1);
     assert_eq!(world.at(caller), "a");
     world.complete(caller, 40);
     assert_eq!(world.finish(caller).0, Outcome::Completed);

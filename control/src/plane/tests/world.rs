@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 use core::time::Duration;
 
 use crate::Machine;
-use crate::id::{AccountId, AttemptId, CallerToken, Digest, EndpointId, Principal, SessionKey};
+use crate::id::{AccountId, AttemptId, CallerToken, Digest, Principal, SessionKey};
 use crate::journal::Explanation;
 use crate::outcome::{AttemptEnd, Failure};
 use crate::plane::{
