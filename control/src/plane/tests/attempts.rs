@@ -240,3 +240,41 @@ fn a_stale_or_unknown_id_is_observed_and_changes_nothing() {
     world.gone(caller);
     world.is_quiet();
 }
+
+#[test]
+fn a_session_that_nobody_could_answer_forgets_its_home() {
+    let mut world = World::of(&["a", "b"]);
+    let first = world.ask(Ask::new().session(9));
+    let home = world.at(first).to_owned();
+    world.complete(first, 1);
+    assert!(home_of(&mut world).contains(&format!("at home on {home}")));
+    let refused = world.ask(Ask::new().session(9));
+    while world.runs(refused) {
+        world.fail(refused, Failure::Connect);
+        world.later(seconds(2));
+    }
+    assert!(matches!(world.refusal(refused), Refusal::Failed { .. }));
+    assert!(home_of(&mut world).contains("which has no home yet"), "the pin is cleared");
+    world.is_quiet();
+}
+
+#[test]
+fn a_session_of_replicas_that_are_merely_full_keeps_its_home() {
+    let mut world = World::of(&["a", "b"]);
+    let first = world.ask(Ask::new().session(9));
+    world.complete(first, 1);
+    let refused = world.ask(Ask::new().session(9));
+    while world.runs(refused) {
+        world.fail(refused, Failure::Backpressure(429));
+        world.later(seconds(5));
+    }
+    assert!(home_of(&mut world).contains("at home on"));
+}
+
+/// Where session 9 is at home, as its next request is told.
+fn home_of(world: &mut World) -> String {
+    let caller = world.ask(Ask::new().session(9));
+    let told = world.explain(caller);
+    world.gone(caller);
+    told
+}
