@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use control::journal::Replay;
 
-use crate::journal::{Appender, Reader};
+use crate::journal::{Appender, End, Reader, Records};
 use crate::seam::Disk;
 
 /// How often the shadow looks for new records.
@@ -26,6 +26,8 @@ pub struct Shadow {
     dir: PathBuf,
     appender: Appender,
     replay: Replay,
+    /// Where the last batch ended in the journal.
+    records: Option<Records>,
     position: u64,
     snapshot_at: u64,
     progress: Arc<Progress>,
@@ -67,7 +69,8 @@ impl Shadow {
         let progress = Arc::<Progress>::default();
         progress.position.store(next, Ordering::Relaxed);
         let dir = dir.to_owned();
-        Self { disk, dir, appender, replay, position: next, snapshot_at: next, progress }
+        let (records, position, snapshot_at) = (None, next, next);
+        Self { disk, dir, appender, replay, records, position, snapshot_at, progress }
     }
 
     /// How far it is.
@@ -107,10 +110,8 @@ impl Shadow {
         if self.position >= written {
             return Ok(());
         }
-        let reader = Reader::open(Arc::clone(&self.disk), &self.dir)
-            .map_err(|error| std::io::Error::other(error.to_string()))?;
-        let until = written.min(self.position + BATCH);
-        for record in reader.records(self.position)?.until(until) {
+        let mut records = self.records(written.min(self.position + BATCH))?;
+        for record in records.by_ref() {
             if let Err(divergence) = self.replay.apply(&record.payload) {
                 let position = record.position;
                 tracing::error!(position, "the plane is not deterministic: {divergence}");
@@ -120,8 +121,23 @@ impl Shadow {
             while self.replay.plane_mut().poll_observation().is_some() {}
             self.position = record.position + 1;
         }
+        if records.end() == Some(&End::Clean) {
+            self.records = Some(records);
+        }
         self.progress.position.store(self.position, Ordering::Relaxed);
         Ok(())
+    }
+
+    /// The records from here to `until`, going on where the last batch ended: to begin each batch at its segment's
+    /// beginning would read a segment a hundred times over.
+    fn records(&mut self, until: u64) -> std::io::Result<Records> {
+        if let Some(mut records) = self.records.take() {
+            records.go_on(until)?;
+            return Ok(records);
+        }
+        let reader = Reader::open(Arc::clone(&self.disk), &self.dir)
+            .map_err(|error| std::io::Error::other(error.to_string()))?;
+        Ok(reader.records(self.position)?.until(until))
     }
 
     fn snapshot(&mut self) {

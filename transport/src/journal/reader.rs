@@ -216,6 +216,23 @@ impl Records {
         self
     }
 
+    /// Goes on up to `position` after a clean end, with what was written since. For whoever follows a writer: nothing is
+    /// read twice.
+    ///
+    /// # Errors
+    /// Where the directory or its last segment cannot be looked at.
+    pub fn go_on(&mut self, position: u64) -> io::Result<()> {
+        let last = self.segments.back().copied().or(self.last.map(|header| header.first));
+        let listed = self.directory.list_segments()?;
+        self.segments
+            .extend(listed.into_iter().filter(|first| last.is_none_or(|last| *first > last)));
+        if let Some(open) = &mut self.current {
+            open.segment.refresh()?;
+        }
+        (self.end, self.wanted.end) = (None, position);
+        Ok(())
+    }
+
     /// How the journal ends; `None` until the records are exhausted.
     #[must_use]
     pub const fn end(&self) -> Option<&End> {

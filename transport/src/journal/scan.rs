@@ -9,7 +9,7 @@ use crate::seam::disk::ReadFile;
 /// A segment open for reading, through a window of bounded size.
 pub(super) struct Segment {
     file: Box<dyn ReadFile>,
-    /// Bytes in the file when it was opened. What a running writer adds later is not looked at.
+    /// Bytes in the file when it was opened or refreshed. What a running writer adds later is not looked at.
     pub size: u64,
     window: Vec<u8>,
     window_at: u64,
@@ -30,6 +30,13 @@ impl Segment {
         let file = directory.disk.open_read(&directory.segment(first))?;
         let size = file.size()?;
         Ok(Self { file, size, window: Vec::new(), window_at: 0 })
+    }
+
+    /// Looks again how long the file is. What was read ahead is forgotten: a writer may have cut it off since.
+    pub fn refresh(&mut self) -> io::Result<()> {
+        self.size = self.file.size()?;
+        self.window.clear();
+        Ok(())
     }
 
     /// The header; `None` where it is not sound.

@@ -1,0 +1,321 @@
+//! What the gateway costs: memory, latency, throughput and CPU, against a replica asked directly.
+//!
+//! `cargo build --release -p pointsman && cargo run --release -p pointsman --example measure -- [idle] [ttft] [rate] [chunk]`
+//!
+//! It starts the `pointsman` beside itself as replica and gateway, each a process of its own, and asks both in turn, so
+//! that whatever else the machine does falls on both alike. Linux only: memory and CPU time are read from `/proc`.
+
+use std::error::Error;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::Request;
+use http_body_util::{BodyExt, Full};
+use hyper::client::conn::http1::{SendRequest, handshake};
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+
+type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
+
+/// Pairs of requests for the latency to the first token: enough for a 99th percentile from 50 values.
+const PAIRS: usize = 5_000;
+/// Clients at once for throughput.
+const CLIENTS: usize = 64;
+/// Turns of each side, and how long one takes.
+const TURNS: usize = 7;
+const TURN: Duration = Duration::from_secs(2);
+/// Streams at once, and pieces in each, for the CPU time of a piece.
+const STREAMS: usize = 32;
+const PIECES: usize = 1_000;
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    let wanted: Vec<String> = std::env::args().skip(1).collect();
+    let is_wanted = |name: &str| wanted.is_empty() || wanted.iter().any(|want| want == name);
+    if is_wanted("idle") {
+        idle().await?;
+    }
+    if is_wanted("ttft") {
+        first_token().await?;
+    }
+    if is_wanted("rate") {
+        rate().await?;
+    }
+    if is_wanted("chunk") {
+        chunk("0ms").await?;
+        chunk("2ms").await?;
+    }
+    Ok(())
+}
+
+/// Memory of a gateway that has just started, with and without the built-in replicas.
+async fn idle() -> Result<()> {
+    let replica = Program::replica("--ttft 0ms --gap 0ms").await?;
+    let demo = Program::gateway(None).await?;
+    let plain = Program::gateway(Some(replica.port)).await?;
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    for (name, program) in [("with three demo replicas", &demo), ("with --upstream", &plain)] {
+        let (now, peak) = (program.status("VmRSS:")?, program.status("VmHWM:")?);
+        let threads = program.status("Threads:")?;
+        println!(
+            "idle {name}: {:.1} MiB resident, {:.1} MiB at most, {threads} threads",
+            now as f64 / 1024.0,
+            peak as f64 / 1024.0
+        );
+    }
+    Ok(())
+}
+
+/// Time to the first token, directly and through the gateway, one after the other.
+async fn first_token() -> Result<()> {
+    let replica = Program::replica("--ttft 0ms --gap 0ms --tokens 4").await?;
+    let gateway = Program::gateway(Some(replica.port)).await?;
+    let (mut direct, mut through) = (connect(replica.port).await?, connect(gateway.port).await?);
+    let (mut directly, mut through_it, mut added) = (Vec::new(), Vec::new(), Vec::new());
+    for pair in 0..PAIRS + PAIRS / 10 {
+        let (one, two) = if pair % 2 == 0 {
+            let one = stream(&mut direct, 4).await?.first;
+            (one, stream(&mut through, 4).await?.first)
+        } else {
+            let two = stream(&mut through, 4).await?.first;
+            (stream(&mut direct, 4).await?.first, two)
+        };
+        // The first tenth warms up.
+        if pair >= PAIRS / 10 {
+            directly.push(one.as_secs_f64() * 1e6);
+            through_it.push(two.as_secs_f64() * 1e6);
+            added.push((two.as_secs_f64() - one.as_secs_f64()) * 1e6);
+        }
+    }
+    let sides =
+        [("direct", directly), ("through the gateway", through_it), ("added by pair", added)];
+    for (name, times) in sides {
+        let [p50, p90, p99] = [0.5, 0.9, 0.99].map(|share| quantile(&times, share));
+        println!("first token {name}: p50 {p50:.0} us, p90 {p90:.0} us, p99 {p99:.0} us");
+    }
+    Ok(())
+}
+
+/// Whole answers a second with many clients, in turns.
+async fn rate() -> Result<()> {
+    let replica = Program::replica("--ttft 0ms --gap 0ms --tokens 8").await?;
+    let gateway = Program::gateway(Some(replica.port)).await?;
+    let (mut directly, mut through_it) = (Vec::new(), Vec::new());
+    turn(gateway.port).await?;
+    let before = (gateway.cpu()?, replica.cpu()?);
+    let mut answers = 0;
+    for _ in 0..TURNS {
+        directly.push(turn(replica.port).await? as f64 / TURN.as_secs_f64());
+        let through = turn(gateway.port).await?;
+        answers += through;
+        through_it.push(through as f64 / TURN.as_secs_f64());
+    }
+    let spent = (gateway.cpu()? - before.0).as_secs_f64() * 1e6 / answers as f64;
+    let ratios: Vec<f64> = through_it.iter().zip(&directly).map(|(a, b)| a / b).collect();
+    println!("answers a second, {CLIENTS} clients, direct: {:.0}", quantile(&directly, 0.5));
+    println!(
+        "answers a second, {CLIENTS} clients, through the gateway: {:.0}",
+        quantile(&through_it, 0.5)
+    );
+    println!(
+        "ratio: {:.2} (from {:.2} to {:.2})",
+        quantile(&ratios, 0.5),
+        quantile(&ratios, 0.0),
+        quantile(&ratios, 1.0)
+    );
+    println!("CPU of the gateway: {spent:.0} us an answer");
+    Ok(())
+}
+
+async fn turn(port: u16) -> Result<usize> {
+    let until = Instant::now() + TURN;
+    let mut clients = JoinSet::new();
+    for _ in 0..CLIENTS {
+        clients.spawn(async move {
+            let (mut connection, mut count) = (connect(port).await?, 0);
+            while Instant::now() < until {
+                whole(&mut connection).await?;
+                count += 1;
+            }
+            Ok::<_, Box<dyn Error + Send + Sync>>(count)
+        });
+    }
+    let mut sum = 0;
+    while let Some(count) = clients.join_next().await {
+        sum += count??;
+    }
+    Ok(sum)
+}
+
+/// CPU time of the gateway for each piece of a stream.
+async fn chunk(gap: &str) -> Result<()> {
+    let replica = Program::replica(&format!("--ttft 0ms --gap {gap} --tokens {PIECES}")).await?;
+    let gateway = Program::gateway(Some(replica.port)).await?;
+    stream(&mut connect(gateway.port).await?, 10).await?;
+    let before = (gateway.cpu()?, replica.cpu()?);
+    let mut streams = JoinSet::new();
+    for _ in 0..STREAMS {
+        let port = gateway.port;
+        streams.spawn(async move { stream(&mut connect(port).await?, PIECES).await });
+    }
+    let mut pieces = 0;
+    while let Some(streamed) = streams.join_next().await {
+        pieces += streamed??.pieces;
+    }
+    let each = |spent: Duration| spent.as_secs_f64() * 1e6 / pieces as f64;
+    println!(
+        "{pieces} pieces in {STREAMS} streams, {gap} apart: {:.1} us of CPU each in the gateway, {:.1} us in the replica",
+        each(gateway.cpu()? - before.0),
+        each(replica.cpu()? - before.1)
+    );
+    Ok(())
+}
+
+/// A stream as its reader saw it.
+struct Streamed {
+    first: Duration,
+    pieces: usize,
+}
+
+async fn stream(connection: &mut SendRequest<Full<Bytes>>, tokens: usize) -> Result<Streamed> {
+    let began = Instant::now();
+    let mut body = send(connection, true, tokens).await?;
+    let (mut first, mut pieces) = (None, 0);
+    while let Some(frame) = body.frame().await {
+        let Ok(data) = frame?.into_data() else { continue };
+        let arrived = count(&data, b"\"content\":\"") - count(&data, b"\"content\":\"\"");
+        if arrived > 0 {
+            first.get_or_insert_with(|| began.elapsed());
+        }
+        pieces += arrived;
+    }
+    let first = first.ok_or("a stream without a token")?;
+    Ok(Streamed { first, pieces })
+}
+
+async fn whole(connection: &mut SendRequest<Full<Bytes>>) -> Result<()> {
+    send(connection, false, 8).await?.collect().await?;
+    Ok(())
+}
+
+async fn send(
+    connection: &mut SendRequest<Full<Bytes>>,
+    stream: bool,
+    tokens: usize,
+) -> Result<hyper::body::Incoming> {
+    let body = format!(
+        "{{\"model\":\"demo\",\"stream\":{stream},\"max_tokens\":{tokens},\
+         \"messages\":[{{\"role\":\"user\",\"content\":\"How much does a gateway cost?\"}}]}}"
+    );
+    let request = Request::post("/v1/chat/completions")
+        .header("host", "localhost")
+        .header("content-type", "application/json")
+        .body(Full::new(Bytes::from(body)))?;
+    connection.ready().await?;
+    let response = connection.send_request(request).await?;
+    if response.status() != 200 {
+        return Err(format!("status {}", response.status()).into());
+    }
+    Ok(response.into_body())
+}
+
+async fn connect(port: u16) -> Result<SendRequest<Full<Bytes>>> {
+    let stream = TcpStream::connect(("127.0.0.1", port)).await?;
+    stream.set_nodelay(true)?;
+    let (sender, connection) = handshake(TokioIo::new(stream)).await?;
+    tokio::spawn(connection);
+    Ok(sender)
+}
+
+fn count(data: &[u8], what: &[u8]) -> usize {
+    data.windows(what.len()).filter(|window| *window == what).count()
+}
+
+/// The value below which this share of the values lies.
+fn quantile(values: &[f64], share: f64) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let last = sorted.len().saturating_sub(1);
+    sorted.get((last as f64 * share).round() as usize).copied().unwrap_or(f64::NAN)
+}
+
+/// A `pointsman` that ends when it is dropped.
+struct Program {
+    child: Child,
+    port: u16,
+    /// Its data directory.
+    data: Option<PathBuf>,
+}
+
+impl Program {
+    async fn replica(flags: &str) -> Result<Self> {
+        let port = free_port()?;
+        let line = format!("demo-replica --listen 127.0.0.1:{port} {flags}");
+        Self::start(&line, port, None).await
+    }
+
+    /// Over one replica, or over its own.
+    async fn gateway(upstream: Option<u16>) -> Result<Self> {
+        let port = free_port()?;
+        let data = std::env::temp_dir().join(format!("pointsman-measure-{port}"));
+        let upstream =
+            upstream.map(|port| format!("--upstream http://127.0.0.1:{port}")).unwrap_or_default();
+        let line = format!("serve --listen 127.0.0.1:{port} --data {} {upstream}", data.display());
+        Self::start(&line, port, Some(data)).await
+    }
+
+    async fn start(line: &str, port: u16, data: Option<PathBuf>) -> Result<Self> {
+        let here = std::env::current_exe()?;
+        let folder = here.ancestors().nth(2).unwrap_or(Path::new("."));
+        let mut command = Command::new(folder.join("pointsman"));
+        command.args(line.split_whitespace()).env("LOG_LEVEL", "warn").stdin(Stdio::null());
+        let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+        let program = Self { child, port, data };
+        for _ in 0..500 {
+            if TcpStream::connect(("127.0.0.1", port)).await.is_ok() {
+                // Discovery, so that the first request finds its model.
+                tokio::time::sleep(Duration::from_millis(500)).await;
+                return Ok(program);
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        Err(format!("`pointsman {line}` does not listen").into())
+    }
+
+    /// A figure of the process, in KiB or as it is.
+    fn status(&self, name: &str) -> Result<u64> {
+        let text = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
+        let line = text.lines().find(|line| line.starts_with(name)).ok_or("no such figure")?;
+        let figure = line.split_whitespace().nth(1).ok_or("no such figure")?;
+        Ok(figure.parse()?)
+    }
+
+    /// CPU time so far, of all threads, in user and system mode.
+    fn cpu(&self) -> Result<Duration> {
+        let mut sum = 0;
+        for task in std::fs::read_dir(format!("/proc/{}/task", self.child.id()))? {
+            // The first figure is the nanoseconds on a CPU.
+            let text = std::fs::read_to_string(task?.path().join("schedstat"))?;
+            sum += text.split(' ').next().ok_or("no such figure")?.parse::<u64>()?;
+        }
+        Ok(Duration::from_nanos(sum))
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if let Some(data) = &self.data {
+            let _ = std::fs::remove_dir_all(data);
+        }
+    }
+}
+
+fn free_port() -> Result<u16> {
+    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+}
