@@ -93,9 +93,8 @@ impl Load {
             stream: true,
             patience: None,
         })));
-        let attempt = self.effects.iter().find_map(|effect| match effect {
-            Effect::Dispatch(dispatch) => Some(dispatch.attempt),
-            _ => None,
+        let attempt = self.effects.iter().find_map(|effect| {
+            if let Effect::Dispatch(dispatch) = effect { Some(dispatch.attempt) } else { None }
         });
         let attempt = attempt.expect("somebody takes it");
         self.step(Input::AttemptAccepted { attempt });
