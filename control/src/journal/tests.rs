@@ -84,7 +84,7 @@ fn a_snapshot_that_is_cut_or_padded_is_none() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 80, ..ProptestConfig::default() })]
 
     #[test]
     fn one_altered_byte_is_found_at_its_record(at: prop::sample::Index, byte: prop::sample::Index, by in 1_u8..) {

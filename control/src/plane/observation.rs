@@ -55,8 +55,8 @@ pub enum Observation {
         request: RequestId,
         /// The attempt that goes there.
         attempt: AttemptId,
-        /// Whom, why, and who else was considered.
-        chosen: Chosen,
+        /// Whom, why, and who else was considered. Boxed: it is larger than all else that is noticed.
+        chosen: Box<Chosen>,
         /// Who was passed over because it has had its requests of this second.
         throttled: Vec<EndpointId>,
     },

@@ -1,5 +1,6 @@
 //! The pick of one attempt: whom, whether its session moves there, and its dispatch.
 
+use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::time::Duration;
 
@@ -28,7 +29,7 @@ const COME_BACK: Duration = Duration::from_secs(1);
 /// What a pick came to.
 enum Choice {
     /// This one; and who was passed over because it has had its requests of this second.
-    Chosen(Chosen, Vec<EndpointId>),
+    Chosen(Box<Chosen>, Vec<EndpointId>),
     /// Nobody may take it.
     Nobody(Nobody),
     /// All who may take it have had their requests; the first may be asked again after this.
@@ -76,7 +77,7 @@ impl ControlPlane {
             };
             let query = Query { model: &request.arrival.model, key: at.key, bound: at.home, tried };
             let mut chosen = match self.balance.pick(&query) {
-                Pick::Chosen(chosen) => chosen,
+                Pick::Chosen(chosen) => Box::new(chosen),
                 Pick::Nobody(nobody) => return Choice::Nobody(nobody),
             };
             if chosen.retried_same && !throttled.is_empty() {
@@ -115,7 +116,7 @@ impl ControlPlane {
         self.registry.endpoint(id)?.spec.rps_max
     }
 
-    fn dispatch(&mut self, id: RequestId, at: At, chosen: Chosen, throttled: Vec<EndpointId>) {
+    fn dispatch(&mut self, id: RequestId, at: At, chosen: Box<Chosen>, throttled: Vec<EndpointId>) {
         let endpoint = chosen.endpoint;
         let binds = at.key.is_some_and(|key| self.binds(id, key, at.home, &chosen, &throttled));
         let request = self.requests.get_mut(&id).expect("a live request is dispatched");
