@@ -23,7 +23,8 @@ pub const DEPTH_MAX: usize = 127;
 pub struct Rewrite<'a> {
     /// The endpoint's own name for the model, where it differs.
     pub model: Option<&'a str>,
-    /// The most tokens the completion may have. A larger limit in the body is lowered to it, an absent one is added.
+    /// The most tokens the completion may have, over all choices that are asked for (`n`). The API's limit is for each
+    /// choice: a larger one in the body is lowered to an equal part, an absent one is added.
     pub completion_max: Option<Tokens>,
     /// The key under which an absent limit is added.
     pub completion_max_key: CompletionMaxKey,
@@ -229,6 +230,9 @@ impl<'a> Plan<'a> {
 
     /// Lowers the limits that are there; adds one where none binds.
     fn cap_completion(&mut self, most: Tokens, added_as: CompletionMaxKey) -> Result<(), BadBody> {
+        let choices = self.value("n").and_then(|n| n.parse().ok()).unwrap_or(1_u64).max(1);
+        // A limit of zero is refused by most servers, so each choice gets a token at least.
+        let most = Tokens((most.0 / choices).max(1));
         let mut bound = false;
         for key in ["max_tokens", "max_completion_tokens"] {
             let Some(value) = self.value(key).filter(|value| *value != "null") else { continue };

@@ -188,3 +188,10 @@ proptest! {
         let _ = rewrite(&Bytes::from(body), &how);
     }
 }
+
+#[test]
+fn several_choices_share_what_was_granted() {
+    assert_eq!(capped(r#"{"n":4,"max_tokens":100}"#, 200).unwrap(), r#"{"n":4,"max_tokens":50}"#);
+    assert_eq!(capped(r#"{"n":4,"max_tokens":10}"#, 200).unwrap(), r#"{"n":4,"max_tokens":10}"#);
+    assert_eq!(capped(r#"{"n":4,"max_tokens":9}"#, 2).unwrap(), r#"{"n":4,"max_tokens":1}"#);
+}
