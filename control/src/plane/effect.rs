@@ -98,6 +98,11 @@ pub enum Durable {
         /// Where it lives now.
         binding: Binding,
     },
+    /// A session lost its replica: nobody could answer it.
+    Released {
+        /// Which session.
+        session: SessionKey,
+    },
 }
 
 /// How a request that was answered, or begun to be answered, ended.

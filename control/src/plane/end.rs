@@ -2,7 +2,7 @@
 
 use super::ControlPlane;
 use super::arrive::holdable;
-use super::effect::{Effect, Outcome, Refusal};
+use super::effect::{Durable, Effect, Outcome, Refusal};
 use super::observation::{Observation, Stale};
 use super::request::{Attempt, Phase, Request, reservation_of};
 use crate::attempt::{Decision, History};
@@ -280,7 +280,11 @@ impl ControlPlane {
             Exit::Refused(_) | Exit::Answered { .. } => false,
         };
         if let Some(session) = request.arrival.session.filter(|_| unavailable) {
-            self.affinity.release(session.key);
+            let session = session.key;
+            if self.affinity.lookup(self.now, session).is_some() {
+                self.affinity.release(session);
+                self.effects.push_back(Effect::Persist(Durable::Released { session }));
+            }
         }
     }
 

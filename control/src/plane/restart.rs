@@ -69,6 +69,7 @@ impl ControlPlane {
             Durable::Binding { session, binding } => {
                 self.affinity.restore(*session, *binding);
             }
+            Durable::Released { session } => self.affinity.release(*session),
         }
     }
 

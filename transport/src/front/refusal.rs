@@ -281,12 +281,21 @@ fn rate_limited(unit: RateUnit, limit: u64, retry_after: Duration) -> ApiError {
         RateUnit::Rpm => "requests",
         RateUnit::Tpm => "tokens",
     };
+    let refused = |words| {
+        error::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", "rate_limited", words)
+    };
+    if retry_after.is_zero() {
+        let words = format!(
+            "This request alone is more than the rate limit of {limit} {unit} a minute ever lets through. Send a \
+             shorter prompt or a smaller max_tokens, or ask the gateway's operator for a higher limit."
+        );
+        return refused(words).should_retry(false);
+    }
     let words = format!(
         "The rate limit of {limit} {unit} a minute is reached. Try again in {} seconds.",
         error::whole_seconds(retry_after)
     );
-    error::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", "rate_limited", words)
-        .retry_after(retry_after)
+    refused(words).retry_after(retry_after)
 }
 
 fn nobody_left([members, draining, ejected, full]: [u32; 4], retry_after: Duration) -> ApiError {

@@ -58,7 +58,8 @@ impl Books {
                     assert!(self.open.values().any(|(open, _)| open == caller));
                 }
                 Effect::Persist(Durable::Entry(entry)) => self.post(&entry.fact),
-                Effect::Persist(Durable::Binding { .. }) | Effect::Reserve(_) => {}
+                Effect::Persist(Durable::Binding { .. } | Durable::Released { .. })
+                | Effect::Reserve(_) => {}
             }
         }
         if restart {

@@ -166,6 +166,9 @@ impl Story {
                 let home = self.world.plane.endpoint_name(binding.endpoint).unwrap_or("?");
                 format!("write: {session:?} lives on {home} (epoch {})", binding.epoch)
             }
+            Effect::Persist(Durable::Released { session }) => {
+                format!("write: {session:?} lives nowhere")
+            }
             Effect::Persist(Durable::Entry(entry)) => match &entry.fact {
                 Fact::Reserve { amount, .. } => format!("write: holds {}", amount.tokens),
                 Fact::Extend { amount, .. } => format!("write: holds {} more", amount.tokens),

@@ -91,6 +91,13 @@ fn every_refusal_has_its_place_in_the_table() {
 }
 
 #[test]
+fn a_request_that_never_fits_is_not_to_be_sent_again() {
+    let error = rate_limited(RateUnit::Tpm, 100, Duration::ZERO);
+    assert!(error.message.contains("shorter prompt"), "{}", error.message);
+    assert_eq!(row(error), "429 rate_limit_error rate_limited - false");
+}
+
+#[test]
 fn every_message_says_what_to_do() {
     let advice = ["try again", "ask", "send", "wait", "tell", "get /", "check", "cancelled"];
     for refusal in refusals() {
