@@ -81,7 +81,22 @@ impl Told {
                 end: AttemptEnd::Failed { failure: Failure::Timeout(_), .. },
                 ..
             } => self.timeouts += 1,
-            _ => {}
+            Observation::Arrived { .. }
+            | Observation::Granted { .. }
+            | Observation::Picked { .. }
+            | Observation::Nobody { .. }
+            | Observation::Accepted { .. }
+            | Observation::FirstToken { .. }
+            | Observation::Ended { .. }
+            | Observation::GaveUp { .. }
+            | Observation::Bound { .. }
+            | Observation::Breaker(_)
+            | Observation::EndpointAdded(_)
+            | Observation::EndpointRemoved { .. }
+            | Observation::SourceRefused { .. }
+            | Observation::ChargeLost { .. }
+            | Observation::QuotaDegraded(_)
+            | Observation::Stale(_) => {}
         }
     }
 }
