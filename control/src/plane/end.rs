@@ -36,7 +36,7 @@ impl ControlPlane {
             end: observed,
             after,
         });
-        self.release(&running, end.verdict());
+        self.release(&running, self.verdict(id, &end));
         if let Phase::Cutting { outcome, .. } = self.requests[&id].phase {
             return self.finish_cut(id, outcome, &end);
         }
@@ -61,6 +61,24 @@ impl ControlPlane {
             self.answered_in_part(id, Outcome::Cancelled);
         } else {
             self.refuse(id, Refusal::ClientGone);
+        }
+    }
+
+    /// What an end says about its endpoint. A deadline that the client chose says nothing; one that is configured, passed
+    /// without a token, is a replica that accepts and never answers.
+    fn verdict(&self, id: RequestId, end: &AttemptEnd) -> Verdict {
+        let request = &self.requests[&id];
+        let configured = self.config.timeouts_of(&request.arrival.model).request;
+        let hurried = request.arrival.patience.is_some_and(|patience| patience < configured);
+        match end {
+            AttemptEnd::Failed { failure: Failure::Timeout(Stage::Deadline), produced, .. }
+                if !hurried && !request.committed && *produced == Tokens::ZERO =>
+            {
+                Verdict::Failure
+            }
+            AttemptEnd::Completed { .. }
+            | AttemptEnd::Failed { .. }
+            | AttemptEnd::Cancelled { .. } => end.verdict(),
         }
     }
 

@@ -3,7 +3,7 @@
 use super::world::{Ask, World, seconds, spec};
 use crate::breaker::{Cause, Phase};
 use crate::id::CallerToken;
-use crate::outcome::{Failure, Fault};
+use crate::outcome::{Failure, Fault, Stage};
 use crate::plane::{Observation, Outcome, Refusal};
 use crate::registry::EndpointSpec;
 
@@ -207,4 +207,26 @@ fn a_reload_that_changes_the_slow_start_is_obeyed_at_once() {
     assert_eq!(world.view("a").breaker.share_permille, 100);
     world.configure(|config| config.breaker.slow_start_floor_permille = 500);
     assert_eq!(world.view("a").breaker.share_permille, 500);
+}
+
+#[test]
+fn a_replica_that_never_answers_within_the_configured_time_is_ejected() {
+    let mut world = World::of(&["a"]);
+    for _ in 0..5 {
+        let caller = world.ask(Ask::new());
+        world.later(seconds(600));
+        world.fail(caller, Failure::Timeout(Stage::Deadline));
+    }
+    assert_eq!(world.view("a").breaker.phase, Phase::Open);
+}
+
+#[test]
+fn a_client_in_a_hurry_says_nothing_about_a_replica() {
+    let mut world = World::of(&["a"]);
+    for _ in 0..9 {
+        let caller = world.ask(Ask::new().patience(seconds(1)));
+        world.later(seconds(1));
+        world.fail(caller, Failure::Timeout(Stage::Deadline));
+    }
+    assert_eq!(world.view("a").breaker.phase, Phase::Closed);
 }
