@@ -4,6 +4,7 @@
 //! it served a minute before. The cache is a small sled database beside the journal: it may be deleted at any time.
 
 use std::path::Path;
+use std::time::Duration;
 
 use control::Wall;
 use serde::{Deserialize, Serialize};
@@ -42,11 +43,11 @@ impl RegistryCache {
     /// # Errors
     /// Where it is damaged or its disk fails.
     pub fn open(dir: &Path) -> Result<Self, CacheError> {
-        let db = sled::Config::new()
+        let config = sled::Config::new()
             .path(dir.join("registry-cache"))
             .cache_capacity(CACHE_BYTES)
-            .mode(sled::Mode::LowSpace)
-            .open()?;
+            .mode(sled::Mode::LowSpace);
+        let db = open_when_let_go(&config)?;
         Ok(Self { tree: db.open_tree("models")? })
     }
 
@@ -67,6 +68,22 @@ impl RegistryCache {
         self.tree.flush()?;
         Ok(())
     }
+}
+
+/// A database that was closed in this process is held by its own threads for some milliseconds more.
+fn open_when_let_go(config: &sled::Config) -> Result<sled::Db, sled::Error> {
+    const TRIES: u32 = 100;
+    const PAUSE: Duration = Duration::from_millis(10);
+    for _ in 1..TRIES {
+        match config.open() {
+            // Its lock's error does not survive into the kind: a message is all there is.
+            Err(sled::Error::Io(error)) if error.to_string().contains("could not acquire lock") => {
+                std::thread::sleep(PAUSE);
+            }
+            opened => return opened,
+        }
+    }
+    config.open()
 }
 
 fn key(endpoint: &str, address: &str) -> Vec<u8> {

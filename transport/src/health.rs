@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use control::breaker::{Phase, StateView};
+use control::breaker::{Phase, StateView, Transition};
 use control::outcome::AttemptEnd;
 use control::plane::{ControlPlane, Observation, Outcome, View};
 use prometheus_client::encoding::EncodeLabelSet;
@@ -256,20 +256,7 @@ impl Observer for Arc<Health> {
             Observation::Retrying { .. } => drop(self.retries.inc()),
             Observation::FirstToken { after, .. } => self.first_token.observe(after.as_secs_f64()),
             Observation::Breaker(moved) if moved.from != moved.to => {
-                let instance = name(moved.id);
-                tracing::info!(
-                    instance_id = instance,
-                    "breaker {} -> {}: {}",
-                    moved.from,
-                    moved.to,
-                    moved.cause
-                );
-                let to = match moved.to {
-                    Phase::Closed => "closed",
-                    Phase::Open => "open",
-                    Phase::HalfOpen => "half_open",
-                };
-                self.transitions.get_or_create(&Moved { instance, to }).inc();
+                self.breaker_moved(name(moved.id), moved);
             }
             Observation::Bound { moved_from, .. } => match moved_from {
                 None => drop(self.bindings.inc()),
@@ -310,6 +297,24 @@ impl Observer for Arc<Health> {
             | Observation::Configured { .. }
             | Observation::QuotaDegraded(_) => {}
         }
+    }
+}
+
+impl Health {
+    fn breaker_moved(&self, instance: String, moved: &Transition) {
+        tracing::info!(
+            instance_id = instance,
+            "breaker {} -> {}: {}",
+            moved.from,
+            moved.to,
+            moved.cause
+        );
+        let to = match moved.to {
+            Phase::Closed => "closed",
+            Phase::Open => "open",
+            Phase::HalfOpen => "half_open",
+        };
+        self.transitions.get_or_create(&Moved { instance, to }).inc();
     }
 }
 
