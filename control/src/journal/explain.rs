@@ -18,6 +18,7 @@ use crate::plane::{ControlPlane, Observation, Outcome, Refusal, Spent, request_o
 use crate::quota::{Denied, DenyReason, Unit, WindowKind};
 use crate::rate::RateUnit;
 use crate::time::Instant;
+use crate::units::{Amount, MicroUsd};
 
 /// Lines of one explanation. A request of fifteen attempts makes fewer than a hundred; a stream that runs for an hour
 /// adds one for each slice of quota.
@@ -125,16 +126,14 @@ impl Explanation {
                     }
                 };
                 let left = short(deadline.since(plane.now()));
-                let (tokens, money) = (reserving.tokens, reserving.money);
+                let reserving = sum(*reserving);
                 (
                     request,
-                    format!(
-                        "arrived {session}; asks to reserve {tokens} ({money}); {left} to answer"
-                    ),
+                    format!("arrived {session}; asks to reserve {reserving}; {left} to answer"),
                 )
             }
             Observation::Granted { request, total } => {
-                (request, format!("reserved: {} ({}) in all", total.tokens, total.money))
+                (request, format!("reserved: {} in all", sum(*total)))
             }
             Observation::Denied { request, denied } => {
                 (request, format!("quota denied: {}", tell_denied(denied)))
@@ -165,8 +164,8 @@ impl Explanation {
             Observation::Finished { request, outcome, charged, estimated } => {
                 self.over = *request == self.request;
                 let how = if *estimated { ", by our own count" } else { "" };
-                let (tokens, money) = (charged.tokens, charged.money);
-                (request, format!("{}; charged {tokens} ({money}){how}", tell_outcome(*outcome)))
+                let charged = sum(*charged);
+                (request, format!("{}; charged {charged}{how}", tell_outcome(*outcome)))
             }
             Observation::Lost { request, produced } => (
                 request,
@@ -175,6 +174,14 @@ impl Explanation {
             _ => return None,
         };
         (*request == self.request).then_some(text)
+    }
+}
+
+/// Tokens, and what they cost where they cost something.
+fn sum(amount: Amount) -> String {
+    match amount.money {
+        MicroUsd::ZERO => amount.tokens.to_string(),
+        money => format!("{} ({money})", amount.tokens),
     }
 }
 
