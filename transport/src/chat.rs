@@ -94,7 +94,6 @@ impl Local {
             arrived: parts.driver.clock().now(),
             id: None,
             attempts: 0,
-            reserved_at: 0,
             upstream_words: None,
         };
         request.run().await
@@ -128,8 +127,6 @@ struct Request {
     arrived: control::Instant,
     id: Option<RequestId>,
     attempts: u32,
-    /// The record of the reservation, or a later one.
-    reserved_at: u64,
     /// How upstream worded its refusal of the request itself.
     upstream_words: Option<(bytes::Bytes, String)>,
 }
@@ -139,8 +136,8 @@ impl Request {
         loop {
             match self.orders.recv().await {
                 Some(Order::Admitted(id)) => self.id = Some(id),
-                Some(Order::Dispatch { dispatch, position }) => {
-                    (self.attempts, self.reserved_at) = (dispatch.number, position);
+                Some(Order::Dispatch(dispatch)) => {
+                    self.attempts = dispatch.number;
                     if let Some(reply) = self.attempt(&dispatch).await? {
                         return Ok(reply);
                     }
@@ -187,7 +184,8 @@ impl Request {
                 Ok(Some(reply))
             }
             Ok(Begun::Stream(opened)) => {
-                self.written(self.reserved_at).await?;
+                // Later than the reservation's record: both are written before the client sees a byte.
+                self.written(opened.committed_at).await?;
                 let content_type = opened.content_type.clone();
                 let tally = Tally::new(self.call.prompt);
                 let parts = pump::start(self, dispatch, *opened, Arc::clone(&tally));
@@ -233,7 +231,7 @@ impl Request {
                     let rejected = self.rejected(request, refusal, position).await;
                     return rejected.map(|_| Outcome::Cancelled);
                 }
-                Some(Order::Admitted(_) | Order::Dispatch { .. } | Order::Cancel) => {}
+                Some(Order::Admitted(_) | Order::Dispatch(_) | Order::Cancel) => {}
                 None => return Err(self.refused(Why::Plane(Refusal::Lost))),
             }
         }

@@ -43,12 +43,7 @@ pub enum Order {
     /// The request has an id.
     Admitted(RequestId),
     /// Make an attempt.
-    Dispatch {
-        /// Which, and where to.
-        dispatch: Box<Dispatch>,
-        /// The record that must be written before an answer's first byte.
-        position: u64,
-    },
+    Dispatch(Box<Dispatch>),
     /// Stop the attempt that runs.
     Cancel,
     /// Refuse; nothing was sent.
@@ -242,7 +237,7 @@ fn perform(
         }
         Effect::Dispatch(dispatch) => {
             let mailbox = mailboxes.get(&dispatch.caller);
-            deliver(mailbox, Order::Dispatch { dispatch: Box::new(dispatch), position });
+            deliver(mailbox, Order::Dispatch(Box::new(dispatch)));
         }
         Effect::Cancel { caller, .. } => deliver(mailboxes.get(&caller), Order::Cancel),
         Effect::Reject { caller, request, refusal } => deliver(

@@ -41,6 +41,9 @@ pub(super) struct Opened {
     pub opening: Vec<Event>,
     /// Whether the client asked for the usage event, or only we did.
     pub usage_wanted: bool,
+    /// The record that says so. Written before the client sees a byte, so that no crash can make it forget a client
+    /// that got something.
+    pub committed_at: u64,
 }
 
 /// What an attempt needs.
@@ -146,9 +149,9 @@ impl<'a> Run<'a> {
                 return Err(failed(Failure::Garbage, "64 KiB of events without a token"));
             }
         }
-        self.chat.driver.submit(Input::FirstToken { attempt });
+        let committed_at = self.chat.driver.submit(Input::FirstToken { attempt });
         let content_type = content_type(stream.headers());
-        Ok(Opened { stream, content_type, opening, usage_wanted })
+        Ok(Opened { stream, content_type, opening, usage_wanted, committed_at })
     }
 }
 
