@@ -311,6 +311,9 @@ impl Affinity {
 
     /// Back below the maximum. After a `bind` one is enough; two, so that a lowered maximum is reached in the end.
     fn shrink(&mut self) {
+        if self.entries.len() <= self.config.bindings_max {
+            return;
+        }
         for _ in 0..2 {
             self.forget_if(|affinity, _| affinity.entries.len() > affinity.config.bindings_max);
         }

@@ -184,6 +184,9 @@ pub struct Quota {
     wall: Wall,
     mode: Mode,
     events: VecDeque<Event>,
+    /// Room for the entries of one call, kept for the next. Empty between calls.
+    #[serde(skip)]
+    entries: Vec<Entry>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -204,7 +207,7 @@ impl Quota {
             StoreMode::Embedded => Mode::Embedded(Ledger::new(embedded(&config))),
             StoreMode::Shared => Mode::Shared(Owner::new(config.clone())),
         };
-        Self { config, wall: Wall::default(), mode, events: VecDeque::new() }
+        Self { config, wall: Wall::default(), mode, events: VecDeque::new(), entries: Vec::new() }
     }
 
     /// New policy. What is held stays; where the ledger is, and who we are there, stays too.
@@ -404,9 +407,8 @@ impl Quota {
         decide: impl FnOnce(&mut Ledger, At, &mut Vec<Entry>) -> T,
     ) -> Option<T> {
         let Mode::Embedded(ledger) = &mut self.mode else { return None };
-        let mut entries = Vec::new();
-        let answer = decide(ledger, At { now, wall: self.wall }, &mut entries);
-        self.events.extend(entries.into_iter().map(Event::Entry));
+        let answer = decide(ledger, At { now, wall: self.wall }, &mut self.entries);
+        self.events.extend(self.entries.drain(..).map(Event::Entry));
         Some(answer)
     }
 }

@@ -66,12 +66,11 @@ pub const fn mix(value: u64) -> u64 {
 #[must_use]
 pub fn hash_bytes(seed: u64, bytes: &[u8]) -> u64 {
     let mut hash = mix(seed ^ GOLDEN);
-    let mut chunks = bytes.chunks_exact(8);
-    for chunk in &mut chunks {
-        let word = chunk.iter().rev().fold(0, |word, byte| (word << 8) | u64::from(*byte));
-        hash = mix(hash.rotate_left(29) ^ word);
+    let (words, rest) = bytes.as_chunks::<8>();
+    for word in words {
+        hash = mix(hash.rotate_left(29) ^ u64::from_le_bytes(*word));
     }
-    let tail = chunks.remainder().iter().rev().fold(0, |word, byte| (word << 8) | u64::from(*byte));
+    let tail = rest.iter().rev().fold(0, |word, byte| (word << 8) | u64::from(*byte));
     mix(hash.rotate_left(29) ^ tail ^ ((bytes.len() as u64) << 56))
 }
 

@@ -28,17 +28,21 @@ struct Head<I> {
     input: I,
 }
 
-#[derive(Serialize, Deserialize)]
-struct Tail<D> {
+#[derive(Deserialize)]
+struct Tail {
     digest: u64,
-    durables: D,
+    durables: Vec<Durable>,
 }
+
+/// What the number of a variant takes: one byte, for fewer than 128 variants.
+const VARIANT_BYTES: usize = 1;
 
 /// Encodes steps, reusing its memory.
 #[derive(Clone, Debug, Default)]
 pub struct Recorder {
     record: Vec<u8>,
     effects: Vec<u8>,
+    facts: Vec<u8>,
     digest: u64,
 }
 
@@ -58,13 +62,22 @@ impl Recorder {
     /// After the step: what followed. Returns the record's bytes.
     pub fn finish(&mut self, effects: &[Effect]) -> &[u8] {
         self.effects.clear();
+        self.facts.clear();
+        let mut facts = 0_usize;
         for effect in effects {
+            let start = self.effects.len();
             encode(effect, &mut self.effects);
+            if let Effect::Persist(_) = effect {
+                // Encoded once: the effect's bytes are its variant's number and then the fact's own.
+                self.facts.extend_from_slice(&self.effects[start + VARIANT_BYTES..]);
+                facts += 1;
+            }
         }
         // Over what happened as well as what followed: an input that was altered where it decides nothing is found too.
         let digest = hash_bytes(hash_bytes(effects.len() as u64, &self.record), &self.effects);
-        let durables: Vec<&Durable> = effects.iter().filter_map(durable).collect();
-        encode(&Tail { digest, durables }, &mut self.record);
+        // What follows is a `Tail`: a sequence is its length and its elements.
+        encode(&(digest, facts), &mut self.record);
+        self.record.extend_from_slice(&self.facts);
         self.digest = digest;
         &self.record
     }
@@ -104,10 +117,6 @@ impl From<postcard::Error> for DecodeError {
     }
 }
 
-fn durable(effect: &Effect) -> Option<&Durable> {
-    if let Effect::Persist(durable) = effect { Some(durable) } else { None }
-}
-
 fn encode<T: Serialize>(value: &T, into: &mut Vec<u8>) {
     struct Append<'a>(&'a mut Vec<u8>);
     impl postcard::ser_flavors::Flavor for Append<'_> {
@@ -117,7 +126,14 @@ fn encode<T: Serialize>(value: &T, into: &mut Vec<u8>) {
             Ok(())
         }
         fn try_extend(&mut self, bytes: &[u8]) -> postcard::Result<()> {
-            self.0.extend_from_slice(bytes);
+            // Most are numbers of one to three bytes: pushed one by one, they cost no call.
+            if bytes.len() <= 3 {
+                for byte in bytes {
+                    self.0.push(*byte);
+                }
+            } else {
+                self.0.extend_from_slice(bytes);
+            }
             Ok(())
         }
         fn finalize(self) -> postcard::Result<()> {
@@ -131,6 +147,8 @@ fn encode<T: Serialize>(value: &T, into: &mut Vec<u8>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::affinity::Binding;
+    use crate::id::{CallerToken, EndpointId, Minted, RequestId, SessionKey};
     use crate::time::Wall;
 
     #[test]
@@ -142,6 +160,28 @@ mod tests {
         let record = decode(&bytes).expect("whole");
         assert_eq!((record.now, record.input), (Instant::from_nanos(5), input));
         assert_eq!(record.digest, recorder.digest());
+    }
+
+    #[test]
+    fn a_record_holds_the_facts_among_its_effects_in_order() {
+        let (caller, request) =
+            (CallerToken(300), RequestId(Minted { incarnation: 1, counter: 2 }));
+        let facts = [7, 1_u64 << 40].map(|session| {
+            let endpoint = EndpointId { slot: 3, generation: 4 };
+            let binding = Binding { endpoint, epoch: session, last_used: Instant::ZERO };
+            Durable::Binding { session: SessionKey(session), binding }
+        });
+        let effects = [
+            Effect::Persist(facts[0].clone()),
+            Effect::Admitted { caller, request },
+            Effect::Persist(facts[1].clone()),
+        ];
+        let mut recorder = Recorder::default();
+        for _ in 0..2 {
+            recorder.begin(Instant::ZERO, &Input::Timeout);
+            let record = decode(recorder.finish(&effects)).expect("whole");
+            assert_eq!(record.durables, facts);
+        }
     }
 
     #[test]

@@ -25,7 +25,7 @@ impl ControlPlane {
         let Some((id, running)) = self.running(attempt) else { return self.stale(attempt) };
         let running = running.clone();
         let after = self.now.since(running.started);
-        if matches!(end, AttemptEnd::Completed { .. }) {
+        if !running.accepted && matches!(end, AttemptEnd::Completed { .. }) {
             // A whole answer was accepted, whether or not its head was reported apart.
             self.accept(id, attempt);
         }

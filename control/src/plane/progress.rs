@@ -17,15 +17,17 @@ impl ControlPlane {
 
     /// The endpoint took the attempt, said once: its session lives there now, if it was to move.
     pub(super) fn accept(&mut self, id: RequestId, attempt: AttemptId) {
-        let request = self.requests.get_mut(&id);
-        let Some(running) = request.and_then(|request| request.attempt_mut()) else { return };
+        let Some(request) = self.requests.get_mut(&id) else { return };
+        let session = request.arrival.session;
+        let Some(running) = request.attempt_mut() else { return };
         if core::mem::replace(&mut running.accepted, true) {
             return;
         }
-        let Attempt { endpoint, binds, started, .. } = *running;
-        self.show_life(id);
+        let Attempt { endpoint, binds, started, ticket, .. } = *running;
+        if ticket.probe {
+            self.show_life(id);
+        }
         self.observe(Observation::Accepted { attempt, after: self.now.since(started) });
-        let session = self.requests[&id].arrival.session;
         if let Some(session) = session.filter(|_| binds) {
             self.bind(id, session.key, endpoint);
         }
@@ -61,18 +63,25 @@ impl ControlPlane {
 
     pub(super) fn handle_first_token(&mut self, attempt: AttemptId) {
         let Some((id, running)) = self.running(attempt) else { return self.stale(attempt) };
-        let after = self.now.since(running.started);
-        self.accept(id, attempt);
+        let Attempt { started, accepted, ticket, .. } = *running;
+        let after = self.now.since(started);
+        if !accepted {
+            self.accept(id, attempt);
+        }
         let Some(request) = self.requests.get_mut(&id) else { return };
         if !core::mem::replace(&mut request.committed, true) {
-            self.show_life(id);
+            if ticket.probe {
+                self.show_life(id);
+            }
             self.observe(Observation::FirstToken { attempt, after });
         }
     }
 
     pub(super) fn handle_progress(&mut self, attempt: AttemptId, produced: Tokens) {
-        let Some((id, _)) = self.running(attempt) else { return self.stale(attempt) };
-        self.show_life(id);
+        let Some((id, running)) = self.running(attempt) else { return self.stale(attempt) };
+        if running.ticket.probe {
+            self.show_life(id);
+        }
         // Marks are totals, so a late or repeated one changes nothing.
         self.note_produced(id, produced);
         self.extend(id);

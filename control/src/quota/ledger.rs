@@ -139,11 +139,13 @@ impl Ledger {
     pub fn reserve(&mut self, at: At, draw: &Draw, out: &mut Vec<Entry>) -> Result<Amount, Denied> {
         assert!((1..=3).contains(&draw.accounts.len()), "one to three accounts pay");
         self.close_due(at, SWEEP_PER_DRAW, out);
-        if let Some(hold) = self.book.live.get(&draw.hold) {
-            return Ok(hold.total);
-        }
-        if self.book.ended.contains_key(&draw.hold) {
-            return Err(Denied::never(DenyReason::Ended));
+        if !self.book.is_newest(draw.hold) {
+            if let Some(hold) = self.book.live.get(&draw.hold) {
+                return Ok(hold.total);
+            }
+            if self.book.ended.contains_key(&draw.hold) {
+                return Err(Denied::never(DenyReason::Ended));
+            }
         }
         if clamp(draw.amount) != draw.amount {
             return Err(Denied::never(DenyReason::TooLarge));
@@ -200,8 +202,7 @@ impl Ledger {
     ) -> Settled {
         self.see(at.wall);
         let actual = clamp(actual);
-        if self.book.live.contains_key(&hold) {
-            self.finish(at, Fact::Settle { hold, actual, estimated }, hold, out);
+        if self.finish(at, Fact::Settle { hold, actual, estimated }, hold, out) {
             return Settled::Charged;
         }
         match self.book.ended.get(&hold) {
@@ -239,11 +240,7 @@ impl Ledger {
     /// Ends a reservation of which nothing was used. False if it is not live.
     pub fn refund(&mut self, at: At, hold: HoldId, out: &mut Vec<Entry>) -> bool {
         self.see(at.wall);
-        let live = self.book.live.contains_key(&hold);
-        if live {
-            self.finish(at, Fact::Refund { hold }, hold, out);
-        }
-        live
+        self.finish(at, Fact::Refund { hold }, hold, out)
     }
 
     /// As [`refund`](Self::refund); where the id is unknown, remembers that it has ended, so that a reservation which its
@@ -436,16 +433,17 @@ impl Ledger {
         out.push(entry);
     }
 
-    /// A terminal entry of what is live, and the windows it was the last in.
-    fn finish(&mut self, at: At, fact: Fact, hold: HoldId, out: &mut Vec<Entry>) {
+    /// A terminal entry of what is live, and the windows it was the last in. False, and nothing, if it is not live.
+    fn finish(&mut self, at: At, fact: Fact, hold: HoldId, out: &mut Vec<Entry>) -> bool {
         let wall = self.book.wall;
-        let pins = self.book.live.get(&hold).map_or(&[][..], |held| &held.pins);
-        let over = pins.iter().filter(|pin| pin.window.is_over(wall));
+        let Some(held) = self.book.live.get(&hold) else { return false };
+        let over = held.pins.iter().filter(|pin| pin.window.is_over(wall));
         let pins: Vec<_> = over.copied().collect();
         self.record(at, fact, out);
         for pin in pins {
             self.close(at, pin, out);
         }
+        true
     }
 
     fn late(

@@ -24,16 +24,25 @@ impl Ledger {
     }
 
     pub(super) fn check(&self, pins: &[BalanceKey], amount: Amount) -> Result<(), Denied> {
-        let refusals = pins.iter().filter_map(|pin| self.refusal(*pin, amount));
+        let unknown = Limits::default();
+        let mut latest: Option<(AccountId, &Limits)> = None;
+        let refusals = pins.iter().filter_map(|pin| {
+            // An account's windows stand side by side: it is looked up once.
+            let limits = match latest {
+                Some((account, limits)) if account == pin.account => limits,
+                _ => self.book.accounts.get(&pin.account).map_or(&unknown, |known| &known.limits),
+            };
+            latest = Some((pin.account, limits));
+            self.refusal(*pin, limits, amount)
+        });
         refusals.max_by_key(|denied| denied.retry_after).map_or(Ok(()), Err)
     }
 
-    fn refusal(&self, pin: BalanceKey, amount: Amount) -> Option<Denied> {
-        let account = self.book.accounts.get(&pin.account);
-        let limits = account.map_or_else(Limits::default, |known| known.limits);
+    fn refusal(&self, pin: BalanceKey, limits: &Limits, amount: Amount) -> Option<Denied> {
         let kind = pin.window.kind();
         let cap = limits.cap(kind);
-        let own = self.balance(&pin).copied().unwrap_or_default();
+        let unopened = Sums::default();
+        let own = self.balance(&pin).unwrap_or(&unopened);
         let moved = own.moved() + amount;
         if Unit::ALL.iter().any(|unit| unit.of(amount) > 0 && unit.of(moved) > MAX_SUM) {
             return Some(FULL);
@@ -41,7 +50,7 @@ impl Ledger {
         if cap == Cap::NONE {
             return None;
         }
-        let used = self.used(pin, &own, &limits);
+        let used = self.used(pin, own, limits);
         // A unit nothing is asked of passes: an extension by nothing only lives longer, a free model costs no money.
         let over = |unit: Unit| {
             let asked = unit.of(amount);
@@ -50,7 +59,7 @@ impl Ledger {
         let unit = Unit::ALL.into_iter().find(|unit| over(*unit))?;
         let remaining = cap.left(used);
         let reason = DenyReason::Spent { account: pin.account, window: kind, unit, remaining };
-        Some(Denied { reason, retry_after: self.retry_after(pin, unit, &limits, (used, amount)) })
+        Some(Denied { reason, retry_after: self.retry_after(pin, unit, limits, (used, amount)) })
     }
 
     /// What counts against the limit of `pin`'s window.
