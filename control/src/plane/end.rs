@@ -273,15 +273,14 @@ impl ControlPlane {
     }
 
     fn leave_rooms(&mut self, id: RequestId, request: &Request, exit: &Exit) {
-        let (succeeded, used) = match exit {
-            Exit::Refused(_) => (false, Tokens::ZERO),
-            // Only a whole answer keeps its key. One that broke, was cut or was left is an honest failure: to be able
-            // to ask again is what the client sent the key for.
-            Exit::Answered { outcome, usage, .. } => {
-                (*outcome == Outcome::Completed, usage.total())
-            }
+        let used = match exit {
+            Exit::Refused(_) => Tokens::ZERO,
+            Exit::Answered { usage, .. } => usage.total(),
         };
-        self.free_idempotency(id, &request.arrival, succeeded);
+        // One key, one charge: an answer that broke off was charged as delivered, so its key stays used, and whoever
+        // wants another answer says so with another key. What cost nothing frees its key.
+        let charged = used > Tokens::ZERO;
+        self.free_idempotency(id, &request.arrival, charged);
         self.concurrency.released(self.now, &request.arrival.model, load_signal(exit));
         for account in &request.rates {
             self.rate.adjust(self.now, *account, request.arrived, request.rated, used);

@@ -79,8 +79,8 @@ pub(super) fn of_refusal(refusal: &Refusal) -> ApiError {
         Refusal::IdempotencyDone { by } => conflict(
             "idempotency_done",
             format!(
-                "A request with this Idempotency-Key was answered before ({by}) and its answer is no longer kept. \
-                 Send a new key to ask anew."
+                "A request with this Idempotency-Key was answered before, whole or in part, and charged ({by}); its \
+                 answer is not kept. Send a new key to ask anew."
             ),
         )
         .should_retry(false),

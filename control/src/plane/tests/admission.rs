@@ -63,19 +63,33 @@ fn a_repeated_key_runs_once_while_it_runs_and_after_it_succeeded() {
 }
 
 #[test]
-fn a_key_is_free_again_after_a_failure_a_break_or_a_disconnect() {
+fn a_key_is_free_again_after_what_cost_nothing() {
     let mut world = World::of(&["a"]);
     let refused = world.ask(Ask::new().keyed(1, 1));
     world.fail(refused, Failure::ClientError(400));
-    let broken = world.ask(Ask::stream().keyed(1, 1));
-    world.first_token(broken);
-    world.fail(broken, Failure::Truncated);
     let left = world.ask(Ask::stream().keyed(1, 1));
-    world.first_token(left);
     world.gone(left);
     let last = world.ask(Ask::new().keyed(1, 1));
     world.complete(last, 1);
     assert_eq!(world.finish(last).0, Outcome::Completed);
+    world.is_quiet();
+}
+
+#[test]
+fn a_key_is_charged_once_even_if_its_answer_broke_off_or_was_left() {
+    let mut world = World::of(&["a"]);
+    let broken = world.ask(Ask::stream().keyed(1, 1));
+    let by = world.dispatches[&broken].request;
+    world.first_token(broken);
+    world.fail(broken, Failure::Truncated);
+    let again = world.ask(Ask::stream().keyed(1, 1));
+    assert_eq!(world.refusal(again), Refusal::IdempotencyDone { by });
+    let left = world.ask(Ask::stream().keyed(2, 1));
+    let by = world.dispatches[&left].request;
+    world.first_token(left);
+    world.gone(left);
+    let again = world.ask(Ask::stream().keyed(2, 1));
+    assert_eq!(world.refusal(again), Refusal::IdempotencyDone { by });
     world.is_quiet();
 }
 
