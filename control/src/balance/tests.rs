@@ -1,4 +1,8 @@
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::disallowed_types,
+    reason = "a test may panic; proptest's macros use Arc"
+)]
 
 mod eligibility;
 mod membership;

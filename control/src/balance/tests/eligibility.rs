@@ -120,6 +120,22 @@ fn panic_waits_while_another_tier_can_help() {
 }
 
 #[test]
+fn the_few_admitted_ones_of_a_tier_are_not_joined_by_the_ejected_while_another_tier_can_help() {
+    let mut balancer = pool(Policy::LeastLoad, &[100; 20]);
+    add(&mut balancer, 20, 100, 1);
+    for slot in 1..20 {
+        balancer.set_admitted(id(slot), false);
+    }
+    for _ in 0..5 {
+        let pick = chosen(balancer.pick(&query(&[])));
+        assert_eq!((pick.endpoint, pick.panic), (id(0), false));
+        balancer.dispatched(pick.endpoint);
+    }
+    balancer.set_draining(id(20), true);
+    assert!(chosen(balancer.pick(&query(&[]))).panic);
+}
+
+#[test]
 fn draining_and_full_endpoints_stay_out_even_in_panic() {
     let mut balancer = pool(Policy::LeastLoad, &[100; 3]);
     add_bounded(&mut balancer, 3, 100, 0, 0);
