@@ -197,9 +197,9 @@ impl Registry {
         let before = core::mem::replace(&mut source.vouches, vouches);
         let all = source.stale_since.is_some() || source.kind != kind;
         (source.kind, source.version, source.stale_since) = (kind, Some(version), None);
-        let differs = |name: &&Box<str>| all || before.get(*name) != source.vouches.get(*name);
-        let touched = before.keys().chain(source.vouches.keys()).filter(differs).cloned();
-        let touched = touched.collect();
+        let differs = |name: &str| all || before.get(name) != source.vouches.get(name);
+        let names = before.keys().chain(source.vouches.keys());
+        let touched = names.filter(|name| differs(name)).cloned().collect();
         self.refresh_all(touched)
     }
 
