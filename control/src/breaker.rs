@@ -4,11 +4,11 @@
 //! idle *because* it fails. So every endpoint has a breaker, in the standard sense of closed (traffic flows), open
 //! (refused until a deadline) and half-open (a few probes decide).
 //!
-//! | state     | success              | failure            | backpressure, neutral | fault    | timer                | reset  |
-//! |-----------|----------------------|--------------------|-----------------------|----------|----------------------|--------|
-//! | closed    | counts               | counts, may open   | nothing               | open     | a larger share, if in slow start | closed |
-//! | open      | nothing              | nothing            | nothing               | open, fault named | half-open at its deadline | closed |
-//! | half-open | a probe's may close  | a probe's opens    | a probe's slot frees  | open     | open, at a probe's deadline | closed |
+//! | state     | success             | failure          | neutral, full | fault     | timer            | reset  |
+//! |-----------|---------------------|------------------|---------------|-----------|------------------|--------|
+//! | closed    | counts              | counts, may open | nothing       | open      | a larger share   | closed |
+//! | open      | nothing             | nothing          | nothing       | is named  | half-open        | closed |
+//! | half-open | a probe's may close | a probe's opens  | frees a slot  | open      | open: probe lost | closed |
 //!
 //! What is particular here:
 //! - Verdicts come at the **end** of an answer. Scoring when the stream opens never sees what breaks in the middle.
@@ -16,8 +16,8 @@
 //!   letting them hold a probe slot leaves a breaker half-open for ever.
 //! - Results carry the [`Ticket`] they were begun with. A ticket belongs to one stay in one state: an answer that was
 //!   begun before an ejection and ends after it neither prolongs nor lifts it, however late it comes.
-//! - Panic mode (too few left, so the balancer asks all) sends traffic to open endpoints too. Its results move nothing,
-//!   except that a fault is named: the way back is a probe, or the endpoint would flap at the rate of the panic.
+//! - Panic mode (too few left, so the balancer asks all) sends traffic to open endpoints too. Its results move
+//!   nothing, except that a fault is named: the way back is a probe, or the endpoint would flap with the panic.
 //! - A probe is a user's request, so it may stream for minutes: [`Breakers::progress`] renews its deadline. A probe that
 //!   falls silent counts as failed, so half-open always ends, once asked.
 //! - Ejections are capped per pool, counted before ejecting, but one may always be ejected: a lone dead endpoint

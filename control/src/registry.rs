@@ -10,6 +10,15 @@
 //!   ejected by its breaker, and may then be [pruned](Registry::prune). An answer of nobody, or silence, marks the
 //!   whole source stale and changes nothing else.
 //!
+//! How one endpoint stands with one observed source, and what the source's next word does to it:
+//!
+//! | standing | listed | left out, others serve | left out, the last | nobody | dark  | older answer | prune   |
+//! |----------|--------|------------------------|--------------------|--------|-------|--------------|---------|
+//! | unlisted | listed | nothing                | nothing            | nothing| nothing| nothing     | nothing |
+//! | listed   | listed | unlisted               | kept               | dark   | dark  | nothing      | nothing |
+//! | kept     | listed | unlisted               | kept               | kept   | kept  | nothing      | unlisted|
+//! | dark     | listed | unlisted               | kept               | dark   | dark  | nothing      | nothing |
+//!
 //! A model listed by an endpoint itself is that endpoint's word: where an answer lists the endpoint with other models,
 //! the dropped model is believed dropped, or requests for it would meet "unknown model". An endpoint listed with *no*
 //! models, which had some, is silence again: it keeps them.

@@ -1,6 +1,7 @@
 #![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
 mod model;
+mod story;
 mod table;
 
 use alloc::string::ToString;

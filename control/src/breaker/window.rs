@@ -53,3 +53,29 @@ pub(super) fn number(now: Instant, window: Duration) -> u64 {
     // Saturating: only a window of nanoseconds, centuries on, could reach the end.
     (now.as_nanos() / width).saturating_add(1).min(u64::MAX - BUCKETS)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_result_counts_for_nine_to_ten_tenths_and_its_bucket_is_used_again() {
+        let length = Duration::from_secs(10);
+        let at = |second| Instant::ZERO + Duration::from_secs(second);
+        let mut window = Window::default();
+        window.insert(at(20), length, false);
+        window.insert(at(21), length, true);
+        assert_eq!(window.counts(at(29), length), (1, 2));
+        assert_eq!(window.counts(at(30), length), (0, 1), "the failure's tenth is over");
+        window.insert(at(30), length, false);
+        assert_eq!(window.counts(at(30), length), (1, 2));
+        assert_eq!(window.counts(at(1_000), length), (0, 0));
+    }
+
+    #[test]
+    fn the_end_of_time_and_a_window_of_nothing_do_no_harm() {
+        let mut window = Window::default();
+        window.insert(Instant::FAR_FUTURE, Duration::ZERO, false);
+        assert_eq!(window.counts(Instant::FAR_FUTURE, Duration::ZERO), (1, 1));
+    }
+}

@@ -1,6 +1,7 @@
 #![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
 mod model;
+mod table;
 
 use alloc::format;
 use alloc::string::String;

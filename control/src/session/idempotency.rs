@@ -1,18 +1,18 @@
 //! Idempotency keys: a request that is sent again runs once.
 //!
-//! | key       | begin, same body | begin, other body | success by its request | failure by its request | ttl passes |
-//! |-----------|------------------|-------------------|------------------------|------------------------|------------|
-//! | unknown   | new: in flight   | new: in flight    | nothing                | nothing                | nothing    |
-//! | in flight | in flight        | mismatch          | done                   | unknown                | nothing    |
-//! | done      | done             | mismatch          | nothing                | nothing                | unknown    |
+//! | key       | begin, same body | begin, other body | it succeeds | it fails | ttl passes |
+//! |-----------|------------------|-------------------|-------------|----------|------------|
+//! | unknown   | new: in flight   | new: in flight    | nothing     | nothing  | nothing    |
+//! | in flight | in flight        | mismatch          | done        | unknown  | nothing    |
+//! | done      | done             | mismatch          | nothing     | nothing  | unknown    |
 //!
 //! Only success is remembered: a failure frees the key, for it was to be able to try again that the client sent one.
 //! Answers are not kept (they would be users' text, and unbounded); whoever repeats a request that is done is told which
 //! request did it. A key belongs to its tenant, and finishing asks for the request that holds it: a repetition that
 //! was turned away ends too, and must not free the key under the one that runs.
 //!
-//! Full, the oldest done key is forgotten early: a repetition that late is unlikely. Keys in flight are never forgotten;
-//! where they alone fill the room, a new keyed request is refused, because running it unremembered would break the
+//! Full, the oldest done key is forgotten early: a repetition that late is unlikely. Keys in flight are never
+//! forgotten; where they alone fill the room, a new keyed request is refused, because running it unremembered would break the
 //! promise silently.
 
 use alloc::collections::{BTreeMap, BTreeSet};

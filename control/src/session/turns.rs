@@ -1,9 +1,9 @@
 //! Turn order: one turn of a session runs, the next wait for it in order of arrival.
 //!
-//! | session   | begin                    | end of the running turn | end of a waiting turn | timer                |
-//! |-----------|--------------------------|-------------------------|-----------------------|----------------------|
-//! | idle      | go: running              | nothing                 | nothing               | nothing              |
-//! | running   | wait, or refused if full | idle, or the next goes  | it leaves the line    | who waited too long is refused |
+//! | session | begin                    | running turn ends       | waiting turn ends | timer                |
+//! |---------|--------------------------|-------------------------|-------------------|----------------------|
+//! | idle    | go: running              | nothing                 | nothing           | nothing              |
+//! | running | wait, or refused if full | idle, or the next goes  | leaves the line   | overdue ones refused |
 //!
 //! Whoever waits may leave (his client has gone) or be refused by the timer; both keep the order of the others. A turn
 //! that runs has no timer here: its request has a deadline. Beginning a turn that is there already tells again where it

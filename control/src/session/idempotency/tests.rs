@@ -145,7 +145,8 @@ proptest! {
                 0..5 => {
                     let told = begin(&mut keys, now, key, Digest(body), n);
                     model.retain(|l| l.key != key || l.done.is_none_or(|at| now < at + ttl));
-                    prop_assert_eq!(told, model_begin(&mut model, Line { key, body, n, done: None }));
+                    let line = Line { key, body, n, done: None };
+                    prop_assert_eq!(told, model_begin(&mut model, line));
                 }
                 5..9 => {
                     let by = model.iter().find(|l| l.key == key).map_or(n, |l| l.n);
