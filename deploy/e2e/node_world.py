@@ -19,7 +19,7 @@ def main(command):
         replicas = [world.replica(f"r{n}", ttft="5ms", gap="1ms") for n in (1, 2, 3)]
         broken = world.adopt(Scripted("broken", truncated, model="broken"))
         env, keys = dict(os.environ), []
-        for name, limits in {"rich": {}, "poor": {"daily_tokens": 40}, "slow": {"rpm": 2}}.items():
+        for name, limits in {"rich": {}, "poor": {"daily_tokens": 40}, "slow": {"rpm": 6}}.items():
             env[f"POINTSMAN_KEY_{name.upper()}"], digest = new_key()
             keys.append({"name": name, "hash": digest, "tenant": "acme", "user": name, **limits})
         models = {

@@ -21,7 +21,7 @@ class Office:
         for name, limits in {
             "rich": {},
             "poor": {"daily_tokens": 40},
-            "slow": {"rpm": 2},
+            "slow": {"rpm": 6},
         }.items():
             self.keys[name], digest = new_key()
             keys.append({"name": name, "hash": digest, "tenant": "acme", "user": f"u-{name}", **limits})

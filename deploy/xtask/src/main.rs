@@ -50,8 +50,12 @@ enum Command {
 
 /// Where the sources are, and where this very program was built: the target directory, wherever it was put
 /// (environment, flag or a configuration file above us), is two levels above the executable.
+///
+/// The sources' place is asked for at run time: two clones that share a target directory share this executable too, and
+/// what was compiled into it may name the other clone.
 fn workspace() -> Result<Workspace, String> {
-    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let package = std::env::var_os("CARGO_MANIFEST_DIR").ok_or("run me by `cargo xtask`")?;
+    let root = PathBuf::from(package).join("../..");
     let root = root.canonicalize().map_err(|why| format!("{}: {why}", root.display()))?;
     let program = std::env::current_exe().map_err(|why| format!("where am I? {why}"))?;
     let target = program.ancestors().nth(2).ok_or("the program has no target directory")?;

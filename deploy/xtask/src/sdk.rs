@@ -66,13 +66,13 @@ fn with_harness<'a>(command: &'a mut Command, binary: &Path, place: &Path) -> &'
         .env("PYTHONDONTWRITEBYTECODE", "1")
 }
 
-/// The binary that the `build` step leaves.
-fn binary(workspace: &Workspace) -> Result<PathBuf, String> {
-    let binary = workspace.target.join("debug/pointsman");
-    if binary.is_file() {
-        return Ok(binary);
-    }
-    Err(format!("{} is missing: run `cargo xtask test --only build` first", binary.display()))
+/// Builds the binary the clients will meet, and says where it is.
+///
+/// A debug build: it shares nearly all of its work with the tests, where an optimized one would compile every
+/// dependency once more, and it checks the plane's invariants after every step while the clients are at it.
+pub fn binary(workspace: &Workspace) -> Result<PathBuf, String> {
+    run(&mut workspace.cargo(&["build", "-p", "pointsman"]))?;
+    Ok(workspace.target.join("debug/pointsman"))
 }
 
 /// Installs unless the stamp in `place` says that exactly `pinned` was installed there.

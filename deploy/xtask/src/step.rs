@@ -48,9 +48,9 @@ impl Step {
 
     /// Runs it; the error says what failed.
     ///
-    /// The binary is a debug build: it shares nearly all of its work with the tests, where an optimized one would
-    /// compile every dependency once more, and it checks the plane's invariants after every step while the clients
-    /// are at it. `xtask`'s own tests run in their two steps and are left out of the third, so that none runs twice.
+    /// `xtask`'s own tests run in the two steps before [`Step::Tests`] and are left out of it: none runs twice. The
+    /// SDK steps build the binary themselves, so that `--only` never tries a stale one; `Build` comes before them to
+    /// tell a build that fails from clients that do.
     pub fn run(self, workspace: &Workspace) -> Result<(), String> {
         let cargo = |args: &[&str]| run(&mut workspace.cargo(args));
         match self {
@@ -62,7 +62,7 @@ impl Step {
             Self::Dependencies => cargo(&["test", "-p", "xtask", "--test", "dependencies"]),
             Self::Tidy => cargo(&["test", "-p", "xtask", "--bins", "--test", "tidy"]),
             Self::Tests => cargo(&["test", "--workspace", "--exclude", "xtask", "--no-fail-fast"]),
-            Self::Build => cargo(&["build", "-p", "pointsman"]),
+            Self::Build => sdk::binary(workspace).map(drop),
             Self::PythonSdk => sdk::python(workspace),
             Self::NodeSdk => sdk::node(workspace),
         }
