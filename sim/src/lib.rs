@@ -1,3 +1,13 @@
-//! The world, simulated: scripted stores and replicas for the control plane.
+//! The world, simulated: partitions, crashes and lies, seed by seed.
+//!
+//! A seed is drawn out into a [`plan`], a plan is run by a world, and a judge looks on. What breaks is told with the one
+//! command that breaks it again. `docs/simulation.md` says what is covered, and what is not.
 
+pub mod check;
+pub mod coverage;
+pub mod plan;
+pub mod run;
 pub mod store;
+pub mod story;
+pub mod trace;
+mod world;

@@ -1,0 +1,194 @@
+//! Who is a member of which gateway's pools, what runs there, and how its breaker stands: an outsider's copy.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use control::Instant;
+use control::breaker::{Phase, Transition};
+use control::id::{AttemptId, EndpointId};
+use control::plane::{ControlPlane, Input, Observation};
+
+use super::Step;
+use crate::plan::{Plan, ReplicaPlan};
+use crate::world::replica_of;
+
+/// All gateways' members.
+pub(super) struct Members {
+    pub plans: Vec<ReplicaPlan>,
+    pub gateways: Vec<Pool>,
+}
+
+/// One gateway's members.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Pool {
+    pub members: BTreeMap<EndpointId, Member>,
+    pub drained: BTreeSet<u32>,
+    pub running: BTreeMap<AttemptId, Ran>,
+    /// Counts changes of membership and remembers who is there.
+    pub present: BTreeSet<u32>,
+}
+
+/// One member.
+#[derive(Clone, Debug)]
+pub(super) struct Member {
+    pub replica: u32,
+    pub in_flight: u32,
+    pub phase: Phase,
+    pub share: u32,
+    pub until: Option<Instant>,
+    pub stay: Stay,
+}
+
+/// One stay of a breaker in one state.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Stay {
+    pub number: u64,
+    /// False where its beginning was not seen: the counts are then not all there is.
+    pub seen: bool,
+    pub since: u64,
+    pub consecutive: u32,
+    pub failed: u32,
+    pub succeeded: u32,
+    /// Attempts begun in this stay that still run.
+    pub running: u32,
+    /// Attempts that any member could have had and others got.
+    pub passed_over: u32,
+    /// How long the ejection was that this one follows.
+    pub ejected_for: Option<u64>,
+}
+
+/// Where an attempt runs.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ran {
+    pub endpoint: EndpointId,
+    pub stay: u64,
+}
+
+impl Members {
+    pub fn new(plan: &Plan) -> Self {
+        let gateways = plan.topology.gateways.iter().map(|_| Pool::default()).collect();
+        Self { plans: plan.topology.replicas.clone(), gateways }
+    }
+
+    pub fn pool(&mut self, gateway: u32) -> &mut Pool {
+        &mut self.gateways[gateway as usize]
+    }
+
+    pub fn plan(&self, replica: u32) -> &ReplicaPlan {
+        &self.plans[replica as usize]
+    }
+
+    /// What an input says by itself.
+    pub fn input(&mut self, step: &Step<'_>) {
+        let pool = self.pool(step.gateway);
+        match &step.input {
+            Input::Drain { endpoint, on } => {
+                if let Some(replica) = replica_of(endpoint) {
+                    if *on && pool.present.contains(&replica) {
+                        pool.drained.insert(replica);
+                    } else if !*on {
+                        pool.drained.remove(&replica);
+                    }
+                }
+            }
+            Input::Restarted { .. } => {
+                pool.running.clear();
+                for member in pool.members.values_mut() {
+                    (member.in_flight, member.stay.running) = (0, 0);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Who comes and goes.
+    pub fn observed(&mut self, step: &Step<'_>, observation: &Observation) {
+        let pool = &mut self.gateways[step.gateway as usize];
+        match observation {
+            Observation::EndpointAdded(id) => {
+                if let Some(replica) = step.plane.endpoint_name(*id).and_then(replica_of) {
+                    let stay = Stay { seen: true, since: step.at, ..Stay::default() };
+                    pool.members.insert(*id, Member::new(replica, stay));
+                    pool.present.insert(replica);
+                }
+            }
+            Observation::EndpointRemoved { id, name } => {
+                pool.members.remove(id);
+                if let Some(replica) = replica_of(name) {
+                    pool.present.remove(&replica);
+                }
+            }
+            Observation::Breaker(moved) => pool.moved(step, moved),
+            _ => {}
+        }
+    }
+
+    /// An attempt begins.
+    pub fn begins(&mut self, gateway: u32, attempt: AttemptId, endpoint: EndpointId) {
+        let pool = self.pool(gateway);
+        if let Some(member) = pool.members.get_mut(&endpoint) {
+            member.in_flight += 1;
+            member.stay.running += 1;
+            let stay = member.stay.number;
+            pool.running.insert(attempt, Ran { endpoint, stay });
+        }
+    }
+
+    /// An attempt is over, one way or another. Returns its member if it was begun in the member's present stay.
+    pub fn ends(&mut self, gateway: u32, attempt: AttemptId) -> Option<(EndpointId, bool)> {
+        let pool = self.pool(gateway);
+        let ran = pool.running.remove(&attempt)?;
+        let member = pool.members.get_mut(&ran.endpoint)?;
+        member.in_flight = member.in_flight.saturating_sub(1);
+        let same = member.stay.number == ran.stay;
+        if same {
+            member.stay.running = member.stay.running.saturating_sub(1);
+        }
+        Some((ran.endpoint, same))
+    }
+
+    pub fn died(&mut self, gateway: u32) {
+        self.gateways[gateway as usize] = Pool::default();
+    }
+
+    /// Takes over what a recovered plane says of its members: what led to it was not all seen.
+    pub fn recovered(&mut self, gateway: u32, plane: &ControlPlane) {
+        let pool = self.pool(gateway);
+        for endpoint in plane.view().endpoints {
+            let Some(replica) = replica_of(&endpoint.name) else { continue };
+            let mut member = Member::new(replica, Stay::default());
+            member.phase = endpoint.breaker.phase;
+            member.share = endpoint.breaker.share_permille;
+            member.until = endpoint.breaker.until;
+            member.in_flight = endpoint.in_flight;
+            pool.members.insert(endpoint.id, member);
+            pool.present.insert(replica);
+            if endpoint.draining {
+                pool.drained.insert(replica);
+            }
+        }
+    }
+}
+
+impl Pool {
+    fn moved(&mut self, step: &Step<'_>, moved: &Transition) {
+        let Some(member) = self.members.get_mut(&moved.id) else { return };
+        member.share = moved.share_permille;
+        if moved.from == moved.to && moved.to != Phase::Open {
+            return;
+        }
+        let ejected_for = match (member.phase, moved.to, moved.until) {
+            (_, Phase::Open, Some(until)) => Some(until.since(step.now).as_nanos() as u64),
+            _ => member.stay.ejected_for,
+        };
+        member.phase = moved.to;
+        member.until = moved.until;
+        let number = member.stay.number + 1;
+        member.stay = Stay { number, seen: true, since: step.at, ejected_for, ..Stay::default() };
+    }
+}
+
+impl Member {
+    fn new(replica: u32, stay: Stay) -> Self {
+        Self { replica, in_flight: 0, phase: Phase::Closed, share: 1_000, until: None, stay }
+    }
+}

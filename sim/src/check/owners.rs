@@ -1,0 +1,206 @@
+//! What each gateway holds at a shared store, by the facts it noted: one end for each, and each end acknowledged.
+
+use std::collections::BTreeMap;
+
+use control::id::{AccountId, ReservationId};
+use control::plane::ControlPlane;
+use control::quota::{Ask, Entry, Fact, HoldId, StoreOp};
+
+use super::book::{Pair, pair, plus};
+use super::{Invariant, Step, Verdict};
+use crate::coverage::sometimes;
+
+/// All gateways' holdings.
+pub(super) struct Owners {
+    gateways: Vec<Owner>,
+    /// The accounts of every hold there ever was.
+    accounts: BTreeMap<HoldId, Vec<AccountId>>,
+}
+
+#[derive(Clone, Default)]
+struct Owner {
+    facts: Vec<(u64, Entry)>,
+    live: BTreeMap<HoldId, Held>,
+    /// Ends that the store has not acknowledged, and since when.
+    unacknowledged: BTreeMap<HoldId, (u64, Pair)>,
+    /// What was spent of each allotment that is live or whose end is not acknowledged.
+    lent: BTreeMap<ReservationId, Lent>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Lent {
+    /// The allotment has ended: what still runs on it is settled on its own.
+    over: bool,
+    spent: Vec<(AccountId, Pair)>,
+}
+
+#[derive(Clone, Debug)]
+struct Held {
+    stored: bool,
+    from: Option<ReservationId>,
+}
+
+/// How long after the last request every end must have been acknowledged.
+const ACKNOWLEDGED_WITHIN: u64 = 10_000_000_000;
+
+impl Owners {
+    pub fn new(gateways: usize) -> Self {
+        Self { gateways: vec![Owner::default(); gateways], accounts: BTreeMap::new() }
+    }
+
+    pub fn asked(&mut self, _gateway: u32, op: &StoreOp) {
+        if let Ask::Reserve(draw) = &op.ask
+            && !self.accounts.contains_key(&draw.hold)
+        {
+            let accounts = draw.accounts.iter().map(|(account, _)| *account).collect();
+            self.accounts.insert(draw.hold, accounts);
+        }
+    }
+
+    pub fn noted(&mut self, step: &Step<'_>, entry: &Entry, verdict: &mut Verdict) {
+        if let Fact::Reserve { hold, pins, .. } = &entry.fact {
+            let mut accounts: Vec<_> = pins.iter().map(|pin| pin.account).collect();
+            accounts.dedup();
+            self.accounts.insert(*hold, accounts);
+        }
+        let owner = &mut self.gateways[step.gateway as usize];
+        if let Err(why) = owner.add(step.at, entry, &self.accounts) {
+            verdict.fail(Invariant::Algebra, step.at, format!("gateway-{}: {why}", step.gateway));
+        }
+        owner.facts.push((step.position, entry.clone()));
+    }
+
+    pub fn died(&mut self, gateway: u32, next: u64) {
+        let owner = &mut self.gateways[gateway as usize];
+        let facts = std::mem::take(&mut owner.facts);
+        *owner = Owner::default();
+        for (position, entry) in facts.into_iter().filter(|(position, _)| *position < next) {
+            // They were added before without complaint, in this order.
+            let _ = owner.add(entry.at.as_nanos(), &entry, &self.accounts);
+            owner.facts.push((position, entry));
+        }
+    }
+
+    /// The accounts that pay for a hold, as far as anybody said.
+    pub fn accounts_of(&self, hold: &HoldId) -> Vec<AccountId> {
+        self.accounts.get(hold).cloned().unwrap_or_default()
+    }
+
+    /// What the store may not have heard of yet and will charge late.
+    pub fn beyond(&self, account: AccountId) -> Pair {
+        let owners = self.gateways.iter();
+        owners.fold([0, 0], |sum, owner| plus(sum, owner.pending(account, &self.accounts)))
+    }
+
+    /// What the store need not know in the end: what dead gateways took with them, and what the living spent of
+    /// allotments that still run.
+    pub fn unacknowledged(&self, account: AccountId) -> Pair {
+        self.beyond(account)
+    }
+
+    pub fn finish(
+        &self,
+        planes: &[Option<&ControlPlane>],
+        at: u64,
+        verdict: &mut Verdict,
+    ) {
+        for (index, (owner, plane)) in self.gateways.iter().zip(planes).enumerate() {
+            if plane.is_none() {
+                continue;
+            }
+            let old = owner
+                .unacknowledged
+                .iter()
+                .find(|(_, (since, _))| since + ACKNOWLEDGED_WITHIN < at);
+            if let Some((hold, _)) = old {
+                let text = format!("gateway-{index}: the end of {hold:?} is not acknowledged");
+                verdict.fail(Invariant::Liveness, at, text);
+            }
+        }
+    }
+}
+
+impl Owner {
+    fn add(
+        &mut self,
+        at: u64,
+        entry: &Entry,
+        accounts: &BTreeMap<HoldId, Vec<AccountId>>,
+    ) -> Result<(), String> {
+        match &entry.fact {
+            Fact::Reserve { hold, from, .. } => {
+                if hold.allotment {
+                    sometimes!("allotment_drawn");
+                    self.lent.entry(hold.id).or_default();
+                } else if from.is_some() {
+                    sometimes!("owner_lent");
+                }
+                let held = Held { stored: from.is_none(), from: *from };
+                if self.live.insert(*hold, held).is_some() {
+                    return Err(format!("{hold:?} is held twice"));
+                }
+            }
+            Fact::Extend { hold, from, .. } => match self.live.get_mut(hold) {
+                Some(held) => held.from = held.from.or(*from),
+                None => return Err(format!("{hold:?} is extended and not held")),
+            },
+            Fact::Settle { hold, actual, .. } => self.end(at, *hold, pair(*actual), accounts)?,
+            Fact::Refund { hold } => self.end(at, *hold, [0, 0], accounts)?,
+            Fact::Acknowledged { hold } => {
+                self.unacknowledged.remove(hold);
+                if hold.allotment {
+                    self.lent.remove(&hold.id);
+                }
+            }
+            Fact::Limits { .. }
+            | Fact::Expire { .. }
+            | Fact::Late { .. }
+            | Fact::Forgive { .. }
+            | Fact::Close { .. }
+            | Fact::Retire { .. } => {}
+        }
+        Ok(())
+    }
+
+    fn end(
+        &mut self,
+        at: u64,
+        hold: HoldId,
+        actual: Pair,
+        accounts: &BTreeMap<HoldId, Vec<AccountId>>,
+    ) -> Result<(), String> {
+        let Some(held) = self.live.remove(&hold) else {
+            return Err(format!("{hold:?} ends and is not held: a second terminal fact"));
+        };
+        if hold.allotment && let Some(lent) = self.lent.get_mut(&hold.id) {
+            lent.over = true;
+        }
+        match held.from.and_then(|from| self.lent.get_mut(&from)).filter(|lent| !lent.over) {
+            Some(lent) => {
+                let own = accounts.get(&hold).into_iter().flatten();
+                lent.spent.extend(own.map(|account| (*account, actual)));
+                if held.stored {
+                    self.unacknowledged.insert(hold, (at, [0, 0]));
+                }
+            }
+            None => {
+                let owed = if hold.allotment { [0, 0] } else { actual };
+                if held.stored || owed != [0, 0] {
+                    self.unacknowledged.insert(hold, (at, owed));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What of an account's use the store may not know yet.
+    fn pending(&self, account: AccountId, accounts: &BTreeMap<HoldId, Vec<AccountId>>) -> Pair {
+        let ends = self.unacknowledged.iter().filter(|(hold, _)| {
+            accounts.get(hold).is_some_and(|own| own.contains(&account))
+        });
+        let sum = ends.fold([0, 0], |sum, (_, (_, owed))| plus(sum, *owed));
+        let lent = self.lent.values().flat_map(|lent| &lent.spent);
+        let lent = lent.filter(|(own, _)| *own == account);
+        lent.fold(sum, |sum, (_, spent)| plus(sum, *spent))
+    }
+}

@@ -1,0 +1,188 @@
+//! One request, as an outsider keeps track of it.
+
+use std::time::Duration;
+
+use control::Instant;
+use control::id::{AccountId, AttemptId, EndpointId, RequestId};
+use control::outcome::AttemptEnd;
+use control::plane::{Arrival, Config};
+use control::quota::Cap;
+use control::units::{Price, Usage};
+
+use super::book::{Pair, plus};
+
+/// What is known of a request.
+#[derive(Clone, Debug)]
+pub(crate) struct Request {
+    pub id: RequestId,
+    pub gateway: u32,
+    pub arrival: Box<Arrival>,
+    pub accounts: Vec<AccountId>,
+    /// The position of its first record.
+    pub position: u64,
+    /// By true time.
+    pub at: u64,
+    /// By its gateway's clock.
+    pub arrived: Instant,
+    pub deadline: Instant,
+    /// As of its arrival.
+    pub price: Price,
+    /// The most completion tokens that are held for it at first.
+    pub slice: u64,
+    limited: bool,
+    pub attempts: u32,
+    /// The record of each attempt's dispatch.
+    pub dispatches: Vec<u64>,
+    /// Where it was tried.
+    pub tried: Vec<EndpointId>,
+    pub running: Option<Running>,
+    /// How its latest attempt ended.
+    pub last_end: Option<AttemptEnd>,
+    /// The record of its first token.
+    pub committed: Option<u64>,
+    /// Progress: record, attempt number, tokens.
+    pub marks: Vec<(u64, u32, u64)>,
+    /// What is held for it.
+    pub granted: Pair,
+    /// Records of what is held, for when they are lost.
+    pub grants: Vec<(u64, Pair)>,
+    /// Its terminal entry: the record and what it charges.
+    pub terminal: Option<(u64, Pair)>,
+    pub end: Option<End>,
+    /// What its client had delivered whole.
+    pub delivered: Option<u64>,
+    pub acknowledged: bool,
+}
+
+/// An attempt that runs.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Running {
+    pub attempt: AttemptId,
+    pub endpoint: EndpointId,
+    pub number: u32,
+    pub cancelled: bool,
+}
+
+/// How a request ended.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct End {
+    pub position: u64,
+    pub at: u64,
+    pub charged: Pair,
+    pub good: bool,
+}
+
+/// No reservation or settlement is more, in either unit: 2^36.
+const AMOUNT_MAX: i128 = 1 << 36;
+
+impl Request {
+    pub fn new(
+        id: RequestId,
+        gateway: u32,
+        arrival: Box<Arrival>,
+        (position, at, now): (u64, u64, Instant),
+        config: &Config,
+    ) -> Self {
+        let model = config.models.get(&arrival.model);
+        let timeouts = model.and_then(|m| m.timeouts.as_ref()).unwrap_or(&config.timeouts);
+        let patience = arrival.patience.unwrap_or(Duration::MAX).min(timeouts.request);
+        let wanted = arrival.output_max.unwrap_or(config.output_default).0;
+        let slice = if arrival.stream { wanted.min(config.quota.slice.0) } else { wanted };
+        let who = &arrival.principal;
+        Self {
+            id,
+            gateway,
+            accounts: [Some(who.tenant), who.user, who.key].into_iter().flatten().collect(),
+            position,
+            at,
+            arrived: now,
+            deadline: now + patience,
+            price: model.map(|model| model.price).unwrap_or_default(),
+            slice,
+            limited: is_limited(config, &arrival),
+            attempts: 0,
+            dispatches: Vec::new(),
+            tried: Vec::new(),
+            running: None,
+            last_end: None,
+            committed: None,
+            marks: Vec::new(),
+            granted: [0, 0],
+            grants: Vec::new(),
+            terminal: None,
+            end: None,
+            delivered: None,
+            acknowledged: false,
+            arrival,
+        }
+    }
+
+    /// What is asked for it at first.
+    pub fn wanted(&self) -> Pair {
+        cost(self.price, self.arrival.prompt.0, self.slice)
+    }
+
+    /// What it was charged.
+    pub fn charged(&self) -> Pair {
+        self.end.map_or([0, 0], |end| end.charged)
+    }
+
+    /// Whether a quota of one of its accounts holds it back.
+    pub fn is_limited(&self) -> bool {
+        self.limited
+    }
+
+    /// Completion tokens of its latest attempt, as of its last mark.
+    pub fn produced(&self) -> u64 {
+        let of = self.marks.iter().filter(|(_, number, _)| *number == self.attempts);
+        of.map(|(_, _, produced)| *produced).max().unwrap_or(0)
+    }
+
+    /// What a request that broke off is to be charged: nothing before its client was sent something.
+    pub fn cost_in_part(&self) -> Pair {
+        match self.committed {
+            None => [0, 0],
+            Some(_) => cost(self.price, self.arrival.prompt.0, self.produced()),
+        }
+    }
+
+    /// Records from `next` on are gone.
+    pub fn forget_from(&mut self, next: u64) {
+        self.running = None;
+        self.committed = self.committed.filter(|position| *position < next);
+        self.marks.retain(|(position, ..)| *position < next);
+        self.grants.retain(|(position, _)| *position < next);
+        self.granted = self.grants.iter().fold([0, 0], |sum, (_, amount)| plus(sum, *amount));
+        self.terminal = self.terminal.filter(|(position, _)| *position < next);
+        self.dispatches.retain(|position| *position < next);
+        self.attempts = self.dispatches.len() as u32;
+        self.tried.truncate(self.dispatches.len());
+    }
+
+    /// What a request that completed is to be charged.
+    pub fn cost_of(&self, usage: Usage) -> Pair {
+        cost(self.price, usage.prompt.0, usage.completion.0)
+    }
+}
+
+fn is_limited(config: &Config, arrival: &Arrival) -> bool {
+    let who = &arrival.principal;
+    let tenant = config.accounts.get(&who.tenant);
+    let user = who.user.and_then(|id| {
+        config.accounts.get(&id).or(tenant.and_then(|tenant| tenant.per_user.as_deref()))
+    });
+    [tenant, user].into_iter().flatten().any(|account| {
+        let limits = &account.limits;
+        limits.rolling.is_some() || [limits.day, limits.month].iter().any(|cap| *cap != Cap::NONE)
+    })
+}
+
+/// Tokens and money, each side of the price rounded up.
+fn cost(price: Price, prompt: u64, completion: u64) -> Pair {
+    let (prompt, completion) = (i128::from(prompt), i128::from(completion));
+    let part = |tokens: i128, per_million: u64| {
+        (tokens * i128::from(per_million) + 999_999) / 1_000_000
+    };
+    let money = part(prompt, price.input.0) + part(completion, price.output.0);
+    [(prompt + completion).min(AMOUNT_MAX), money.min(AMOUNT_MAX)]
+}

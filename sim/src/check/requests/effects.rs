@@ -1,0 +1,254 @@
+//! What a plane may say of a request, effect by effect.
+
+use control::id::{AttemptId, CallerToken, RequestId};
+use control::outcome::AttemptEnd;
+use control::plane::{Dispatch, Input, Outcome, Refusal};
+use control::units::Amount;
+
+use super::super::book::{above, pair};
+use super::super::request::{End, Request, Running};
+use super::super::{Invariant, Step, Verdict};
+use super::Requests;
+
+impl Requests {
+    /// A request has an id: the first thing said of it, and a new one.
+    pub fn admitted(
+        &mut self,
+        step: &Step<'_>,
+        caller: CallerToken,
+        id: RequestId,
+        verdict: &mut Verdict,
+    ) {
+        let call = caller.0 as usize;
+        let Input::RequestArrived(arrival) = &step.input else {
+            let text = format!("{id:?} is admitted, and nobody asked");
+            return verdict.fail(Invariant::Outcome, step.at, text);
+        };
+        if self.all.len() <= call {
+            self.all.resize_with(call + 1, || None);
+        }
+        let when = (step.position, step.at, step.now);
+        let config = self.config(step.gateway);
+        let request = Request::new(id, step.gateway, arrival.clone(), when, config);
+        let ratio = config.attempt.budget_ratio_percent;
+        let own = &mut self.gateways[step.gateway as usize];
+        if own.by_id.insert(id, call as u32).is_some() {
+            let text = format!("gateway-{} mints {id:?} twice", step.gateway);
+            verdict.fail(Invariant::Outcome, step.at, text);
+        }
+        own.budget += u128::from(ratio);
+        own.live.insert(call as u32);
+        self.counted += 1;
+        self.all[call] = Some(Box::new(request));
+    }
+
+    /// An attempt is to be made.
+    pub fn dispatched(&mut self, step: &Step<'_>, order: &Dispatch, verdict: &mut Verdict) {
+        let mut wrong = |invariant, text: String| {
+            verdict.fail(invariant, step.at, format!("{:?}: {text}", order.attempt));
+        };
+        let own = &mut self.gateways[step.gateway as usize];
+        own.by_attempt.insert(order.attempt, order.caller.0 as u32);
+        let Some(Some(request)) = self.all.get_mut(order.caller.0 as usize) else {
+            return wrong(Invariant::Outcome, "is made for a request nobody knows".into());
+        };
+        if let Some(end) = request.end {
+            let text = format!("is made after {:?} was over, at {} ns", request.id, end.at);
+            return wrong(Invariant::Outcome, text);
+        }
+        if request.committed.is_some() {
+            wrong(Invariant::Tokens, "is a second beginning of an answer that began".into());
+        }
+        if let Some(running) = request.running {
+            let text = format!("is made while {:?} runs", running.attempt);
+            wrong(Invariant::Bounds, text);
+        }
+        if order.deadline != request.deadline {
+            let text = format!("has deadline {:?}, not {:?}", order.deadline, request.deadline);
+            wrong(Invariant::Deadlines, text);
+        }
+        if step.now >= request.deadline || order.first_token_by > request.deadline {
+            wrong(Invariant::Deadlines, "is given time beyond its request's deadline".into());
+        }
+        request.attempts += 1;
+        if order.number != request.attempts || request.attempts > own.attempts_max {
+            let text = format!("is number {} of at most {}", order.number, own.attempts_max);
+            wrong(Invariant::Bounds, text);
+        }
+        if request.attempts > 1 && Self::costs(request.last_end.as_ref()) {
+            own.retries += 1;
+            if u128::from(own.retries) * 100 > own.budget + 100 {
+                let text = format!(
+                    "is retry {}, and {} have been earned",
+                    own.retries,
+                    own.budget / 100
+                );
+                wrong(Invariant::Bounds, text);
+            }
+        }
+        request.tried.push(order.endpoint);
+        request.dispatches.push(step.position);
+        let (attempt, endpoint, number) = (order.attempt, order.endpoint, order.number);
+        request.running = Some(Running { attempt, endpoint, number, cancelled: false });
+        self.figures.attempts += 1;
+    }
+
+    /// An attempt is to be stopped.
+    pub fn cancelled(
+        &mut self,
+        step: &Step<'_>,
+        caller: CallerToken,
+        attempt: AttemptId,
+        verdict: &mut Verdict,
+    ) {
+        let Some(Some(request)) = self.all.get_mut(caller.0 as usize) else { return };
+        match &mut request.running {
+            Some(running) if running.attempt == attempt => running.cancelled = true,
+            Some(_) | None => {
+                let text = format!("{attempt:?} is cancelled and does not run");
+                verdict.fail(Invariant::Deadlines, step.at, text);
+            }
+        }
+    }
+
+    /// A request is refused: nothing was sent, nothing is charged.
+    pub fn rejected(
+        &mut self,
+        step: &Step<'_>,
+        caller: CallerToken,
+        id: RequestId,
+        refusal: &Refusal,
+        verdict: &mut Verdict,
+    ) {
+        self.figures.refused(refusal);
+        let Some(request) = self.over(step, caller, id, verdict) else { return };
+        if request.committed.is_some() {
+            let text = format!("{id:?} is refused after its client was sent a token");
+            verdict.fail(Invariant::Tokens, step.at, text);
+        }
+        if request.granted != [0, 0] && request.terminal.is_none() {
+            let text = format!("{id:?} is refused, and what is held for it stays held");
+            verdict.fail(Invariant::Algebra, step.at, text);
+        }
+        let named = match refusal {
+            Refusal::QuotaSpent(spent) => Some(spent.account),
+            Refusal::RateLimited { account, .. } => Some(*account),
+            _ => None,
+        };
+        if let Some(named) = named.filter(|named| !request.accounts.contains(named)) {
+            let text = format!("{id:?} is refused because {named}, which is not its own, is spent");
+            verdict.fail(Invariant::Fairness, step.at, text);
+        }
+        let charged = request.terminal.map_or([0, 0], |(_, charged)| charged);
+        if charged != [0, 0] {
+            let text = format!("{id:?} is refused and charged {charged:?}");
+            verdict.fail(Invariant::Outcome, step.at, text);
+        }
+        request.end = Some(End { position: step.position, at: step.at, charged, good: false });
+    }
+
+    /// A request was answered, in whole or in part.
+    pub fn finished(
+        &mut self,
+        step: &Step<'_>,
+        caller: CallerToken,
+        id: RequestId,
+        (outcome, charged, attempts): (Outcome, Amount, u32),
+        verdict: &mut Verdict,
+    ) {
+        let slack = self.overrun_max(step.gateway);
+        let waited = self.of(caller).map(|request| step.now.since(request.arrived));
+        self.figures.finished(&outcome, charged, waited);
+        let Some(request) = self.over(step, caller, id, verdict) else { return };
+        let mut wrong = |invariant, text: String| {
+            verdict.fail(invariant, step.at, format!("{id:?} ({outcome:?}): {text}"));
+        };
+        let whole = match &request.last_end {
+            Some(AttemptEnd::Completed { usage, .. }) => Some(*usage),
+            Some(AttemptEnd::Failed { .. } | AttemptEnd::Cancelled { .. }) | None => None,
+        };
+        if outcome == Outcome::Completed && whole.is_none() {
+            wrong(Invariant::Tokens, "a broken answer ends as a whole one".into());
+        }
+        if outcome != Outcome::Completed && whole.is_some() {
+            wrong(Invariant::Tokens, "a whole answer ends as a broken one".into());
+        }
+        if attempts != request.attempts {
+            wrong(Invariant::Outcome, format!("{attempts} attempts, not {}", request.attempts));
+        }
+        let charged = pair(charged);
+        let expected = match whole {
+            Some(usage) => request.cost_of(usage),
+            None => request.cost_in_part(),
+        };
+        if charged != expected {
+            let text = format!("{charged:?} are charged for what costs {expected:?}");
+            wrong(Invariant::Outcome, text);
+        }
+        if request.terminal.map(|(_, charged)| charged) != Some(charged) {
+            let text = format!("its terminal entry says {:?}, not {charged:?}", request.terminal);
+            wrong(Invariant::Algebra, text);
+        }
+        let lied = whole.is_some_and(|usage| {
+            request.delivered.is_none_or(|delivered| usage.completion.0 > delivered)
+        });
+        let error = request.arrival.prompt.0 / 2 + 8;
+        let overrun = above(charged, request.granted)[0];
+        // Without a limit nothing is held back: what is used beyond the estimate is only noted.
+        if request.is_limited() && !lied && overrun > i128::from(slack + error) {
+            wrong(Invariant::Bound, format!("{overrun} tokens beyond what was held for it"));
+        }
+        let good = outcome == Outcome::Completed;
+        request.end = Some(End { position: step.position, at: step.at, charged, good });
+        self.charge_key(step, caller, verdict);
+    }
+
+    /// What a stream may use beyond what is held for it: a slice, and what arrives between two marks. The largest slice
+    /// of any configuration, as a stream may outlive a reload.
+    fn overrun_max(&self, gateway: u32) -> u64 {
+        self.config(gateway).quota.slice.0 + 64
+    }
+
+    /// One key, one charge.
+    fn charge_key(&mut self, step: &Step<'_>, caller: CallerToken, verdict: &mut Verdict) {
+        let Some(request) = self.of(caller) else { return };
+        let Some(idempotency) = request.arrival.idempotency else { return };
+        if request.charged() == [0, 0] {
+            return;
+        }
+        let (id, key) = (request.id, (request.arrival.principal.tenant.0, idempotency.key.0));
+        let charged = self.gateways[step.gateway as usize].charged_keys.entry(key).or_default();
+        *charged += 1;
+        if *charged > 1 {
+            let text = format!("{id:?} is charged, and its idempotency key had been charged");
+            verdict.fail(Invariant::Outcome, step.at, text);
+        }
+    }
+
+    /// A request is over: once, and with nothing left running.
+    fn over(
+        &mut self,
+        step: &Step<'_>,
+        caller: CallerToken,
+        id: RequestId,
+        verdict: &mut Verdict,
+    ) -> Option<&mut Request> {
+        self.gateways[step.gateway as usize].live.remove(&(caller.0 as u32));
+        let Some(Some(request)) = self.all.get_mut(caller.0 as usize) else {
+            let text = format!("{id:?} is over, and nobody asked for it");
+            verdict.fail(Invariant::Outcome, step.at, text);
+            return None;
+        };
+        if request.end.is_some() || request.id != id {
+            let text = format!("{id:?} has a second outcome");
+            verdict.fail(Invariant::Outcome, step.at, text);
+            return None;
+        }
+        if let Some(running) = request.running.filter(|running| !running.cancelled) {
+            let text = format!("{id:?} is over, and {:?} is not told to stop", running.attempt);
+            verdict.fail(Invariant::Deadlines, step.at, text);
+        }
+        request.running = None;
+        Some(request)
+    }
+}
