@@ -90,9 +90,11 @@ const involved = (() => {
   if (blamed) addRequest(blamed);
   const session = blamed?.session;
   if (session) for (const move of story.moves) if (move.session === session) [move.gateway, move.from, move.to].forEach(add);
-  if (session) for (const request of requests) if (request.session === session) addRequest(request);
   const since = broken ? Math.min(broken.at_ns, blamed?.arrived_ns ?? Infinity) - DURATION / 40 : 0;
   const until = broken ? broken.at_ns : DURATION;
+  for (const request of requests) {
+    if (session && request.session === session && request.arrived_ns <= until && request.end >= since) addRequest(request);
+  }
   const near = story.faults.filter((fault) => fault.start_ns <= until && fault.end >= since);
   near.sort((a, b) => b.start_ns - a.start_ns).forEach((fault) => fault.hosts.forEach(add));
   const concerned = ids.size;

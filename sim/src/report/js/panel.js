@@ -105,7 +105,7 @@ function ofSearch() {
   const found = requests.filter((request) => view.found.has(request) && shown(request));
   return [
     el('h3', { textContent: found.length ? count(found.length, 'request') : 'Nothing found' }),
-    el('p', { className: 'quiet', textContent: found.length ? 'Enter goes from one to the next.' : 'Search looks at request ids, sessions, tenants and models.' }),
+    el('p', { className: 'quiet', textContent: found.length ? 'Enter goes from one to the next.' : 'Search looks at request ids, sessions, tenants, models and hosts.' }),
     ...rows(found, (request) => requestRow(request)),
   ];
 }

@@ -121,7 +121,7 @@ const selective = () => view.pinned !== null || view.host !== null || view.found
 
 function search(text) {
   view.query = text.trim().toLowerCase();
-  const matches = (request) => [request.id, request.session ?? '', request.tenant, request.model]
+  const matches = (request) => [request.id, request.session ?? '', request.tenant, request.model, nameOf(request.gateway), ...request.attempts.map((attempt) => nameOf(attempt.replica))]
     .some((field) => field.toLowerCase().includes(view.query));
   view.found = view.query ? new Set(requests.filter(matches)) : null;
   if (view.found) view.pinned = null;
