@@ -6,7 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use crate::check::{Figures, Invariant, Violation};
 use crate::coverage::{self, Coverage};
 use crate::plan::Plan;
-use crate::story::Chronicle;
+use crate::chronicle::Chronicle;
 use crate::trace::Trace;
 use crate::world;
 pub use crate::world::Outcome;

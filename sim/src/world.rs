@@ -28,7 +28,7 @@ use control::rng::Rng;
 
 use crate::check::{Judge, Violation};
 use crate::plan::{Ask, Host, Plan};
-use crate::story::Chronicle;
+use crate::chronicle::Chronicle;
 use crate::trace::Trace;
 use attempt::Run;
 use client::Call;
