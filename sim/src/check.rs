@@ -233,7 +233,7 @@ impl Judge {
             self.affinity.picked(step, placed, request, &self.members, verdict);
             self.balance.dispatched(step, placed, request, &mut self.members, config, verdict);
         }
-        self.members.begins(step.gateway, order.attempt, order.endpoint);
+        self.members.begins(step.gateway, order.attempt, order.endpoint, panic);
         self.requests.dispatched(step, order, verdict);
     }
 

@@ -6,6 +6,7 @@
 
 use std::io::Write;
 
+use control::plane::Durable;
 use control::quota::Entry;
 use control::rng::hash_bytes;
 
@@ -14,6 +15,17 @@ pub struct Trace<'a> {
     hash: u64,
     events: u64,
     lines: Option<&'a mut dyn Write>,
+}
+
+/// A fact in few words.
+fn fact(durable: &Durable) -> String {
+    match durable {
+        Durable::Entry(entry) => format!("{:?}", entry.fact),
+        Durable::Binding { session, binding } => {
+            format!("{session:?} at {:?} epoch {}", binding.endpoint, binding.epoch)
+        }
+        Durable::Released { session } => format!("{session:?} nowhere"),
+    }
 }
 
 impl<'a> Trace<'a> {
@@ -50,7 +62,10 @@ impl<'a> Trace<'a> {
         self.hash = hash_bytes(self.hash ^ at ^ u64::from(gateway) << 48, record);
         if self.lines.is_some() {
             let said = match control::journal::decode(record) {
-                Ok(record) => format!("{:?} -> {:016x}", record.input, record.digest),
+                Ok(record) => {
+                    let facts: Vec<String> = record.durables.iter().map(fact).collect();
+                    format!("{:?} -> {:016x} {}", record.input, record.digest, facts.join("; "))
+                }
                 Err(why) => why.to_string(),
             };
             self.line(at, &format!("gateway-{gateway} {said}"));

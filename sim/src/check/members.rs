@@ -52,6 +52,8 @@ pub(super) struct Stay {
     pub running: u32,
     /// Attempts that any member could have had and others got.
     pub passed_over: u32,
+    /// Somebody was sent here in a panic: not every attempt of this stay is a probe.
+    pub panicked: bool,
     /// How long the ejection was that this one follows.
     pub ejected_for: Option<u64>,
 }
@@ -123,11 +125,18 @@ impl Members {
     }
 
     /// An attempt begins.
-    pub fn begins(&mut self, gateway: u32, attempt: AttemptId, endpoint: EndpointId) {
+    pub fn begins(
+        &mut self,
+        gateway: u32,
+        attempt: AttemptId,
+        endpoint: EndpointId,
+        panic: bool,
+    ) {
         let pool = self.pool(gateway);
         if let Some(member) = pool.members.get_mut(&endpoint) {
             member.in_flight += 1;
             member.stay.running += 1;
+            member.stay.panicked |= panic;
             let stay = member.stay.number;
             pool.running.insert(attempt, Ran { endpoint, stay });
         }

@@ -86,16 +86,11 @@ impl Owners {
         self.accounts.get(hold).cloned().unwrap_or_default()
     }
 
-    /// What the store may not have heard of yet and will charge late.
+    /// What the store may not know yet, and will charge late; what dead gateways took with them it never will, and what the
+    /// living spent of allotments it charges when these end.
     pub fn beyond(&self, account: AccountId) -> Pair {
         let owners = self.gateways.iter();
         owners.fold([0, 0], |sum, owner| plus(sum, owner.pending(account, &self.accounts)))
-    }
-
-    /// What the store need not know in the end: what dead gateways took with them, and what the living spent of
-    /// allotments that still run.
-    pub fn unacknowledged(&self, account: AccountId) -> Pair {
-        self.beyond(account)
     }
 
     pub fn finish(

@@ -29,9 +29,11 @@ pub(crate) struct Requests {
     sync_always: bool,
     /// How long after the healing the core must be well.
     within: u64,
+    /// Tokens a second of the fastest replica, where quota is asked for over a network.
+    waits_at: u64,
     counted: u64,
-    /// Requests that a new life has just found under way.
-    lost: Vec<u32>,
+    /// Requests that a new life has just found under way, and whether it decides by another logic.
+    lost: Vec<(u32, bool)>,
 }
 
 /// What is known of a gateway.
@@ -64,6 +66,10 @@ impl Requests {
             core: gateways.iter().map(|gateway| gateway.core).collect(),
             sync_always: plan.topology.disk.sync_every_ms == 0,
             within: quiet::within(plan),
+            waits_at: match plan.topology.shared {
+                true => plan.topology.replicas.iter().map(|r| u64::from(r.rate)).max().unwrap_or(0),
+                false => 0,
+            },
             counted: 0,
             lost: Vec::new(),
         }

@@ -36,6 +36,8 @@ pub(super) struct Gateway {
     observed: Vec<Observation>,
     /// Answers that wait for a disk without room.
     unwritten: Vec<(u64, Event)>,
+    /// Records before this position were decided by another logic.
+    pub upgraded_at: u64,
     /// The version of the last list it made of its configuration.
     pub listed: u64,
 }
@@ -59,6 +61,7 @@ impl Gateway {
             effects: Vec::new(),
             observed: Vec::new(),
             unwritten: Vec::new(),
+            upgraded_at: 0,
             listed: 0,
         }
     }

@@ -144,6 +144,7 @@ impl Requests {
             let text = format!("{id:?} is refused and charged {charged:?}");
             verdict.fail(Invariant::Outcome, step.at, text);
         }
+        request.refusal = Some(Box::new(refusal.clone()));
         request.end = Some(End { position: step.position, at: step.at, charged, good: false });
     }
 
@@ -203,10 +204,12 @@ impl Requests {
         self.charge_key(step, caller, verdict);
     }
 
-    /// What a stream may use beyond what is held for it: a slice, and what arrives between two marks. The largest slice
-    /// of any configuration, as a stream may outlive a reload.
+    /// What a stream may use beyond what is held for it: a slice, what arrives between two marks, and what arrives while
+    /// the store is asked for the next slice.
     fn overrun_max(&self, gateway: u32) -> u64 {
-        self.config(gateway).quota.slice.0 + 64
+        let quota = &self.config(gateway).quota;
+        let waited = quota.answer_timeout.as_millis() as u64 * self.waits_at / 1_000;
+        quota.slice.0 + waited + 64
     }
 
     /// One key, one charge.
