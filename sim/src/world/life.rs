@@ -123,7 +123,9 @@ impl World<'_> {
             }
         }
         let Some(plane) = plane else { return };
-        self.judge.recovered(index, &plane, upgrade, self.now);
+        // Whatever the new logic had recorded may be gone again.
+        let cold = left.next <= self.gateways[index as usize].upgraded_at;
+        self.judge.recovered(index, &plane, cold, self.now);
         self.begin_life(index, plane);
     }
 

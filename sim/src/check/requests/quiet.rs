@@ -53,7 +53,7 @@ impl Requests {
                     let key = (request.arrival.principal.tenant.0, key.key.0);
                     own.charged_keys.entry(key).and_modify(|count| *count -= 1);
                 }
-                request.end = None;
+                (request.end, request.acknowledged) = (None, false);
             }
             request.forget_from(next);
             if request.position >= next {
