@@ -14,6 +14,9 @@ use alloc::vec::Vec;
 
 use super::Mutant::{self, *};
 use super::{select, selected};
+use crate::Machine;
+use crate::plane::ControlPlane;
+use crate::plane::tests::chaos::Chaos;
 
 /// What must be true at the end of a run, for whom it is not.
 type Story = (Mutant, fn() -> bool);
@@ -83,4 +86,30 @@ fn one_bug_is_selected_at_a_time_and_none_at_first() {
     }
     select(None);
     assert_eq!(selected(), None);
+}
+
+#[test]
+fn only_a_mutant_that_says_so_makes_a_plane_panic() {
+    for mutant in Mutant::ALL.iter().filter(|mutant| !mutant.breaks().contains(&7)) {
+        select(Some(*mutant));
+        for seed in 0..2 {
+            assert!(std::panic::catch_unwind(|| live(seed)).is_ok(), "{mutant} panics");
+        }
+        select(None);
+    }
+}
+
+/// A life of some thousand inputs in any order, with the plane's own checks on the way.
+fn live(seed: u64) {
+    let mut chaos = Chaos::new(seed);
+    let mut plane = ControlPlane::with_config(seed, chaos.config.clone());
+    for step in 0..2_000 {
+        let (now, input) = chaos.next();
+        plane.handle(now, input);
+        let effects: Vec<_> = core::iter::from_fn(|| plane.poll_effect()).collect();
+        chaos.learn(&effects);
+        if step % 16 == 0 {
+            plane.invariants();
+        }
+    }
 }
