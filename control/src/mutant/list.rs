@@ -98,7 +98,7 @@ mutants! {
 
     // What becomes of a request.
 
-    /// A client that leaves is told so, and then told the end (`plane/end.rs`, `handle_client_gone`).
+    /// A client that leaves is told the end, and then told that it has left (`plane/end.rs`, `handle_client_gone`).
     TwoOutcomes "two-outcomes" breaks [3], pains [];
     /// A backoff ends a day after the deadline (`plane/arrive.rs`, `set_phase`).
     TimerLost "timer-lost" breaks [9, 12], pains [19];

@@ -210,12 +210,12 @@ impl ControlPlane {
         {
             return;
         }
+        self.abandon(id, Verdict::Neutral);
+        self.leave(id);
         if planted!(TwoOutcomes) {
             let (request, refusal) = (id, Refusal::ClientGone);
             self.effects.push_back(Effect::Reject { caller, request, refusal });
         }
-        self.abandon(id, Verdict::Neutral);
-        self.leave(id);
     }
 
     /// Stops the attempt that runs, if one does, without waiting for its report.
