@@ -150,7 +150,7 @@ impl Judge {
 
     /// A plane took a step.
     pub fn step(&mut self, step: &Step<'_>) {
-        self.members.input(step);
+        self.members.input(step, &mut self.verdict);
         self.breakers.input(step, &mut self.members, &self.requests);
         self.requests.input(step);
         for observation in step.observed {

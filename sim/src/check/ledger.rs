@@ -4,12 +4,12 @@
 //! by the book's own sums, a denial must not. What clients truly used is added up besides, and in the end the ledger must
 //! have charged exactly that: no less but what a failover or a loss of power is allowed to lose, and never more.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use control::id::{AccountId, RequestId};
 use control::plane::{ControlPlane, Refusal};
 use control::quota::{
-    Ask, BalanceKey, Denied, DenyReason, Entry, Fact, Ledger, Reply, StoreAnswer, StoreOp, Unit,
+    Ask, BalanceKey, Denied, DenyReason, Entry, Fact, HoldId, Ledger, Reply, StoreAnswer, StoreOp, Unit,
     WindowKind,
 };
 
@@ -36,6 +36,8 @@ pub(super) struct Ledgers {
     untold: BTreeMap<AccountId, Pair>,
     /// Charges a failover made the store forget.
     forgotten: BTreeMap<AccountId, Pair>,
+    /// What the store let expire.
+    expired: BTreeSet<HoldId>,
     /// The most generous limits an account ever had.
     caps: BTreeMap<(AccountId, WindowKind), [Option<i128>; 2]>,
 }
@@ -74,6 +76,7 @@ impl Ledgers {
             told: BTreeMap::new(),
             untold: BTreeMap::new(),
             forgotten: BTreeMap::new(),
+            expired: BTreeSet::new(),
             caps: BTreeMap::new(),
         }
     }
@@ -86,6 +89,7 @@ impl Ledgers {
     /// A gateway noted a fact: of its own ledger, or of what it holds at the store.
     pub fn noted(&mut self, step: &Step<'_>, entry: &Entry, verdict: &mut Verdict) {
         if self.shared {
+            self.lends(step, entry, verdict);
             return self.owners.noted(step, entry, verdict);
         }
         let index = step.gateway as usize;
@@ -121,11 +125,20 @@ impl Ledgers {
         let told = asked.is_some_and(|(op, _)| matches!(op.ask, Ask::Assert { .. }));
         if let Some((op, answer)) = asked {
             covered(op, answer);
+            let draws = matches!(op.ask, Ask::Reserve(_) | Ask::Extend { .. });
+            let other = op.run.is_some_and(|run| run != answer.run);
+            if draws && other && answer.reply != Reply::OtherRun {
+                let text = format!("{:?} is answered, and believes in another run", op.ask);
+                verdict.fail(Invariant::Bound, at, text);
+            }
             if let Err(why) = self.justly_denied(op, answer, ledger) {
                 verdict.fail(Invariant::Bound, at, why);
             }
         }
         for entry in made {
+            if let Fact::Expire { hold } = &entry.fact {
+                self.expired.insert(*hold);
+            }
             self.learn(entry);
             // What an owner says it holds is taken as a fact, whatever the limits say.
             let granted = if told { Ok(()) } else { self.fits(0, entry) };
@@ -317,6 +330,19 @@ impl Ledgers {
                     verdict.fail(Invariant::Liveness, at, text);
                 }
             }
+        }
+    }
+
+    /// Nothing is lent from an allotment that the ledger, on its own clock, has let expire.
+    fn lends(&self, step: &Step<'_>, entry: &Entry, verdict: &mut Verdict) {
+        let (Fact::Reserve { hold, from: Some(from), .. }
+        | Fact::Extend { hold, from: Some(from), .. }) = &entry.fact
+        else {
+            return;
+        };
+        if self.expired.contains(&HoldId::allotment(hold.owner, *from)) {
+            let text = format!("{hold:?} is held from {from:?}, which the ledger let expire");
+            verdict.fail(Invariant::Bound, step.at, text);
         }
     }
 

@@ -220,6 +220,14 @@ impl Requests {
             return;
         };
         let Some(request) = self.all[call as usize].as_deref_mut() else { return };
+        if let Fact::Reserve { pins, .. } = &entry.fact {
+            let mut payers: Vec<_> = pins.iter().map(|pin| pin.account).collect();
+            payers.dedup();
+            if payers != request.accounts {
+                let text = format!("{id:?} is paid by {payers:?}, not by {:?}", request.accounts);
+                verdict.fail(Invariant::Fairness, step.at, text);
+            }
+        }
         if let Some(amount) = grant {
             request.granted = plus(request.granted, amount);
             request.grants.push((step.position, amount));
@@ -245,6 +253,7 @@ impl Requests {
     /// Between two steps the plane knows of exactly the requests that are not over. Returns what a new life has settled.
     pub fn after(&mut self, step: &Step<'_>, verdict: &mut Verdict) -> Vec<u32> {
         let lost = self.settle_lost(step, verdict);
+        self.obeys(step, verdict);
         let own = &mut self.gateways[step.gateway as usize];
         let (known, live) = (step.plane.requests(), own.live.len());
         if known != live {
@@ -260,6 +269,29 @@ impl Requests {
             verdict.fail(Invariant::Bounds, step.at, text);
         }
         lost
+    }
+
+    /// What some inputs must lead to, within the step.
+    fn obeys(&self, step: &Step<'_>, verdict: &mut Verdict) {
+        match &step.input {
+            Input::ClientGone { caller } => {
+                let live = self.of(*caller).filter(|request| request.end.is_none());
+                if let Some(request) = live.filter(|request| request.gateway == step.gateway) {
+                    let text = format!("{:?} goes on, and its client has gone", request.id);
+                    verdict.fail(Invariant::Deadlines, step.at, text);
+                }
+            }
+            Input::RequestArrived(arrival) if arrival.session.is_some_and(|own| own.stored) => {
+                let Some(request) = self.of(arrival.caller) else { return };
+                let turns = self.turns(step.gateway, request);
+                let waiting = self.config(step.gateway).session.waiting_max as usize;
+                if turns > waiting + 1 {
+                    let text = format!("{turns} turns of one session, and {waiting} may wait");
+                    verdict.fail(Invariant::Bounds, step.at, text);
+                }
+            }
+            _ => {}
+        }
     }
 
     /// The request of a call.
