@@ -4,8 +4,8 @@
 //! snapshots (the ring then fills and says so) and is reported; the plane itself goes on.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use control::journal::Replay;
@@ -81,27 +81,42 @@ impl Shadow {
 
     /// Follows until `stop` is set, then makes a last snapshot of what was written. For a thread of its own.
     pub fn run(mut self, stop: &AtomicBool) {
-        loop {
-            let stopping = stop.load(Ordering::Acquire);
-            let followed = self.follow();
-            if self.progress.diverged() {
-                return;
-            }
-            if let Err(error) = followed {
-                tracing::warn!(%error, "the shadow plane cannot read the journal");
-            }
-            if self.position - self.snapshot_at >= SNAPSHOT_EVERY
-                || (stopping && self.position > self.snapshot_at)
-            {
-                self.snapshot();
-            }
-            if stopping {
-                return;
-            }
-            if self.position == self.appender.written() {
-                std::thread::sleep(FOLLOW_EVERY);
+        while let Some(pause) = self.round(stop.load(Ordering::Acquire)) {
+            if !pause.is_zero() {
+                std::thread::sleep(pause);
             }
         }
+    }
+
+    /// The same as a task, which ends by being dropped; [`Shadow::round`] then makes the last snapshot.
+    pub async fn run_as_task(shadow: Arc<Mutex<Self>>) {
+        let round = || shadow.lock().unwrap_or_else(PoisonError::into_inner).round(false);
+        while let Some(pause) = round() {
+            if pause.is_zero() {
+                tokio::task::yield_now().await;
+            } else {
+                tokio::time::sleep(pause).await;
+            }
+        }
+    }
+
+    /// Replays a batch, and makes a snapshot where one is due or, `stopping`, where there is anything new. Says how long
+    /// to wait before the next round; `None` after the last.
+    pub fn round(&mut self, stopping: bool) -> Option<Duration> {
+        let followed = self.follow();
+        if self.progress.diverged() {
+            return None;
+        }
+        if let Err(error) = followed {
+            tracing::warn!(%error, "the shadow plane cannot read the journal");
+        }
+        if self.position - self.snapshot_at >= SNAPSHOT_EVERY
+            || (stopping && self.position > self.snapshot_at)
+        {
+            self.snapshot();
+        }
+        let idle = self.position == self.appender.written();
+        (!stopping).then_some(if idle { FOLLOW_EVERY } else { Duration::ZERO })
     }
 
     /// Replays a batch of what was written since.
