@@ -173,6 +173,12 @@ impl Gateway {
         Arc::clone(&self.health)
     }
 
+    /// What drives its plane: for whoever inspects it, and for operators' orders.
+    #[must_use]
+    pub fn driver(&self) -> Arc<Driver> {
+        Arc::clone(&self.driver)
+    }
+
     /// Requests under way.
     #[must_use]
     pub fn requests(&self) -> usize {
@@ -302,13 +308,14 @@ fn drive(
     dir: &Path,
     health: &Arc<Health>,
 ) -> (Arc<Driver>, Follower, Journal) {
-    let Recovered { plane, state, next, incarnation, journal, .. } = recovered;
+    let Recovered { plane, state, next, snapshot, incarnation, journal, .. } = recovered;
     let (last, then) = (plane.now(), plane.wall());
     let clock = Clock::after(last, then, world.wall.clone());
     let observer = Box::new(Arc::clone(health));
     let driver = Driver::new(plane, clock, journal.appender(), observer, world, dir);
     driver.submit(Input::Restarted { incarnation, wall: world.wall.now() });
-    let shadow = Shadow::new(Arc::clone(&world.disk), dir, journal.appender(), &state, next);
+    let shadow =
+        Shadow::new(Arc::clone(&world.disk), dir, journal.appender(), &state, next, snapshot);
     health.follow(shadow.progress());
     (driver, Follower::start(shadow, world.background), journal)
 }
