@@ -8,8 +8,9 @@
 //! To simulate the gateway's parts one by one was rejected: the faults that matter lie between them.
 //!
 //! **Determinism.** A run is one thread, with seeded entropy, a paused clock and biased selects, and depends on nothing
-//! that its process did before: each call of [`run`] starts a thread of its own. So a process may run any number of plans, one
-//! after the other or on several threads at once, and the trace's hash is the same in every process.
+//! that its process did before: each call of [`run`] starts a thread of its own. So a process may run any number of plans, and
+//! the trace's hash is the same in every process. Calls from several threads take turns: a swarm on several cores starts
+//! a process for each.
 //!
 //! What it does not cover: TLS, HTTP/2, more than one thread, the operating system's sockets and files, sled, the admin
 //! socket; and turmoil's network delivers in whole ticks and never sends again what a cut link lost.
@@ -66,7 +67,7 @@ pub fn run(plan: &TierBPlan, trace: Option<&mut dyn Write>) -> Outcome {
     let (of_run, with_text) = (plan.clone(), trace.is_some());
     let simulation =
         thread::Builder::new().name("simulation".into()).stack_size(STACK).spawn(move || {
-            entropy::seed_this_thread(of_run.seed);
+            let _turn = entropy::seed_this_thread(of_run.seed);
             let ended = std::panic::catch_unwind(|| run::simulate(&of_run, with_text));
             ended.unwrap_or_else(|_| broken(&panics::take().unwrap_or_default()))
         });

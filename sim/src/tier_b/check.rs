@@ -166,19 +166,17 @@ impl Checks {
         self.acknowledged.push(Acknowledged { gateway, request, usage });
     }
 
-    /// A try is over, as far as its client knows.
-    pub fn saw(&mut self, now: Duration, ticket: usize, seen: Seen) {
+    /// A try is over, as far as its client knows; `is_last` where it will not try again.
+    pub fn saw(&mut self, now: Duration, ticket: usize, seen: Seen, is_last: bool) {
         let ticket = &mut self.tickets[ticket];
         if ticket.ended.replace((now, seen)).is_some() {
             let text = format!("{} ends a second time", ticket.request);
             return self.violated(now, 3, text);
         }
         let operation = ticket.operation;
-        if self.plan.operations[operation].must_succeed && seen != Seen::Whole {
-            let text = format!(
-                "fresh operation {operation} ({}), long after everything was mended, saw {seen:?}",
-                self.tickets.last().map_or("", |_| "a request")
-            );
+        if self.plan.operations[operation].must_succeed && is_last && seen != Seen::Whole {
+            let text =
+                format!("operation {operation}, long after everything was mended, saw {seen:?}");
             self.violated(now, 9, text);
         }
     }
@@ -222,7 +220,8 @@ impl Checks {
             Some((ended, _)) => ended.min(deadline),
             None => deadline,
         };
-        let calm = self.calm_since.is_some_and(|since| since <= end);
+        // Turmoil never sends a lost segment again: a cut in the middle may have taken the end's message with it.
+        let calm = self.calm_since.is_some_and(|since| since <= of.began);
         if calm && now > end + WORK_AFTER_END {
             let late = (now - end).as_secs_f64();
             let text = format!("replica-{replica} works on {request} {late:.1} s after its end");

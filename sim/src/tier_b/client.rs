@@ -82,15 +82,20 @@ impl Asker {
             let patience = Duration::from_millis(self.operation.timeout_ms);
             let seen = timeout(patience, self.ask(ticket)).await.unwrap_or(Seen::Unknown);
             let now = self.stage.now();
-            self.stage.scene().checks.saw(now, ticket, seen);
+            let is_over = matches!(seen, Seen::Whole | Seen::Left | Seen::Refused(400..=428));
+            let is_last = is_over || attempt == self.operation.retries;
+            self.stage.scene().checks.saw(now, ticket, seen, is_last);
             self.stage.word(format!(
                 "client {} operation {} {seen:?}",
                 self.operation.client, self.number
             ));
-            if matches!(seen, Seen::Whole | Seen::Left | Seen::Refused(400..=428)) {
+            if is_last {
                 return;
             }
-            sleep(Duration::from_millis(50 << attempt)).await;
+            // Who is asked to come back later does; the gateway says a second or two.
+            let is_shed = matches!(seen, Seen::Refused(429 | 503)) && self.operation.must_succeed;
+            let pause = if is_shed { 1_000 } else { 50 << attempt };
+            sleep(Duration::from_millis(pause)).await;
         }
     }
 

@@ -13,14 +13,31 @@
 use std::cell::Cell;
 use std::fs::File;
 use std::io::Read;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 thread_local! {
     static STATE: Cell<Option<u64>> = const { Cell::new(None) };
 }
 
-/// From here on this thread's entropy follows from `seed`. Call it before anything else on a new thread.
-pub fn seed_this_thread(seed: u64) {
+/// From here on this thread's entropy follows from `seed`, and its process's counters begin where they always do. Call
+/// it before anything else on a new thread, and hold what it returns until the run is over.
+pub fn seed_this_thread(seed: u64) -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     STATE.with(|state| state.set(Some(seed)));
+    align_task_ids();
+    turn
+}
+
+/// A runtime that is dropped drops its tasks by their ids' last bits, and ids are counted by the process. So each run
+/// begins at an id that ends alike, and runs of one process take turns.
+fn align_task_ids() {
+    // More than the bits that tokio looks at: two, for a runtime of one thread.
+    const STRIDE: u64 = 64;
+    let runtime = tokio::runtime::Builder::new_current_thread().build();
+    let runtime = runtime.expect("a runtime without drivers needs nothing of the system");
+    let id = || runtime.spawn(async {}).id().to_string().parse().unwrap_or(STRIDE);
+    while id() % STRIDE != 0 {}
 }
 
 /// Whether this thread's entropy is a simulation's.
