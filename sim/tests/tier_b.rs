@@ -1,6 +1,6 @@
 //! Tier B: runs that hold, runs that are the same everywhere, and how fast they are.
 //!
-//! Two of these tests are programs for others to start: see `one_seed` and `a_swarm`.
+//! Two of these tests are programs for others to start: see the last two.
 
 #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
@@ -48,7 +48,7 @@ fn a_plan_survives_being_written_down() {
 
 /// A program: writes the trace of `TIER_B_SEED` to the file `TIER_B_TRACE`.
 #[test]
-fn one_seed() {
+fn one_seed_writes_its_trace_where_it_is_told() {
     let (Ok(seed), Ok(path)) = (std::env::var("TIER_B_SEED"), std::env::var("TIER_B_TRACE")) else {
         return;
     };
@@ -60,7 +60,7 @@ fn one_seed() {
 /// `cargo test --release -p sim --test tier_b a_swarm -- --ignored --nocapture`
 #[test]
 #[ignore = "a swarm, not a test"]
-fn a_swarm() {
+fn a_swarm_of_seeds_holds_and_says_how_fast_it_was() {
     let read = |name: &str, default: u64| {
         std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
     };
@@ -84,13 +84,14 @@ fn a_swarm() {
         simulated / took,
         seeds as f64 * 60.0 / took
     );
+    assert_eq!(broken, 0, "see above");
 }
 
 fn trace_of(seed: u64) -> Vec<u8> {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("trace");
     let status = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "one_seed"])
+        .args(["--exact", "one_seed_writes_its_trace_where_it_is_told"])
         .env("TIER_B_SEED", seed.to_string())
         .env("TIER_B_TRACE", &path)
         .output()

@@ -236,3 +236,100 @@ impl Book {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use control::id::{Minted, ReservationId};
+    use control::quota::{OwnerId, Window};
+    use control::units::{MicroUsd, Tokens};
+    use control::{Instant, Wall};
+
+    use super::*;
+
+    #[test]
+    fn what_is_held_ends_once_and_adds_up() {
+        let mut book = book();
+        assert_eq!(book.apply(&reserve(1, 60)), Ok(()));
+        assert_eq!(book.apply(&extend(1, 20)), Ok(()));
+        assert_eq!(book.apply(&settle(1, 90)), Ok(()));
+        let balance = book.balances[&pin()];
+        assert_eq!((balance.charged.tokens, balance.overrun.tokens), (90, 10));
+        assert_eq!((balance.outstanding.tokens, book.live()), (0, 0));
+    }
+
+    #[test]
+    fn a_second_end_and_a_second_beginning_break_the_first() {
+        for second in [settle(1, 10), refund(1), reserve(1, 5), extend(1, 5)] {
+            let mut book = book();
+            assert_eq!(book.apply(&reserve(1, 10)), Ok(()));
+            assert_eq!(book.apply(&settle(1, 10)), Ok(()));
+            let broken = book.apply(&second).map_err(|(invariant, _)| invariant);
+            assert_eq!(broken, Err(1), "{second:?}");
+        }
+        assert_eq!(book().apply(&refund(9)).map_err(|(invariant, _)| invariant), Err(1));
+    }
+
+    #[test]
+    fn a_grant_beyond_the_limit_breaks_the_second_and_an_overrun_raises_it() {
+        let mut book = book();
+        assert_eq!(book.apply(&reserve(1, 90)), Ok(()));
+        assert_eq!(book.clone().apply(&reserve(2, 11)).map_err(|(number, _)| number), Err(2));
+        assert_eq!(book.clone().apply(&extend(1, 11)).map_err(|(number, _)| number), Err(2));
+        assert_eq!(book.apply(&settle(1, 190)), Ok(()));
+        assert_eq!(book.apply(&reserve(2, 10)), Ok(()), "what was overrun is not counted twice");
+        assert_eq!(book.apply(&reserve(3, 1)).map_err(|(number, _)| number), Err(2));
+    }
+
+    #[test]
+    fn an_overrun_of_more_than_a_slice_breaks_the_second() {
+        let mut book = book();
+        assert_eq!(book.apply(&reserve(1, 10)), Ok(()));
+        let broken = book.apply(&settle(1, 11 + OVERRUN_MAX));
+        assert_eq!(broken.map_err(|(number, _)| number), Err(2));
+    }
+
+    /// One account that may use 100 tokens a day.
+    fn book() -> Book {
+        Book::new([(AccountId(1), 100)].into())
+    }
+
+    fn pin() -> BalanceKey {
+        BalanceKey { account: AccountId(1), window: Window::Day(20_000) }
+    }
+
+    fn hold(counter: u64) -> HoldId {
+        HoldId::request(OwnerId(1), ReservationId(Minted { incarnation: 1, counter }))
+    }
+
+    fn amount(tokens: u64) -> Amount {
+        Amount { tokens: Tokens(tokens), money: MicroUsd::ZERO }
+    }
+
+    fn entry(fact: Fact) -> Entry {
+        Entry { at: Instant::ZERO, wall: Wall::default(), fact }
+    }
+
+    fn reserve(id: u64, tokens: u64) -> Entry {
+        entry(Fact::Reserve {
+            hold: hold(id),
+            pins: vec![pin()],
+            amount: amount(tokens),
+            ttl: std::time::Duration::from_secs(60),
+            expires: Instant::FAR_FUTURE,
+            from: None,
+        })
+    }
+
+    fn extend(id: u64, tokens: u64) -> Entry {
+        let expires = Instant::FAR_FUTURE;
+        entry(Fact::Extend { hold: hold(id), amount: amount(tokens), expires, from: None })
+    }
+
+    fn settle(id: u64, tokens: u64) -> Entry {
+        entry(Fact::Settle { hold: hold(id), actual: amount(tokens), estimated: false })
+    }
+
+    fn refund(id: u64) -> Entry {
+        entry(Fact::Refund { hold: hold(id) })
+    }
+}

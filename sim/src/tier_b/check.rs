@@ -229,3 +229,127 @@ impl Checks {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_in_order_and_all_of_them_are_a_whole_answer() {
+        let mut world = World::with_answer(3);
+        (0..3).for_each(|seq| world.token(&format!("t7.{seq}")));
+        world.checks.clean_end(NOW, world.ticket, Some(9));
+        assert_eq!(world.broken(), None);
+        assert_eq!(world.checks.take_acknowledged().len(), 1);
+    }
+
+    #[test]
+    fn a_gap_a_repeat_and_a_seam_break_the_sixth() {
+        for wrong in ["t7.2", "t7.0", "t8.1", "nonsense", "t7"] {
+            let mut world = World::with_answer(3);
+            world.token("t7.0");
+            world.token(wrong);
+            assert_eq!(world.broken(), Some(6), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_clean_end_before_the_last_token_breaks_the_sixth() {
+        let mut world = World::with_answer(3);
+        world.token("t7.0");
+        world.checks.clean_end(NOW, world.ticket, None);
+        assert_eq!(world.broken(), Some(6));
+    }
+
+    #[test]
+    fn an_answer_to_another_request_breaks_the_sixth() {
+        let mut world = World::with_answer(3);
+        world.checks.named(world.ticket, "req_1-2".into());
+        world.token("t7.0");
+        assert_eq!(world.broken(), Some(6));
+    }
+
+    #[test]
+    fn one_attempt_too_many_breaks_the_seventh() {
+        let mut world = World::with_answer(3);
+        let max = world.checks.plan.attempts_max();
+        for attempt in 1..max {
+            world.ask(7 + u64::from(attempt));
+            assert_eq!(world.broken(), None, "attempt {attempt}");
+        }
+        world.ask(100);
+        assert_eq!(world.broken(), Some(7));
+    }
+
+    #[test]
+    fn work_for_somebody_who_left_breaks_the_twelfth_where_the_network_was_calm() {
+        for (calm_since, expected) in [(Some(Duration::ZERO), Some(12)), (None, None)] {
+            let mut world = World::with_answer(3);
+            world.checks.saw(NOW, world.ticket, Seen::Left, true);
+            world.checks.calm_since = calm_since;
+            world.checks.look(NOW + WORK_AFTER_END);
+            assert_eq!(world.broken(), None, "that may take its time");
+            world.checks.look(NOW + WORK_AFTER_END + Duration::from_millis(5));
+            assert_eq!(world.broken(), expected);
+        }
+    }
+
+    #[test]
+    fn work_that_was_let_go_of_is_nobodys_fault() {
+        let mut world = World::with_answer(3);
+        world.checks.saw(NOW, world.ticket, Seen::Unknown, true);
+        world.checks.rested(7);
+        world.checks.look(NOW + 2 * WORK_AFTER_END);
+        assert_eq!(world.broken(), None);
+    }
+
+    #[test]
+    fn an_unserved_fresh_request_breaks_the_ninth_and_a_second_end_the_third() {
+        let mut world = World::with_answer(3);
+        world.checks.plan.operations[0].must_succeed = true;
+        world.checks.saw(NOW, world.ticket, Seen::Refused(503), false);
+        assert_eq!(world.broken(), None, "it will try again");
+        world.checks.saw(NOW, world.ticket, Seen::Whole, true);
+        assert_eq!(world.broken(), Some(3));
+        let mut world = World::with_answer(3);
+        world.checks.plan.operations[0].must_succeed = true;
+        world.checks.saw(NOW, world.ticket, Seen::Unknown, true);
+        assert_eq!(world.broken(), Some(9));
+    }
+
+    const NOW: Duration = Duration::from_secs(1);
+
+    /// One try of the plan's first operation, and the answer `t7` to it.
+    struct World {
+        checks: Checks,
+        ticket: usize,
+        tokens: u32,
+    }
+
+    impl World {
+        fn with_answer(tokens: u32) -> Self {
+            let plan = super::super::plan(1);
+            let mut checks = Checks::new(&plan);
+            let ticket = checks.begins(NOW, 0);
+            checks.named(ticket, "req_1-1".into());
+            let mut world = Self { checks, ticket, tokens };
+            world.ask(7);
+            world
+        }
+
+        fn ask(&mut self, nonce: u64) {
+            let gateway = self.checks.plan.operations[0].gateway;
+            let (request, ticket) = ("req_1-1".to_owned(), Some(self.ticket));
+            let work = Work { replica: 0, gateway, request, ticket, tokens: self.tokens };
+            self.checks.asked(NOW, nonce, work);
+        }
+
+        fn token(&mut self, text: &str) {
+            self.checks.token(NOW, self.ticket, text);
+        }
+
+        fn broken(&self) -> Option<u8> {
+            self.checks.violation().map(|violation| violation.invariant)
+        }
+    }
+}

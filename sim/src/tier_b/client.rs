@@ -83,7 +83,10 @@ impl Asker {
             let seen = timeout(patience, self.ask(ticket)).await.unwrap_or(Seen::Unknown);
             let now = self.stage.now();
             let is_over = matches!(seen, Seen::Whole | Seen::Left | Seen::Refused(400..=428));
-            let is_last = is_over || attempt == self.operation.retries;
+            // The quiet at the end is for fresh requests alone.
+            let is_late = !self.operation.must_succeed
+                && now > Duration::from_millis(self.stage.plan.heal_ms());
+            let is_last = is_over || is_late || attempt == self.operation.retries;
             self.stage.scene().checks.saw(now, ticket, seen, is_last);
             self.stage.word(format!(
                 "client {} operation {} {seen:?}",
