@@ -14,6 +14,9 @@ use super::plan::TierBPlan;
 /// stream's writer notices at its next token.
 const WORK_AFTER_END: Duration = Duration::from_secs(3);
 
+/// How far the product's estimate of a prompt may be above a replica's count: prompts here have at most 62 words.
+const ESTIMATE_ERROR: u64 = 128;
+
 /// An invariant that does not hold.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Violation {
@@ -41,6 +44,8 @@ pub(super) struct Work {
     pub request: String,
     /// Which try of a client it is for.
     pub ticket: Option<usize>,
+    /// Words of its prompt, which is how a replica counts them.
+    pub prompt: u32,
     /// How many tokens the whole answer has.
     pub tokens: u32,
 }
@@ -63,6 +68,8 @@ pub(super) struct Checks {
     /// Answers that a replica still has in hand.
     live: BTreeSet<u64>,
     attempts: BTreeMap<(u8, String), u32>,
+    /// The most that any replica can have used for a request.
+    usable: BTreeMap<(u8, String), u64>,
     /// Since the last look.
     acknowledged: Vec<Acknowledged>,
     /// Since when nothing is wrong with the network and no host is down.
@@ -78,6 +85,7 @@ impl Checks {
             work: BTreeMap::new(),
             live: BTreeSet::new(),
             attempts: BTreeMap::new(),
+            usable: BTreeMap::new(),
             acknowledged: Vec::new(),
             calm_since: Some(Duration::ZERO),
             violation: None,
@@ -191,9 +199,21 @@ impl Checks {
             let text = format!("{request} reaches replica-{replica} as attempt {count} of {max}");
             self.violated(now, 7, text);
         }
+        let usable = self.usable.entry((work.gateway, work.request.clone())).or_default();
+        *usable = u64::from(work.prompt + work.tokens).max(*usable);
         self.work.insert(nonce, work);
         self.live.insert(nonce);
         self.worked(now, nonce);
+    }
+
+    /// A journal charges a request: what a replica can have used for it, at most.
+    pub fn charged(&mut self, now: Duration, gateway: u8, request: String, tokens: u64) {
+        let usable = self.usable.get(&(gateway, request.clone())).copied();
+        let most = usable.map_or(0, |usable| usable + ESTIMATE_ERROR);
+        if tokens > most {
+            let text = format!("{request} is charged {tokens} tokens, and used {usable:?} at most");
+            self.violated(now, 1, text);
+        }
     }
 
     /// A replica lets go of an answer: it is over, or nobody is there for it.
@@ -295,6 +315,19 @@ mod tests {
     }
 
     #[test]
+    fn a_charge_for_what_nobody_used_breaks_the_first() {
+        let mut world = World::with_answer(3);
+        let gateway = world.checks.plan.operations[0].gateway;
+        world.checks.charged(NOW, gateway, "req_1-1".into(), 4);
+        assert_eq!(world.broken(), None);
+        world.checks.charged(NOW, gateway, "req_1-2".into(), 1);
+        assert_eq!(world.broken(), Some(1), "it reached no replica");
+        let mut world = World::with_answer(3);
+        world.checks.charged(NOW, gateway, "req_1-1".into(), 5 + ESTIMATE_ERROR);
+        assert_eq!(world.broken(), Some(1));
+    }
+
+    #[test]
     fn work_that_was_let_go_of_is_nobodys_fault() {
         let mut world = World::with_answer(3);
         world.checks.saw(NOW, world.ticket, Seen::Unknown, true);
@@ -340,7 +373,8 @@ mod tests {
         fn ask(&mut self, nonce: u64) {
             let gateway = self.checks.plan.operations[0].gateway;
             let (request, ticket) = ("req_1-1".to_owned(), Some(self.ticket));
-            let work = Work { replica: 0, gateway, request, ticket, tokens: self.tokens };
+            let work =
+                Work { replica: 0, gateway, request, ticket, prompt: 1, tokens: self.tokens };
             self.checks.asked(NOW, nonce, work);
         }
 

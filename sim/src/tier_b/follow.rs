@@ -34,6 +34,8 @@ pub(super) struct Follower {
     keys: BTreeMap<HoldId, Digest>,
     charged: BTreeMap<Digest, HoldId>,
     settled: BTreeMap<Minted, Settled>,
+    /// Since the last look: requests and what was charged for each.
+    charges: Vec<(String, u64)>,
     records: Option<Records>,
     /// The life that is being read.
     incarnation: u32,
@@ -70,10 +72,16 @@ impl Follower {
             keys: BTreeMap::new(),
             charged: BTreeMap::new(),
             settled: BTreeMap::new(),
+            charges: Vec::new(),
             records: None,
             incarnation: 0,
             may_lose: false,
         }
+    }
+
+    /// Whose journal it is.
+    pub fn gateway(&self) -> u8 {
+        self.house.index
     }
 
     /// The ledger so far.
@@ -85,6 +93,11 @@ impl Follower {
     pub fn died(&mut self, may_lose: bool) {
         self.records = None;
         self.may_lose |= may_lose;
+    }
+
+    /// What was charged since the last call, by request.
+    pub fn take_charges(&mut self) -> Vec<(String, u64)> {
+        std::mem::take(&mut self.charges)
     }
 
     /// Whether it has read what a living process has written.
@@ -209,6 +222,7 @@ impl Follower {
             }
             let Some(Hold::Settled(sum)) = self.book.holds.get(hold) else { continue };
             self.settled.insert(hold.id.0, Settled { position, tokens: sum.tokens });
+            self.charges.push((RequestId(hold.id.0).to_string(), sum.tokens));
             let key = self.keys.get(hold).filter(|_| sum.tokens > 0);
             if let Some(before) = key.and_then(|key| self.charged.insert(*key, *hold))
                 && before != *hold

@@ -87,7 +87,8 @@ async fn answer(
         let mut scene = stage.scene();
         scene.nonces += 1;
         let nonce = scene.nonces;
-        let work = Work { replica, gateway, request: id.clone(), ticket, tokens: asked.tokens };
+        let Asked { prompt, tokens, .. } = asked;
+        let work = Work { replica, gateway, request: id.clone(), ticket, prompt, tokens };
         scene.checks.asked(now, nonce, work);
         nonce
     };

@@ -108,6 +108,10 @@ impl Run {
         self.stage.scene().now = now;
         for follower in &mut self.followers {
             follower.look(&self.stage, now)?;
+            let gateway = follower.gateway();
+            for (request, tokens) in follower.take_charges() {
+                self.stage.scene().checks.charged(now, gateway, request, tokens);
+            }
         }
         self.stage.scene().checks.look(now);
         self.told.extend(self.stage.scene().checks.take_acknowledged());
