@@ -14,8 +14,9 @@ use super::plan::TierBPlan;
 /// stream's writer notices at its next token.
 const WORK_AFTER_END: Duration = Duration::from_secs(3);
 
-/// How far the product's estimate of a prompt may be above a replica's count: prompts here have at most 62 words.
-const ESTIMATE_ERROR: u64 = 128;
+/// The product counts a replica's tokens itself where their usage is not told. No tokenizer finds more tokens in a text
+/// than it has bytes, and what is a token here has at most so many.
+const ESTIMATE_FACTOR: u64 = 14;
 
 /// An invariant that does not hold.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,6 +49,16 @@ pub(super) struct Work {
     pub prompt: u32,
     /// How many tokens the whole answer has.
     pub tokens: u32,
+}
+
+/// What a journal says a request cost.
+#[derive(Clone, Debug)]
+pub(super) struct Charge {
+    pub gateway: u8,
+    pub request: String,
+    pub tokens: u64,
+    /// Counted by the product and not told by the replica.
+    pub is_estimate: bool,
 }
 
 /// An answer that ended cleanly, as its client was told.
@@ -207,11 +218,12 @@ impl Checks {
     }
 
     /// A journal charges a request: what a replica can have used for it, at most.
-    pub fn charged(&mut self, now: Duration, gateway: u8, request: String, tokens: u64) {
-        let usable = self.usable.get(&(gateway, request.clone())).copied();
-        let most = usable.map_or(0, |usable| usable + ESTIMATE_ERROR);
-        if tokens > most {
-            let text = format!("{request} is charged {tokens} tokens, and used {usable:?} at most");
+    pub fn charged(&mut self, now: Duration, charge: &Charge) {
+        let Charge { gateway, request, tokens, is_estimate } = charge;
+        let usable = self.usable.get(&(*gateway, request.clone())).copied().unwrap_or_default();
+        let most = if *is_estimate { usable * ESTIMATE_FACTOR } else { usable };
+        if *tokens > most {
+            let text = format!("{request} is charged {tokens} tokens, and used {usable} at most");
             self.violated(now, 1, text);
         }
     }
@@ -316,15 +328,20 @@ mod tests {
 
     #[test]
     fn a_charge_for_what_nobody_used_breaks_the_first() {
-        let mut world = World::with_answer(3);
-        let gateway = world.checks.plan.operations[0].gateway;
-        world.checks.charged(NOW, gateway, "req_1-1".into(), 4);
-        assert_eq!(world.broken(), None);
-        world.checks.charged(NOW, gateway, "req_1-2".into(), 1);
-        assert_eq!(world.broken(), Some(1), "it reached no replica");
-        let mut world = World::with_answer(3);
-        world.checks.charged(NOW, gateway, "req_1-1".into(), 5 + ESTIMATE_ERROR);
-        assert_eq!(world.broken(), Some(1));
+        for (request, tokens, is_estimate, broken) in [
+            ("req_1-1", 4, false, None),
+            ("req_1-1", 5, false, Some(1)),
+            ("req_1-1", 4 * ESTIMATE_FACTOR, true, None),
+            ("req_1-1", 4 * ESTIMATE_FACTOR + 1, true, Some(1)),
+            // It reached no replica.
+            ("req_1-2", 1, true, Some(1)),
+        ] {
+            let mut world = World::with_answer(3);
+            let gateway = world.checks.plan.operations[0].gateway;
+            let charge = Charge { gateway, request: request.into(), tokens, is_estimate };
+            world.checks.charged(NOW, &charge);
+            assert_eq!(world.broken(), broken, "{charge:?}");
+        }
     }
 
     #[test]

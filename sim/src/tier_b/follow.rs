@@ -19,7 +19,7 @@ use transport::keys::AccountIds;
 use transport::seam::Disk;
 
 use super::book::{Book, Broken, Hold};
-use super::check::Acknowledged;
+use super::check::{Acknowledged, Charge};
 use super::gateway::{DIR, House, tenant};
 use super::stage::Stage;
 use super::tape::Event;
@@ -34,8 +34,8 @@ pub(super) struct Follower {
     keys: BTreeMap<HoldId, Digest>,
     charged: BTreeMap<Digest, HoldId>,
     settled: BTreeMap<Minted, Settled>,
-    /// Since the last look: requests and what was charged for each.
-    charges: Vec<(String, u64)>,
+    /// Since the last look.
+    charges: Vec<Charge>,
     records: Option<Records>,
     /// The life that is being read.
     incarnation: u32,
@@ -79,11 +79,6 @@ impl Follower {
         }
     }
 
-    /// Whose journal it is.
-    pub fn gateway(&self) -> u8 {
-        self.house.index
-    }
-
     /// The ledger so far.
     pub fn book(&self) -> &Book {
         &self.book
@@ -95,8 +90,8 @@ impl Follower {
         self.may_lose |= may_lose;
     }
 
-    /// What was charged since the last call, by request.
-    pub fn take_charges(&mut self) -> Vec<(String, u64)> {
+    /// What was charged since the last call.
+    pub fn take_charges(&mut self) -> Vec<Charge> {
         std::mem::take(&mut self.charges)
     }
 
@@ -222,7 +217,9 @@ impl Follower {
             }
             let Some(Hold::Settled(sum)) = self.book.holds.get(hold) else { continue };
             self.settled.insert(hold.id.0, Settled { position, tokens: sum.tokens });
-            self.charges.push((RequestId(hold.id.0).to_string(), sum.tokens));
+            let is_estimate = matches!(entry.fact, Fact::Settle { estimated: true, .. });
+            let (gateway, request) = (self.house.index, RequestId(hold.id.0).to_string());
+            self.charges.push(Charge { gateway, request, tokens: sum.tokens, is_estimate });
             let key = self.keys.get(hold).filter(|_| sum.tokens > 0);
             if let Some(before) = key.and_then(|key| self.charged.insert(*key, *hold))
                 && before != *hold

@@ -108,9 +108,8 @@ impl Run {
         self.stage.scene().now = now;
         for follower in &mut self.followers {
             follower.look(&self.stage, now)?;
-            let gateway = follower.gateway();
-            for (request, tokens) in follower.take_charges() {
-                self.stage.scene().checks.charged(now, gateway, request, tokens);
+            for charge in follower.take_charges() {
+                self.stage.scene().checks.charged(now, &charge);
             }
         }
         self.stage.scene().checks.look(now);
