@@ -5,7 +5,7 @@ use std::fmt;
 use clap::ValueEnum;
 
 use crate::process::{Workspace, run};
-use crate::{purity, sdk};
+use crate::{purity, sdk, simulation};
 
 /// One check, by the name `--only` takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -22,6 +22,8 @@ pub enum Step {
     Tidy,
     /// All unit, property and transcript tests.
     Tests,
+    /// The world, simulated: seeds, planted bugs, determinism.
+    Simulation,
     /// The binary real clients will meet.
     Build,
     /// The official Python SDK against it.
@@ -40,6 +42,9 @@ impl Step {
             Self::Dependencies => "licences, duplicates and banned crates",
             Self::Tidy => "the house rules hold",
             Self::Tests => "unit, property and transcript tests",
+            Self::Simulation => {
+                "partitions, crashes and lies, seed by seed, and planted bugs that must ring"
+            }
             Self::Build => "the binary",
             Self::PythonSdk => "the official Python SDK, against replicas that die",
             Self::NodeSdk => "the official Node SDK",
@@ -68,6 +73,7 @@ impl Step {
                 cargo(&["test", "--workspace", "--exclude", "xtask", "--no-fail-fast"])?;
                 cargo(&["test", "-p", "control", "--features", "mutants", "--lib", "mutant"])
             }
+            Self::Simulation => simulation::gate(workspace),
             Self::Build => sdk::binary(workspace).map(drop),
             Self::PythonSdk => sdk::python(workspace),
             Self::NodeSdk => sdk::node(workspace),

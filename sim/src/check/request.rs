@@ -30,6 +30,8 @@ pub(crate) struct Request {
     /// The most completion tokens that are held for it at first.
     pub slice: u64,
     limited: bool,
+    /// Whether the store was asked for it.
+    pub asked: bool,
     pub attempts: u32,
     /// The record of each attempt's dispatch.
     pub dispatches: Vec<u64>,
@@ -104,6 +106,7 @@ impl Request {
             price: model.map(|model| model.price).unwrap_or_default(),
             slice,
             limited: is_limited(config, &arrival),
+            asked: false,
             attempts: 0,
             dispatches: Vec::new(),
             tried: Vec::new(),

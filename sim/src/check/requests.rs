@@ -9,7 +9,7 @@ use control::Instant;
 use control::id::{AttemptId, CallerToken, RequestId};
 use control::outcome::{AttemptEnd, Failure};
 use control::plane::{Config, Input};
-use control::quota::{Entry, Fact, HoldId};
+use control::quota::{Ask, Entry, Fact, HoldId, StoreOp};
 
 use super::book::{pair, plus};
 use super::ends::Figures;
@@ -172,6 +172,16 @@ impl Requests {
         let request = self.all[call as usize].as_deref_mut()?;
         let running = request.running.filter(|running| running.attempt == attempt)?;
         (request.end.is_none()).then_some((request, running))
+    }
+
+    /// The store is asked for something.
+    pub fn asked(&mut self, step: &Step<'_>, op: &StoreOp) {
+        let Ask::Reserve(draw) = &op.ask else { return };
+        let id = RequestId(draw.hold.id.0);
+        let call = self.gateways[step.gateway as usize].by_id.get(&id).copied();
+        if let Some(Some(request)) = call.and_then(|call| self.all.get_mut(call as usize)) {
+            request.asked |= !draw.hold.allotment;
+        }
     }
 
     /// The retry budget grows with time and with requests.
