@@ -2,7 +2,7 @@
 
 use super::observation::Observation;
 use super::request::request_of;
-use super::{ControlPlane, Durable, Effect, Input, Outcome, Refusal};
+use super::{ControlPlane, Durable, Effect, Input, Keyed, Outcome, Refusal};
 use crate::outcome::Verdict;
 use crate::session::Idempotency;
 use crate::time::{Instant, Wall};
@@ -41,7 +41,7 @@ impl ControlPlane {
 
     /// Goes over a step that another logic decided: time passes, and what people and sources said is taken in, since the
     /// facts name endpoints and limits by it. Nothing else is decided again.
-    pub(crate) fn restore_step(&mut self, now: Instant, input: Input) {
+    pub(crate) fn restore_step(&mut self, now: Instant, input: Input, keyed: &mut Keyed) {
         self.now = self.now.max(now);
         match input {
             Input::Restarted { incarnation, wall } => {
@@ -55,8 +55,11 @@ impl ControlPlane {
             | Input::Membership { .. }
             | Input::SourceLost { .. }
             | Input::Drain { .. } => self.step(input),
-            // Counted, so that no id is given twice should this life go on.
-            Input::RequestArrived(_) => self.minted += 1,
+            // Each was given an id, were it only to be refused by it; no shell has one token under way twice.
+            Input::RequestArrived(arrival) => {
+                let id = self.mint();
+                keyed.arrived(id, &arrival, self.config.session.idempotency_keys_max);
+            }
             Input::StoreAnswered(_)
             | Input::AttemptAccepted { .. }
             | Input::FirstToken { .. }
@@ -68,9 +71,12 @@ impl ControlPlane {
     }
 
     /// Takes a fact that another logic decided.
-    pub(crate) fn restore_fact(&mut self, fact: &Durable) {
+    pub(crate) fn restore_fact(&mut self, fact: &Durable, keyed: &mut Keyed) {
         match fact {
-            Durable::Entry(entry) => self.quota.apply_entry(entry),
+            Durable::Entry(entry) => {
+                self.quota.apply_entry(entry);
+                self.restore_key(&entry.fact, keyed);
+            }
             Durable::Binding { session, binding } => {
                 self.affinity.restore(*session, *binding);
             }

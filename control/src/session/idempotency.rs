@@ -129,6 +129,24 @@ impl Idempotency {
         }
     }
 
+    /// Another version's journal says that this request succeeded: whoever had its key before it has had its end. Where
+    /// keys in flight fill the room, it takes one place more: they end with the recovery.
+    pub(crate) fn restore(
+        &mut self,
+        now: Instant,
+        tenant: AccountId,
+        key: Digest,
+        body: Digest,
+        request: RequestId,
+    ) {
+        self.expire(now);
+        let key = (tenant, key);
+        self.forget(key);
+        self.make_room();
+        self.entries.insert(key, Entry { body, by: request, done_at: Some(now) });
+        self.done.insert((now, key));
+    }
+
     /// When to call [`expire`](Self::expire).
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
