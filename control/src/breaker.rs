@@ -234,8 +234,16 @@ impl Breakers {
             Step::Eject(cause) => {
                 let exponent = breaker.exponent(now, &self.config);
                 let until = now + ejection(&self.config, &mut self.rng, cause, exponent);
+                let again = matches!(cause, Cause::ProbeFailed | Cause::ProbeExpired);
+                let shorter = planted!(RetripShorter) && again;
+                let until = if shorter { now + self.config.ejection_base / 4 } else { until };
                 breaker.open(now, generation, until, cause);
                 breaker.set_exponent(self.config.next_exponent(exponent));
+                cause
+            }
+            Step::HalfOpen if planted!(NeverHalfOpen) => {
+                let cause = breaker.view(&self.config).cause.unwrap_or(Cause::Unknown);
+                breaker.open(now, generation, now + self.config.ejection_base, cause);
                 cause
             }
             Step::HalfOpen => breaker.half_open(now, generation, self.config.probe_slots()),

@@ -85,7 +85,7 @@ impl Breaker {
                 Admission::Refused { until: now.max(*until), cause: *cause }
             }
             State::HalfOpen { cause, slots, probes, .. } => match first_deadline(probes) {
-                Some(deadline) if probes.len() >= *slots as usize => {
+                Some(deadline) if probes.len() >= *slots as usize && !planted!(HalfOpenFloods) => {
                     Admission::Refused { until: now.max(deadline), cause: *cause }
                 }
                 Some(_) | None => Admission::Allowed { share_permille: 1_000 },
@@ -128,6 +128,11 @@ impl Breaker {
         config: &Config,
     ) -> Option<Step> {
         if ticket.generation != self.generation {
+            return None;
+        }
+        if planted!(ProbeSlotLeaked) && matches!(verdict, Verdict::Neutral | Verdict::Backpressure)
+        {
+            self.renew(ticket, now + core::time::Duration::from_secs(86_400));
             return None;
         }
         let answered = self.take_probe(ticket);

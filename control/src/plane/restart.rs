@@ -4,6 +4,7 @@ use super::observation::Observation;
 use super::request::request_of;
 use super::{ControlPlane, Durable, Effect, Input, Outcome, Refusal};
 use crate::outcome::Verdict;
+use crate::session::Idempotency;
 use crate::time::{Instant, Wall};
 
 impl ControlPlane {
@@ -17,6 +18,9 @@ impl ControlPlane {
             self.observe(Observation::Lost { request: id, produced });
             self.lose(id);
         }
+        if planted!(RecoveryForgetsKeys) {
+            self.idempotency = Idempotency::new(self.config.session.clone());
+        }
         // Turns that came to requests of that life came too late.
         self.next_turns.clear();
         if incarnation > self.incarnation {
@@ -24,7 +28,8 @@ impl ControlPlane {
         }
         // After an upgrade soft state starts cold while the ledger's facts were applied: reservations whose requests
         // nobody knows any more go back.
-        let orphans: alloc::vec::Vec<_> = self.quota.live().collect();
+        let none = planted!(CrashLeaks);
+        let orphans: alloc::vec::Vec<_> = self.quota.live().filter(|_| !none).collect();
         for reservation in orphans {
             debug_assert!(!self.requests.contains_key(&request_of(reservation)));
             self.quota.refund(self.now, reservation);

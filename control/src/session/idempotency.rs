@@ -94,7 +94,8 @@ impl Idempotency {
         if let Some(entry) = self.entries.get(&key).copied() {
             // A timer that is late must not keep a key alive.
             let expired = entry.done_at.is_some_and(|at| at + self.config.idempotency_ttl <= now);
-            if !expired {
+            let ignored = planted!(KeyIgnoredInFlight) && entry.done_at.is_none();
+            if !expired && !ignored {
                 return entry.begun_again(body);
             }
             self.forget(key);
