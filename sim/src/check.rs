@@ -150,7 +150,7 @@ impl Judge {
 
     /// A plane took a step.
     pub fn step(&mut self, step: &Step<'_>) {
-        self.members.input(step);
+        self.members.input(step, &mut self.verdict);
         self.breakers.input(step, &mut self.members, &self.requests);
         self.requests.input(step);
         for observation in step.observed {
@@ -233,7 +233,7 @@ impl Judge {
             self.affinity.picked(step, placed, request, &self.members, verdict);
             self.balance.dispatched(step, placed, request, &mut self.members, config, verdict);
         }
-        self.members.begins(step.gateway, order.attempt, order.endpoint);
+        self.members.begins(step.gateway, order.attempt, order.endpoint, panic);
         self.requests.dispatched(step, order, verdict);
     }
 

@@ -18,5 +18,6 @@ pub mod store;
 pub mod story;
 pub mod swarm;
 pub mod tier;
+pub mod tier_b;
 pub mod trace;
 mod world;

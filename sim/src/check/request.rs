@@ -5,7 +5,7 @@ use std::time::Duration;
 use control::Instant;
 use control::id::{AccountId, AttemptId, EndpointId, RequestId};
 use control::outcome::AttemptEnd;
-use control::plane::{Arrival, Config};
+use control::plane::{Arrival, Config, Refusal};
 use control::quota::Cap;
 use control::units::{Price, Usage};
 
@@ -50,6 +50,8 @@ pub(crate) struct Request {
     pub terminal: Option<(u64, Pair)>,
     /// The record by which its reservation expired.
     pub expired: Option<u64>,
+    /// Why it was refused.
+    pub refusal: Option<Box<Refusal>>,
     pub end: Option<End>,
     /// What its client had delivered whole.
     pub delivered: Option<u64>,
@@ -75,7 +77,7 @@ pub(crate) struct End {
 }
 
 /// No reservation or settlement is more, in either unit: 2^36.
-const AMOUNT_MAX: i128 = 1 << 36;
+pub(super) const AMOUNT_MAX: i128 = 1 << 36;
 
 impl Request {
     pub fn new(
@@ -113,6 +115,7 @@ impl Request {
             grants: Vec::new(),
             terminal: None,
             expired: None,
+            refusal: None,
             end: None,
             delivered: None,
             acknowledged: false,

@@ -29,9 +29,11 @@ pub(crate) struct Requests {
     sync_always: bool,
     /// How long after the healing the core must be well.
     within: u64,
+    /// Tokens a second of the fastest replica, where quota is asked for over a network.
+    waits_at: u64,
     counted: u64,
-    /// Requests that a new life has just found under way.
-    lost: Vec<u32>,
+    /// Requests that a new life has just found under way, and whether it decides by another logic.
+    lost: Vec<(u32, bool)>,
 }
 
 /// What is known of a gateway.
@@ -64,6 +66,10 @@ impl Requests {
             core: gateways.iter().map(|gateway| gateway.core).collect(),
             sync_always: plan.topology.disk.sync_every_ms == 0,
             within: quiet::within(plan),
+            waits_at: match plan.topology.shared {
+                true => plan.topology.replicas.iter().map(|r| u64::from(r.rate)).max().unwrap_or(0),
+                false => 0,
+            },
             counted: 0,
             lost: Vec::new(),
         }
@@ -214,6 +220,14 @@ impl Requests {
             return;
         };
         let Some(request) = self.all[call as usize].as_deref_mut() else { return };
+        if let Fact::Reserve { pins, .. } = &entry.fact {
+            let mut payers: Vec<_> = pins.iter().map(|pin| pin.account).collect();
+            payers.dedup();
+            if payers != request.accounts {
+                let text = format!("{id:?} is paid by {payers:?}, not by {:?}", request.accounts);
+                verdict.fail(Invariant::Fairness, step.at, text);
+            }
+        }
         if let Some(amount) = grant {
             request.granted = plus(request.granted, amount);
             request.grants.push((step.position, amount));
@@ -239,6 +253,7 @@ impl Requests {
     /// Between two steps the plane knows of exactly the requests that are not over. Returns what a new life has settled.
     pub fn after(&mut self, step: &Step<'_>, verdict: &mut Verdict) -> Vec<u32> {
         let lost = self.settle_lost(step, verdict);
+        self.obeys(step, verdict);
         let own = &mut self.gateways[step.gateway as usize];
         let (known, live) = (step.plane.requests(), own.live.len());
         if known != live {
@@ -254,6 +269,29 @@ impl Requests {
             verdict.fail(Invariant::Bounds, step.at, text);
         }
         lost
+    }
+
+    /// What some inputs must lead to, within the step.
+    fn obeys(&self, step: &Step<'_>, verdict: &mut Verdict) {
+        match &step.input {
+            Input::ClientGone { caller } => {
+                let live = self.of(*caller).filter(|request| request.end.is_none());
+                if let Some(request) = live.filter(|request| request.gateway == step.gateway) {
+                    let text = format!("{:?} goes on, and its client has gone", request.id);
+                    verdict.fail(Invariant::Deadlines, step.at, text);
+                }
+            }
+            Input::RequestArrived(arrival) if arrival.session.is_some_and(|own| own.stored) => {
+                let Some(request) = self.of(arrival.caller) else { return };
+                let turns = self.turns(step.gateway, request);
+                let waiting = self.config(step.gateway).session.waiting_max as usize;
+                if turns > waiting + 1 {
+                    let text = format!("{turns} turns of one session, and {waiting} may wait");
+                    verdict.fail(Invariant::Bounds, step.at, text);
+                }
+            }
+            _ => {}
+        }
     }
 
     /// The request of a call.
