@@ -1,6 +1,6 @@
 //! One plan, run to its end or to the first thing that does not hold, panics included.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use crate::check::{Figures, Invariant, Violation};
@@ -21,6 +21,7 @@ pub struct Ran {
 }
 
 thread_local! {
+    static RUNNING: Cell<bool> = const { Cell::new(false) };
     static PANIC: RefCell<Option<String>> = const { RefCell::new(None) };
 }
 
@@ -39,7 +40,9 @@ pub(crate) fn run_with<'a>(
 ) -> (Ran, Option<Chronicle>) {
     listen_to_panics();
     coverage::take();
+    RUNNING.set(true);
     let ended = catch_unwind(AssertUnwindSafe(|| world::run(plan, trace, notes)));
+    RUNNING.set(false);
     let coverage = coverage::take();
     match ended {
         Ok((outcome, notes)) => (Ran { outcome, coverage }, Some(notes)),
@@ -63,8 +66,10 @@ pub(crate) fn run_with<'a>(
 fn listen_to_panics() {
     static ONCE: std::sync::Once = std::sync::Once::new();
     ONCE.call_once(|| {
-        std::panic::set_hook(Box::new(|info| {
-            PANIC.with(|kept| *kept.borrow_mut() = Some(info.to_string()));
+        let others = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| match RUNNING.get() {
+            true => PANIC.set(Some(info.to_string())),
+            false => others(info),
         }));
     });
 }

@@ -93,7 +93,7 @@ impl World<'_> {
         let mut effects = std::mem::take(&mut gateway.effects);
         effects.extend(std::iter::from_fn(|| plane.poll_effect()));
         let record = gateway.recorder.finish(&effects);
-        self.trace.step(at, index, record);
+        self.trace.step(at, index, record, &effects);
         let (position, written) = gateway.journal.append(at, record);
         let mut observed = std::mem::take(&mut gateway.observed);
         observed.extend(std::iter::from_fn(|| plane.poll_observation()));
