@@ -11,5 +11,6 @@ pub mod report;
 pub mod run;
 pub mod store;
 pub mod story;
+pub mod tell;
 pub mod trace;
 mod world;

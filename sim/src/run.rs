@@ -27,22 +27,17 @@ thread_local! {
 /// Runs a plan. A machine that panics broke invariant 7; its message is told, not printed.
 #[must_use]
 pub fn run<'a>(plan: &'a Plan, trace: Trace<'a>) -> Ran {
-    let (ran, _) = run_with(plan, trace, Chronicle::default());
-    ran
+    run_with(plan, trace, Chronicle::default())
 }
 
-/// As [`run`], with somebody who takes notes; they are lost where a machine panics.
-pub(crate) fn run_with<'a>(
-    plan: &'a Plan,
-    trace: Trace<'a>,
-    notes: Chronicle,
-) -> (Ran, Option<Chronicle>) {
+/// As [`run`], with somebody who takes notes.
+pub(crate) fn run_with<'a>(plan: &'a Plan, trace: Trace<'a>, notes: Chronicle) -> Ran {
     listen_to_panics();
     coverage::take();
     let ended = catch_unwind(AssertUnwindSafe(|| world::run(plan, trace, notes)));
     let coverage = coverage::take();
     match ended {
-        Ok((outcome, notes)) => (Ran { outcome, coverage }, Some(notes)),
+        Ok(outcome) => Ran { outcome, coverage },
         Err(_) => {
             let text = PANIC.take().unwrap_or_else(|| "a panic without a message".to_owned());
             let violation = Violation { invariant: Invariant::Bounds, at: 0, text };
@@ -54,7 +49,7 @@ pub(crate) fn run_with<'a>(
                 requests: 0,
                 figures: Figures::default(),
             };
-            (Ran { outcome, coverage }, None)
+            Ran { outcome, coverage }
         }
     }
 }
