@@ -9,7 +9,10 @@ fn main() {
     for seed in from..from + count {
         let plan = sim::plan::draw(seed);
         let t = std::time::Instant::now();
-        let ran = sim::run::run(&plan, sim::trace::Trace::hashed());
+        let mut lines = Vec::new();
+        let trace = if args.len() > 3 { sim::trace::Trace::written(&mut lines) } else { sim::trace::Trace::hashed() };
+        let ran = sim::run::run(&plan, trace);
+        if let Some(path) = args.get(3) { std::fs::write(path, &lines).unwrap(); std::fs::write(format!("{path}.plan"), plan.to_text()).unwrap(); }
         coverage.unite(&ran.coverage);
         total.0 += ran.outcome.events; total.1 += ran.outcome.steps; total.2 += ran.outcome.requests;
         if let Some(violation) = ran.outcome.violation {

@@ -17,8 +17,6 @@ pub(super) struct Breakers {
     well: Vec<Vec<Option<u64>>>,
     /// The attempt that just ended in failure: its breaker may have to open.
     failed: Option<(control::id::EndpointId, Guilt)>,
-    /// When a gateway's configuration last changed.
-    configured: Vec<u64>,
 }
 
 /// What an end says about its endpoint, by our own reading.
@@ -42,7 +40,6 @@ impl Breakers {
         Self {
             well: vec![vec![Some(0); replicas]; gateways],
             failed: None,
-            configured: vec![0; gateways],
         }
     }
 
@@ -50,9 +47,9 @@ impl Breakers {
     pub fn input(&mut self, step: &Step<'_>, members: &mut Members, requests: &Requests) {
         self.failed = None;
         if let Input::Configured(_) = &step.input {
-            self.configured[step.gateway as usize] = step.at;
             for member in members.pool(step.gateway).members.values_mut() {
-                member.stay.seen = false;
+                // What was counted and timed by other numbers says nothing about these.
+                (member.stay.seen, member.stay.ejected_for) = (false, None);
             }
         }
         let Input::AttemptEnded { attempt, end } = &step.input else { return };
@@ -122,9 +119,8 @@ impl Breakers {
             if length > breaker.ejection_max {
                 wrong(format!("is ejected for {length:?}, at most {:?}", breaker.ejection_max));
             }
-            let quiet = self.configured[step.gateway as usize] < stay.since;
             let again = matches!(moved.cause, Cause::ProbeFailed | Cause::ProbeExpired);
-            if let Some(before) = stay.ejected_for.filter(|_| again && quiet && stay.seen) {
+            if let Some(before) = stay.ejected_for.filter(|_| again && stay.seen) {
                 let doubled = (before * 2).min(breaker.ejection_max.as_nanos() as u64);
                 let least = doubled / 100 * u64::from(100 - breaker.ejection_jitter_percent.min(99));
                 if (length.as_nanos() as u64) + 1_000 < least {

@@ -48,6 +48,8 @@ pub(crate) struct Request {
     pub grants: Vec<(u64, Pair)>,
     /// Its terminal entry: the record and what it charges.
     pub terminal: Option<(u64, Pair)>,
+    /// The record by which its reservation expired.
+    pub expired: Option<u64>,
     pub end: Option<End>,
     /// What its client had delivered whole.
     pub delivered: Option<u64>,
@@ -110,6 +112,7 @@ impl Request {
             granted: [0, 0],
             grants: Vec::new(),
             terminal: None,
+            expired: None,
             end: None,
             delivered: None,
             acknowledged: false,
@@ -125,6 +128,12 @@ impl Request {
     /// What it was charged.
     pub fn charged(&self) -> Pair {
         self.end.map_or([0, 0], |end| end.charged)
+    }
+
+    /// What its terminal entry charges; an expiry charges nothing.
+    pub fn noted(&self) -> Option<Pair> {
+        let expired = self.expired.map(|_| [0, 0]);
+        self.terminal.map(|(_, charged)| charged).or(expired)
     }
 
     /// Whether a quota of one of its accounts holds it back.
@@ -154,6 +163,7 @@ impl Request {
         self.grants.retain(|(position, _)| *position < next);
         self.granted = self.grants.iter().fold([0, 0], |sum, (_, amount)| plus(sum, *amount));
         self.terminal = self.terminal.filter(|(position, _)| *position < next);
+        self.expired = self.expired.filter(|position| *position < next);
         self.dispatches.retain(|position| *position < next);
         self.attempts = self.dispatches.len() as u32;
         self.tried.truncate(self.dispatches.len());

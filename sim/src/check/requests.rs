@@ -197,8 +197,13 @@ impl Requests {
                 (of(hold), None, Some(pair(*actual)))
             }
             Fact::Refund { hold } => (of(hold), None, Some([0, 0])),
-            Fact::Expire { .. }
-            | Fact::Limits { .. }
+            Fact::Expire { hold } => {
+                if let Some(id) = of(hold) {
+                    self.expired(step, id);
+                }
+                return;
+            }
+            Fact::Limits { .. }
             | Fact::Forgive { .. }
             | Fact::Close { .. }
             | Fact::Retire { .. }
@@ -221,6 +226,14 @@ impl Requests {
             verdict.fail(Invariant::Algebra, step.at, text);
         }
         request.terminal = Some((step.position, charged));
+    }
+
+    /// A reservation's time was over: nothing is held any more, and what is used is charged late.
+    fn expired(&mut self, step: &Step<'_>, id: RequestId) {
+        let call = self.gateways[step.gateway as usize].by_id.get(&id).copied();
+        if let Some(Some(request)) = call.and_then(|call| self.all.get_mut(call as usize)) {
+            request.expired = Some(step.position);
+        }
     }
 
     /// Between two steps the plane knows of exactly the requests that are not over. Returns what a new life has settled.

@@ -110,7 +110,9 @@ impl World<'_> {
         if self.steps.is_multiple_of(self.full_check_every) {
             plane.invariants();
         }
-        self.follow_twin(index);
+        if !self.twins.is_empty() {
+            self.follow_twins(index);
+        }
         for effect in effects.drain(..) {
             self.perform(index, effect, position, written);
         }

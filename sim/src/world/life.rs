@@ -8,6 +8,7 @@ use super::World;
 use super::clock::{MICRO, MILLI};
 use super::event::Event;
 use crate::check::Invariant;
+use crate::coverage::sometimes;
 use crate::plan::FaultKind;
 
 /// A plane restored from a snapshot that is fed the same records as the one it was taken of.
@@ -171,47 +172,48 @@ impl World<'_> {
     }
 
     /// A restored snapshot is fed the record that was just made, and must say the same.
-    pub(super) fn follow_twin(&mut self, index: u32) {
-        if self.twins.is_empty() {
-            return;
-        }
-        let (steps, now) = (self.steps, self.now);
-        let Some(at) = self.twins.iter().position(|t| t.gateway == index && t.begins <= steps) else {
-            return;
-        };
-        let twin = &mut self.twins[at];
+    pub(super) fn follow_twins(&mut self, index: u32) {
         let gateway = &self.gateways[index as usize];
         let Some(plane) = &gateway.plane else { return };
+        let (steps, record) = (self.steps, gateway.recorder.begun());
+        let mut wrong = None;
+        self.twins.retain_mut(|twin| {
+            if twin.gateway != index || twin.begins > steps {
+                return true;
+            }
+            match twin.follow(plane, record) {
+                Ok(()) => twin.steps > 0,
+                Err(why) => {
+                    wrong = Some(format!("gateway-{index}: {why}"));
+                    false
+                }
+            }
+        });
+        if let Some(why) = wrong {
+            self.judge.report(Invariant::Restore, self.now, why);
+        }
+    }
+}
+
+impl Twin {
+    /// Takes a record in, or begins with the state behind it.
+    fn follow(&mut self, plane: &ControlPlane, record: &[u8]) -> Result<(), String> {
         let snapshot = || postcard::to_allocvec(plane).expect("the plane's state is plain data");
-        let verdict = match &mut twin.replay {
-            None => match Replay::restore(&snapshot()) {
-                Ok(replay) => {
-                    twin.replay = Some(replay);
-                    Ok(false)
-                }
-                Err(why) => Err(format!("a snapshot of gateway-{index} is not read back: {why}")),
-            },
-            Some(replay) => {
-                twin.steps -= 1;
-                let applied = replay.apply(gateway.recorder.begun()).map(|_| ());
-                match applied {
-                    Err(why) => Err(format!("a restored snapshot of gateway-{index}: {why}")),
-                    Ok(_) if twin.steps > 0 => Ok(false),
-                    Ok(_) if replay.snapshot() == snapshot() => Ok(true),
-                    Ok(_) => Err(format!("a restored snapshot of gateway-{index} is in another state")),
-                }
-            }
+        let Some(replay) = &mut self.replay else {
+            let restored = Replay::restore(&snapshot());
+            self.replay = Some(restored.map_err(|why| format!("a snapshot is not read back: {why}"))?);
+            return Ok(());
         };
-        match verdict {
-            Ok(false) => {}
-            Ok(true) => {
-                crate::coverage::mark("twin_followed");
-                self.twins.remove(at);
-            }
-            Err(why) => {
-                self.twins.remove(at);
-                self.judge.report(Invariant::Restore, now, why);
-            }
+        self.steps -= 1;
+        let applied = replay.apply(record).map(|_| ());
+        applied.map_err(|why| format!("a restored snapshot goes another way: {why}"))?;
+        if self.steps > 0 {
+            return Ok(());
+        }
+        sometimes!("twin_followed");
+        match replay.snapshot() == snapshot() {
+            true => Ok(()),
+            false => Err("a restored snapshot said the same and is in another state".to_owned()),
         }
     }
 }

@@ -126,7 +126,7 @@ impl Requests {
             let text = format!("{id:?} is refused after its client was sent a token");
             verdict.fail(Invariant::Tokens, step.at, text);
         }
-        if request.granted != [0, 0] && request.terminal.is_none() {
+        if request.granted != [0, 0] && request.noted().is_none() {
             let text = format!("{id:?} is refused, and what is held for it stays held");
             verdict.fail(Invariant::Algebra, step.at, text);
         }
@@ -139,7 +139,7 @@ impl Requests {
             let text = format!("{id:?} is refused because {named}, which is not its own, is spent");
             verdict.fail(Invariant::Fairness, step.at, text);
         }
-        let charged = request.terminal.map_or([0, 0], |(_, charged)| charged);
+        let charged = request.noted().unwrap_or_default();
         if charged != [0, 0] {
             let text = format!("{id:?} is refused and charged {charged:?}");
             verdict.fail(Invariant::Outcome, step.at, text);
@@ -185,7 +185,7 @@ impl Requests {
             let text = format!("{charged:?} are charged for what costs {expected:?}");
             wrong(Invariant::Outcome, text);
         }
-        if request.terminal.map(|(_, charged)| charged) != Some(charged) {
+        if request.noted() != Some(charged) {
             let text = format!("its terminal entry says {:?}, not {charged:?}", request.terminal);
             wrong(Invariant::Algebra, text);
         }

@@ -89,7 +89,7 @@ impl Requests {
         for call in &lost {
             let Some(request) = self.all[*call as usize].as_deref() else { continue };
             let charged = request.charged();
-            let noted = request.terminal.map(|(_, charged)| charged);
+            let noted = request.noted();
             let held = request.granted != [0, 0];
             if (held || charged != [0, 0]) && noted != Some(charged) {
                 let text = format!(
