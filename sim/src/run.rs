@@ -1,6 +1,6 @@
 //! One plan, run to its end or to the first thing that does not hold, panics included.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use crate::check::{Figures, Invariant, Violation};
@@ -22,6 +22,8 @@ pub struct Ran {
 
 thread_local! {
     static PANIC: RefCell<Option<String>> = const { RefCell::new(None) };
+    /// Whether this thread runs a plan.
+    static RUNNING: Cell<bool> = const { Cell::new(false) };
 }
 
 /// Runs a plan. A machine that panics broke invariant 7; its message is told, not printed.
@@ -34,7 +36,9 @@ pub fn run<'a>(plan: &'a Plan, trace: Trace<'a>) -> Ran {
 pub(crate) fn run_with<'a>(plan: &'a Plan, trace: Trace<'a>, notes: Chronicle) -> Ran {
     listen_to_panics();
     coverage::take();
+    RUNNING.set(true);
     let ended = catch_unwind(AssertUnwindSafe(|| world::run(plan, trace, notes)));
+    RUNNING.set(false);
     let coverage = coverage::take();
     match ended {
         Ok(outcome) => Ran { outcome, coverage },
@@ -58,8 +62,10 @@ pub(crate) fn run_with<'a>(plan: &'a Plan, trace: Trace<'a>, notes: Chronicle) -
 fn listen_to_panics() {
     static ONCE: std::sync::Once = std::sync::Once::new();
     ONCE.call_once(|| {
-        std::panic::set_hook(Box::new(|info| {
-            PANIC.with(|kept| *kept.borrow_mut() = Some(info.to_string()));
+        let printed = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| match RUNNING.get() {
+            true => PANIC.set(Some(info.to_string())),
+            false => printed(info),
         }));
     });
 }

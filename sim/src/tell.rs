@@ -37,7 +37,12 @@ fn compose(plan: &Plan, ran: &Ran, mut notes: Notes) -> Story {
     let whole = plan.duration_ms * 1_000_000;
     let duration_ns = broken.as_ref().map_or(whole, |broken| (broken.at_ns + AFTER_NS).min(whole));
     let faults = plan.faults.iter().filter(|fault| fault.at_ms * 1_000_000 <= duration_ns);
-    let faults: Vec<Fault> = faults.map(|fault| fault_of(fault, duration_ns)).collect();
+    let hosts = hosts(plan);
+    let mut faults: Vec<Fault> = faults.map(|fault| fault_of(fault, duration_ns)).collect();
+    for fault in &mut faults {
+        // A cut may name a store that nobody has.
+        fault.hosts.retain(|id| hosts.iter().any(|host| host.id == *id));
+    }
     let quotas = notes.quotas.told(&notes.names);
     let mut requests = notes.requests.into_story(&notes.names);
     requests.sort_by(|one, other| (one.arrived_ns, &one.id).cmp(&(other.arrived_ns, &other.id)));
@@ -47,7 +52,7 @@ fn compose(plan: &Plan, ran: &Ran, mut notes: Notes) -> Story {
         tier: Tier::A,
         duration_ns,
         command: command(plan),
-        hosts: hosts(plan),
+        hosts,
         requests,
         faults,
         breakers: notes.breakers,
@@ -86,12 +91,14 @@ fn title(plan: &Plan, faults: &[Fault]) -> String {
             kinds.push(&fault.kind);
         }
     }
-    let (named, more) = kinds.split_at(kinds.len().min(4));
-    match (named.is_empty(), more.len()) {
-        (true, _) => "A calm world".to_owned(),
-        (false, 0) => format!("A world with {}", named.join(", ")),
-        (false, more) => format!("A world with {} and {more} other troubles", named.join(", ")),
-    }
+    let (named, more) = kinds.split_at(kinds.len().min(3));
+    let title = match (named.is_empty(), more.len()) {
+        (true, _) => "a calm world".to_owned(),
+        (false, 0) => named.join(", "),
+        (false, more) => format!("{} and {more} more", named.join(", ")),
+    };
+    let mut letters = title.chars();
+    letters.next().map_or_else(String::new, |first| first.to_uppercase().chain(letters).collect())
 }
 
 /// A plan that its seed still gives is run by its seed; any other by its file.

@@ -14,6 +14,8 @@ use crate::story::Mark;
 pub(crate) struct Marks {
     pub list: Vec<Mark>,
     gateways: BTreeMap<u32, Known>,
+    /// Replicas that were ever drained, and whether they are.
+    drained: BTreeMap<u32, bool>,
 }
 
 /// What was last said of a gateway.
@@ -39,6 +41,16 @@ impl Marks {
         self.add(at, Host::Gateway(gateway), text.to_owned());
     }
 
+    /// Every gateway is told; the first says it for all.
+    fn drained(&mut self, at: u64, replica: Option<u32>, on: bool) {
+        let Some(replica) = replica else { return };
+        let known = self.drained.insert(replica, on).unwrap_or_default();
+        if known != on {
+            let text = if on { "drains: gets no new picks" } else { "is let back" };
+            self.add(at, Host::Replica(replica), text.to_owned());
+        }
+    }
+
     pub fn failed_over(&mut self, at: u64, lost: usize) {
         let text = format!("another takes over, without {lost} entries that were acknowledged");
         self.add(at, Host::Store, text);
@@ -60,8 +72,8 @@ impl Marks {
                 other.then(|| format!("takes configuration {}", config.version))
             }
             Input::Drain { endpoint, on } => {
-                let what = if *on { "drains" } else { "lets back" };
-                Some(format!("{what} {endpoint}"))
+                let replica = crate::world::replica_of(endpoint);
+                return self.drained(at, replica, *on);
             }
             Input::SourceLost { .. } => {
                 let lost = !std::mem::replace(&mut known.registry_lost, true);

@@ -13,6 +13,8 @@ use crate::story::Quota;
 #[derive(Default)]
 pub(crate) struct Quotas {
     limits: BTreeMap<AccountId, Limits>,
+    /// The latest limit of each line: a reload may take it away.
+    caps: BTreeMap<Line, u64>,
     lines: BTreeMap<Line, Vec<(u64, u64, u64)>>,
 }
 
@@ -47,9 +49,8 @@ impl Quotas {
     fn sample(&mut self, at: u64, ledger: &Ledger) {
         for ((account, kind), sums) in open(ledger) {
             for unit in Unit::ALL {
-                if self.cap((account, kind, unit)).is_none() {
-                    continue;
-                }
+                let Some(cap) = self.cap((account, kind, unit)) else { continue };
+                self.caps.insert((account, kind, unit), cap);
                 let of = |amount: Amount| match unit {
                     Unit::Tokens => amount.tokens.0,
                     Unit::Money => amount.money.0,
@@ -83,18 +84,19 @@ impl Quotas {
     pub fn told(&mut self, names: &Names) -> Vec<Quota> {
         let lines = std::mem::take(&mut self.lines);
         let told = lines.into_iter().map(|((account, kind, unit), points)| {
+            // Short: it stands beside a lane. Where no unit is named it is tokens.
             let unit_name = match unit {
-                Unit::Tokens => "tokens",
-                Unit::Money => "micro-USD",
+                Unit::Tokens => "",
+                Unit::Money => " µ$",
             };
             let window = match kind {
-                WindowKind::Day => "a day",
-                WindowKind::Month => "a month",
-                WindowKind::Rolling => "a window",
+                WindowKind::Day => "day",
+                WindowKind::Month => "month",
+                WindowKind::Rolling => "rolling",
             };
             Quota {
-                account: format!("{} ({unit_name} {window})", names.account(account)),
-                limit: self.cap((account, kind, unit)),
+                account: format!("{} {window}{unit_name}", names.account(account)),
+                limit: self.caps.get(&(account, kind, unit)).copied(),
                 points,
             }
         });

@@ -210,11 +210,11 @@ impl Requests {
             gateway: id_of(Host::Gateway(gateway)),
             arrived_ns: at,
             ended_ns: None,
-            outcome: format!("turned away: {why}"),
+            outcome: format!("turned away by its gateway: {why}"),
             good: false,
             tokens: 0,
             session: ask.session.map(|session| format!("tenant-{}/s{session}", ask.tenant)),
-            explanation: vec![format!("+0 us: gateway-{gateway} {why}: nothing has happened")],
+            explanation: vec![format!("+0 ms: gateway-{gateway} takes nothing: {why}")],
             attempts: Vec::new(),
         };
         self.by_call.insert(call, self.all.len());
@@ -321,7 +321,7 @@ fn asked(arrival: &Arrival) -> String {
     let key = arrival.idempotency.map_or("", |_| ", with an idempotency key");
     let turn = arrival.session.map_or("", |s| if s.stored { ", a turn of a stored session" } else { "" });
     format!(
-        "+0 us: asks {} for {how} to a prompt of {} tokens{most}{}{key}{turn}",
+        "+0 ms: asks {} for {how} to a prompt of {} tokens{most}{}{key}{turn}",
         arrival.model,
         arrival.prompt.0,
         patience.unwrap_or_default(),

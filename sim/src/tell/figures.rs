@@ -35,8 +35,9 @@ pub(super) fn of(story: &Story, ran: &Ran) -> Vec<(String, String)> {
     add("tokens written", tokens.to_string());
     let ejections = story.breakers.iter().filter(|turn| turn.to == "open").count();
     add("ejections", ejections.to_string());
-    let moves = story.moves.iter().filter(|moved| moved.from.is_some()).count();
-    add("sessions moved", moves.to_string());
+    let placed = story.moves.iter().filter(|moved| moved.to.is_some()).count();
+    let moved = story.moves.iter().filter(|moved| moved.to.is_some() && moved.from.is_some()).count();
+    add("homes of sessions", format!("{placed} found, {moved} of them moved"));
     for (outcome, count) in commonest(requests) {
         add(&outcome, count.to_string());
     }

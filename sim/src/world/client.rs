@@ -71,7 +71,7 @@ impl World<'_> {
         }
         let own = &self.gateways[gateway as usize];
         if !own.is_up() || own.journal.full {
-            let why = if own.is_up() { "takes no work: its disk is full" } else { "is down" };
+            let why = if own.is_up() { "its disk is full" } else { "it is down" };
             let ask = &self.asks[ask as usize];
             self.chronicle.turned_away(self.now, id, ask, (gateway, why));
             // Refused by the machine, or by the shell whose journal takes no work: nothing has happened.
