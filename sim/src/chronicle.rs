@@ -20,18 +20,21 @@ mod words;
 
 use std::cell::RefCell;
 use std::rc::Rc;
+use std::time::Duration;
 
+use control::breaker::Phase;
 use control::plane::{Durable, Effect, Observation};
 use control::quota::{Entry, Ledger};
 
 use crate::check::Step;
 use crate::plan::{Ask, Plan};
-use crate::story::{Breaker, Move};
+use crate::story::{Breaker, HostId, Move};
 use marks::Marks;
 use quotas::Quotas;
 use requests::Requests;
 
 pub(crate) use names::{Names, id_of};
+pub(crate) use requests::{End, Record};
 pub(crate) use words::fault_words;
 
 /// Takes notes of a run, if anybody wants to read them.
@@ -46,9 +49,17 @@ pub(crate) struct Notes {
     pub breakers: Vec<Breaker>,
     pub moves: Vec<Move>,
     pub marks: Marks,
+    pub ejections: Vec<Ejection>,
     pub quotas: Quotas,
     /// The instant and the gateway of the latest step.
     pub latest: (u64, u32),
+}
+
+/// A replica that was left alone for a while, at one gateway.
+pub(crate) struct Ejection {
+    pub at: u64,
+    pub replica: HostId,
+    pub length: Duration,
 }
 
 impl Chronicle {
@@ -112,6 +123,11 @@ impl Notes {
         Self { requests: Requests::of(plan), names, ..Self::default() }
     }
 
+    /// To be counted, not read: without reasons.
+    pub fn wordless(plan: &Plan) -> Self {
+        Self { requests: Requests::of(plan).wordless(), ..Self::of(plan) }
+    }
+
     fn step(&mut self, step: &Step<'_>) {
         self.latest = (step.at, step.gateway);
         self.names.learn(step);
@@ -152,6 +168,9 @@ impl Notes {
             && let Some(replica) = self.names.replica(step.gateway, moved.id)
         {
             let wait = moved.until.map(|until| until.since(step.now));
+            if let Some(wait) = wait.filter(|_| moved.to == Phase::Open) {
+                self.ejections.push(Ejection { at: step.at, replica, length: wait });
+            }
             let wait = wait.map(|wait| format!("; left alone for {}", words::span(wait)));
             self.breakers.push(Breaker {
                 at_ns: step.at,

@@ -13,4 +13,5 @@ pub mod store;
 pub mod story;
 pub mod tell;
 pub mod trace;
+pub mod try_config;
 mod world;

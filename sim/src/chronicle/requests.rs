@@ -3,10 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use control::Instant;
-use control::id::{AttemptId, RequestId};
+use control::id::{AttemptId, Principal, RequestId};
 use control::journal::Explanation;
 use control::outcome::AttemptEnd;
-use control::plane::{Arrival, Effect, Input, Observation, request_of_attempt};
+use control::attempt::Why;
+use control::plane::{
+    Arrival, Effect, Input, Observation, Outcome, Refusal, request_of_attempt,
+};
 
 use super::{Names, id_of, words};
 use crate::check::Step;
@@ -18,6 +21,8 @@ use crate::story::{Attempt, Request};
 pub(crate) struct Requests {
     /// With several gateways an id alone names nobody.
     several: bool,
+    /// Whether nobody will read the reasons.
+    wordless: bool,
     all: Vec<Noted>,
     by_id: BTreeMap<(u32, RequestId), usize>,
     by_call: BTreeMap<u32, usize>,
@@ -25,8 +30,33 @@ pub(crate) struct Requests {
     live: BTreeMap<u32, BTreeSet<usize>>,
 }
 
+/// What became of a request, to be counted and not read.
+#[derive(Clone, Debug)]
+pub(crate) struct Record {
+    pub principal: Principal,
+    pub model: Box<str>,
+    pub stream: bool,
+    pub at: u64,
+    /// When the first token of a stream was at its gateway.
+    pub first: Option<u64>,
+    pub attempts: u32,
+    /// Why no other attempt was made, where one had failed.
+    pub gave_up: Option<Why>,
+    /// When and how it ended.
+    pub end: Option<(u64, End)>,
+}
+
+/// How a request ended.
+#[derive(Clone, Debug)]
+pub(crate) enum End {
+    Refused(Refusal),
+    Finished(Outcome),
+}
+
 struct Noted {
     told: Request,
+    /// `None` for what no plane ever saw.
+    record: Option<Record>,
     gateway: u32,
     /// By its gateway's clock.
     arrived: Instant,
@@ -43,6 +73,17 @@ struct Noted {
 impl Requests {
     pub fn of(plan: &Plan) -> Self {
         Self { several: plan.topology.gateways.len() > 1, ..Self::default() }
+    }
+
+    /// Without reasons: whoever only counts need not pay for them.
+    pub fn wordless(mut self) -> Self {
+        self.wordless = true;
+        self
+    }
+
+    /// What became of all that a plane saw, in the order of arrival.
+    pub fn records(self) -> Vec<Record> {
+        self.all.into_iter().filter_map(|noted| noted.record).collect()
     }
 
     /// What happened to a gateway: first tokens and progress.
@@ -98,11 +139,22 @@ impl Requests {
         self.by_id.insert((step.gateway, id), index);
         self.by_call.insert(arrival.caller.0 as u32, index);
         self.live.entry(step.gateway).or_default().insert(index);
+        let record = Record {
+            principal: arrival.principal,
+            model: arrival.model.clone(),
+            stream: arrival.stream,
+            at: step.at,
+            first: None,
+            attempts: 0,
+            gave_up: None,
+            end: None,
+        };
         self.all.push(Noted {
             told,
+            record: Some(record),
             gateway: step.gateway,
             arrived: step.now,
-            explanation: Some(Explanation::of(id)),
+            explanation: (!self.wordless).then(|| Explanation::of(id)),
             attempts: Vec::new(),
             reason: String::new(),
             delivered: None,
@@ -116,6 +168,9 @@ impl Requests {
         let Some(replica) = crate::world::replica_of(&order.endpoint_name) else { return };
         let Some(noted) = self.of_request(step.gateway, order.request) else { return };
         noted.attempts.push(order.attempt);
+        if let Some(record) = &mut noted.record {
+            record.attempts += 1;
+        }
         noted.told.tokens = 0;
         noted.told.attempts.push(Attempt {
             replica: id_of(Host::Replica(replica)),
@@ -146,13 +201,23 @@ impl Requests {
                 if let Some(told) = noted.attempt(*attempt) {
                     told.first_token_ns = Some(step.at);
                 }
+                if let Some(record) = &mut noted.record {
+                    record.first = Some(step.at);
+                }
             }
             Observation::Ended { attempt, end, .. } => noted.attempt_ended(step.at, *attempt, end),
+            Observation::GaveUp { why, .. } => {
+                if let Some(record) = &mut noted.record {
+                    record.gave_up = Some(*why);
+                }
+            }
             Observation::Refused { refusal, .. } => {
+                noted.ended(step.at, End::Refused(refusal.clone()));
                 noted.conclude(step.at, words::refusal(refusal));
                 self.live.entry(step.gateway).or_default().remove(&index);
             }
             Observation::Finished { outcome, .. } => {
+                noted.ended(step.at, End::Finished(*outcome));
                 noted.conclude(step.at, words::outcome(*outcome));
                 self.live.entry(step.gateway).or_default().remove(&index);
             }
@@ -220,6 +285,7 @@ impl Requests {
         self.by_call.insert(call, self.all.len());
         self.all.push(Noted {
             told,
+            record: None,
             gateway,
             arrived: Instant::ZERO,
             explanation: None,
@@ -278,6 +344,14 @@ impl Noted {
         }
         if let Some(attempt) = self.attempt(id) {
             (attempt.end_ns, attempt.end, attempt.good) = (Some(at), text, good);
+        }
+    }
+
+    fn ended(&mut self, at: u64, end: End) {
+        if let Some(record) = &mut self.record
+            && record.end.is_none()
+        {
+            record.end = Some((at, end));
         }
     }
 
