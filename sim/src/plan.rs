@@ -11,7 +11,7 @@
 mod draw;
 mod faults;
 mod knobs;
-mod shape;
+pub(crate) mod shape;
 mod topology;
 
 use std::time::Duration;
@@ -20,6 +20,7 @@ use control::plane::Config;
 use serde::{Deserialize, Serialize};
 
 pub use draw::draw;
+pub(crate) use draw::trouble_for;
 pub use faults::{Fault, FaultKind, RegistryLie, ReplicaIllness, StoreTrouble};
 pub use knobs::{tenant_account, user_account};
 pub use topology::{DiskPlan, GatewayPlan, Host, LinkPlan, ReplicaPlan, Topology};

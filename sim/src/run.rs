@@ -21,23 +21,19 @@ pub struct Ran {
 }
 
 thread_local! {
-    static RUNNING: Cell<bool> = const { Cell::new(false) };
     static PANIC: RefCell<Option<String>> = const { RefCell::new(None) };
+    /// Whether this thread runs a plan.
+    static RUNNING: Cell<bool> = const { Cell::new(false) };
 }
 
 /// Runs a plan. A machine that panics broke invariant 7; its message is told, not printed.
 #[must_use]
 pub fn run<'a>(plan: &'a Plan, trace: Trace<'a>) -> Ran {
-    let (ran, _) = run_with(plan, trace, Chronicle::default());
-    ran
+    run_with(plan, trace, Chronicle::default())
 }
 
-/// As [`run`], with somebody who takes notes; they are lost where a machine panics.
-pub(crate) fn run_with<'a>(
-    plan: &'a Plan,
-    trace: Trace<'a>,
-    notes: Chronicle,
-) -> (Ran, Option<Chronicle>) {
+/// As [`run`], with somebody who takes notes.
+pub(crate) fn run_with<'a>(plan: &'a Plan, trace: Trace<'a>, notes: Chronicle) -> Ran {
     listen_to_panics();
     coverage::take();
     RUNNING.set(true);
@@ -45,7 +41,7 @@ pub(crate) fn run_with<'a>(
     RUNNING.set(false);
     let coverage = coverage::take();
     match ended {
-        Ok((outcome, notes)) => (Ran { outcome, coverage }, Some(notes)),
+        Ok(outcome) => Ran { outcome, coverage },
         Err(_) => {
             let text = PANIC.take().unwrap_or_else(|| "a panic without a message".to_owned());
             let violation = Violation { invariant: Invariant::Bounds, at: 0, text };
@@ -57,7 +53,7 @@ pub(crate) fn run_with<'a>(
                 requests: 0,
                 figures: Figures::default(),
             };
-            (Ran { outcome, coverage }, None)
+            Ran { outcome, coverage }
         }
     }
 }
@@ -66,10 +62,10 @@ pub(crate) fn run_with<'a>(
 fn listen_to_panics() {
     static ONCE: std::sync::Once = std::sync::Once::new();
     ONCE.call_once(|| {
-        let others = std::panic::take_hook();
+        let printed = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |info| match RUNNING.get() {
             true => PANIC.set(Some(info.to_string())),
-            false => others(info),
+            false => printed(info),
         }));
     });
 }

@@ -40,6 +40,14 @@ pub fn draw(seed: u64) -> Plan {
     }
 }
 
+/// The faults that a seed would bring upon a world that somebody else describes: all but reloads, which would replace the
+/// configuration that is looked at.
+pub(crate) fn trouble_for(topology: &Topology, config: &Config, rng: Rng) -> Vec<Fault> {
+    let mut faults = Nemesis { rng, topology, load: 0 }.faults(config);
+    faults.retain(|fault| !matches!(fault.kind, FaultKind::Reload { .. }));
+    faults
+}
+
 /// Mostly a handful of gateways and a few dozen replicas; now and then as many as the simulator takes.
 fn topology(rng: &mut Rng) -> Topology {
     let gateways = match rng.below(40) {

@@ -258,6 +258,7 @@ impl World<'_> {
         self.free_slot(id);
         let end = AttemptEnd::Completed { usage, estimated: !tells };
         self.judge.delivered(call, target);
+        self.chronicle.delivered(call, target);
         self.tell(id, gateway, Input::AttemptEnded { attempt, end });
     }
 

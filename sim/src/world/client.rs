@@ -71,6 +71,9 @@ impl World<'_> {
         }
         let own = &self.gateways[gateway as usize];
         if !own.is_up() || own.journal.full {
+            let why = if own.is_up() { "its disk is full" } else { "it is down" };
+            let ask = &self.asks[ask as usize];
+            self.chronicle.turned_away(self.now, id, ask, (gateway, why));
             // Refused by the machine, or by the shell whose journal takes no work: nothing has happened.
             let delay = self.network.delay(self.now, Host::Gateway(gateway), Host::Clients);
             return self.agenda.plan(self.now + delay, Event::Unknown { call: id });
@@ -87,6 +90,7 @@ impl World<'_> {
         if call.answered.is_none() {
             call.answered = Some(self.now);
             let gateway = Host::Gateway(call.gateway);
+            self.chronicle.told(self.now, id, true);
             let delay = self.network.delay(self.now, Host::Clients, gateway);
             self.agenda.plan(self.now + delay, Event::Gone { call: id });
         }
@@ -110,6 +114,7 @@ impl World<'_> {
         }
         if answered.is_none() {
             self.calls[id as usize].answered = Some(self.now);
+            self.chronicle.told(self.now, id, true);
             self.judge.acknowledged(id, good, self.now);
             if !good {
                 self.again(id);
@@ -121,6 +126,7 @@ impl World<'_> {
     pub(super) fn unknown(&mut self, id: u32) {
         if self.calls[id as usize].answered.is_none() {
             self.calls[id as usize].answered = Some(self.now);
+            self.chronicle.told(self.now, id, false);
             self.again(id);
         }
     }

@@ -97,6 +97,7 @@ impl World<'_> {
             call.gateway == index && call.arrived && call.answered.is_none()
         }).map(|(id, _)| id).collect();
         self.judge.died(index, left.next, power, now);
+        self.chronicle.died(now, index, power);
         for call in lost_calls {
             self.break_connection(call);
         }

@@ -74,7 +74,7 @@ impl World<'_> {
         let mut made = Vec::new();
         let answer = self.store.ledger.perform(at, self.store.run, op, &mut made);
         self.judge.stored(self.now, Some((op, &answer)), &made, &self.store.ledger);
-        self.chronicle.stored(self.now, &made);
+        self.chronicle.stored(self.now, &made, &self.store.ledger);
         self.trace.store(self.now, &made);
         self.store.entries.extend(made);
         if self.store.has(StoreTrouble::Mute) {
@@ -108,7 +108,7 @@ impl World<'_> {
         let mut made = Vec::new();
         while self.store.ledger.expire(at, EXPIRIES_PER_CALL, &mut made).is_break() {}
         self.judge.stored(self.now, None, &made, &self.store.ledger);
-        self.chronicle.stored(self.now, &made);
+        self.chronicle.stored(self.now, &made, &self.store.ledger);
         self.trace.store(self.now, &made);
         self.store.entries.extend(made);
     }
@@ -123,6 +123,7 @@ impl World<'_> {
             store.ledger.apply(entry);
         }
         store.run = RunId(store.run.0 + 1);
+        self.chronicle.failed_over(self.now, lost.len(), &self.store.ledger);
         self.judge.failed_over(self.now, &lost, &self.store.entries, &self.store.ledger);
     }
 }

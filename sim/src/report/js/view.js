@@ -66,9 +66,15 @@ function closeUp() {
   return Math.min(DURATION, Math.max(DURATION / 60, gap * 90));
 }
 
-// Where to look first: at what broke, else at the first fault, else at the beginning.
+// Where to look first: at what broke, else at where most went wrong, else at the first fault, else at the beginning.
 function opening() {
   let width = closeUp();
+  if (!broken && story.faults.length && story.tally.bad) {
+    const { failed } = story.tally;
+    const worst = (failed.indexOf(Math.max(...failed)) / failed.length) * DURATION;
+    const from = Math.max(0, Math.min(DURATION - width, worst - width * 0.35));
+    return [from, from + width];
+  }
   if (!broken) {
     const first = story.faults.reduce((least, fault) => Math.min(least, fault.start_ns), DURATION);
     return first === DURATION ? [0, width] : [first - width * 0.2, first + width * 0.8];
