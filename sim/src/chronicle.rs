@@ -153,7 +153,13 @@ impl Notes {
         self.marks.observed(step, &self.names);
         let entries = step.effects.iter().filter_map(|effect| match effect {
             Effect::Persist(Durable::Entry(entry)) => Some(entry),
-            _ => None,
+            Effect::Admitted { .. }
+            | Effect::Reserve(_)
+            | Effect::Dispatch(_)
+            | Effect::Cancel { .. }
+            | Effect::Persist(_)
+            | Effect::Reject { .. }
+            | Effect::Finish { .. } => None,
         });
         if let Some(ledger) = step.plane.ledger().ledger() {
             self.quotas.moved(step.at, entries, ledger);

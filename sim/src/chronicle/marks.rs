@@ -112,17 +112,36 @@ impl Marks {
                 Observation::EndpointRemoved { name, .. } => left.push(name.to_string()),
                 Observation::SourceRefused { why, .. } => refused = Some(why.to_string()),
                 Observation::QuotaDegraded(true) => {
-                    let text = "cannot reach the quota store: spends what it drew before".to_owned();
+                    let text =
+                        "cannot reach the quota store: spends what it drew before".to_owned();
                     self.add(step.at, host, text);
                 }
                 Observation::QuotaDegraded(false) => {
                     self.add(step.at, host, "reaches the quota store again".to_owned());
                 }
                 Observation::ChargeLost { reservation, actual } => {
-                    let text = format!("{reservation} of {} tokens is lost to the store", actual.tokens.0);
+                    let text =
+                        format!("{reservation} of {} tokens is lost to the store", actual.tokens.0);
                     self.add(step.at, host, names.named(step.gateway, &text));
                 }
-                _ => {}
+                Observation::Arrived { .. }
+                | Observation::Granted { .. }
+                | Observation::Denied { .. }
+                | Observation::Picked { .. }
+                | Observation::Nobody { .. }
+                | Observation::Accepted { .. }
+                | Observation::FirstToken { .. }
+                | Observation::Ended { .. }
+                | Observation::Retrying { .. }
+                | Observation::GaveUp { .. }
+                | Observation::Bound { .. }
+                | Observation::Breaker(_)
+                | Observation::Refused { .. }
+                | Observation::Finished { .. }
+                | Observation::Lost { .. }
+                | Observation::Configured { .. }
+                | Observation::QuotaDegraded(_)
+                | Observation::Stale(_) => {}
             }
         }
         let known = self.gateways.entry(step.gateway).or_default();

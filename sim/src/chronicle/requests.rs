@@ -3,13 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use control::Instant;
+use control::attempt::Why;
 use control::id::{AttemptId, Principal, RequestId};
 use control::journal::Explanation;
 use control::outcome::AttemptEnd;
-use control::attempt::Why;
-use control::plane::{
-    Arrival, Effect, Input, Observation, Outcome, Refusal, request_of_attempt,
-};
+use control::plane::{Arrival, Effect, Input, Observation, Outcome, Refusal, request_of_attempt};
 
 use super::{Names, id_of, words};
 use crate::check::Step;
@@ -113,7 +111,12 @@ impl Requests {
     fn arrived(&mut self, step: &Step<'_>, arrival: &Arrival, names: &Names) {
         let admitted = step.effects.iter().find_map(|effect| match effect {
             Effect::Admitted { request, .. } => Some(*request),
-            _ => None,
+            Effect::Reserve(_)
+            | Effect::Dispatch(_)
+            | Effect::Cancel { .. }
+            | Effect::Persist(_)
+            | Effect::Reject { .. }
+            | Effect::Finish { .. } => None,
         });
         let Some(id) = admitted else { return };
         let index = self.all.len();
@@ -221,7 +224,22 @@ impl Requests {
                 noted.conclude(step.at, words::outcome(*outcome));
                 self.live.entry(step.gateway).or_default().remove(&index);
             }
-            _ => {}
+            Observation::Arrived { .. }
+            | Observation::Granted { .. }
+            | Observation::Denied { .. }
+            | Observation::Nobody { .. }
+            | Observation::Accepted { .. }
+            | Observation::Retrying { .. }
+            | Observation::Bound { .. }
+            | Observation::Breaker(_)
+            | Observation::Lost { .. }
+            | Observation::EndpointAdded(_)
+            | Observation::EndpointRemoved { .. }
+            | Observation::SourceRefused { .. }
+            | Observation::Configured { .. }
+            | Observation::ChargeLost { .. }
+            | Observation::QuotaDegraded(_)
+            | Observation::Stale(_) => {}
         }
     }
 
@@ -393,7 +411,8 @@ fn asked(arrival: &Arrival) -> String {
     let most = most.unwrap_or_default();
     let patience = arrival.patience.map(|p| format!(", waits {}", words::span(p)));
     let key = arrival.idempotency.map_or("", |_| ", with an idempotency key");
-    let turn = arrival.session.map_or("", |s| if s.stored { ", a turn of a stored session" } else { "" });
+    let turn =
+        arrival.session.map_or("", |s| if s.stored { ", a turn of a stored session" } else { "" });
     format!(
         "+0 ms: asks {} for {how} to a prompt of {} tokens{most}{}{key}{turn}",
         arrival.model,
