@@ -182,7 +182,8 @@ impl Affinity {
             }
             Some(entry) => {
                 // An epoch is never used twice: the counter ends long after the hardware.
-                let epoch = entry.binding.epoch.saturating_add(1);
+                let raised = u64::from(!planted!(SkipFencing));
+                let epoch = entry.binding.epoch.saturating_add(raised);
                 Entry::new(endpoint, epoch, now.max(entry.binding.last_used))
             }
             None => Entry::new(endpoint, self.forgotten_epoch.saturating_add(1), now),
@@ -255,7 +256,7 @@ impl Affinity {
     pub fn restore(&mut self, key: SessionKey, binding: Binding) -> bool {
         let newer = self.entries.get(&key).is_none_or(|known| {
             let known = known.binding;
-            known.epoch < binding.epoch
+            (known.epoch < binding.epoch && !planted!(RecoveryKeepsOldHome))
                 || (known.epoch == binding.epoch
                     && known.endpoint == binding.endpoint
                     && known.last_used < binding.last_used)
@@ -326,7 +327,9 @@ impl Affinity {
             return false;
         }
         self.by_use.remove(&(used, key));
-        if let Some(entry) = self.entries.remove(&key) {
+        if let Some(entry) = self.entries.remove(&key)
+            && !planted!(EpochForgotten)
+        {
             self.forgotten_epoch = self.forgotten_epoch.max(entry.binding.epoch);
         }
         true

@@ -82,6 +82,7 @@ impl Default for Config {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Retry {
     config: Config,
+    #[cfg_attr(feature = "mutants", serde(deserialize_with = "crate::mutant::reseeded"))]
     rng: Rng,
     budget: Budget,
 }
@@ -177,7 +178,7 @@ impl Retry {
         if at + self.config.attempt_time_min > history.deadline {
             return Decision::GiveUp(Why::DeadlineTooNear);
         }
-        let free = history.failure == Failure::Connect;
+        let free = history.failure == Failure::Connect || planted!(BudgetUnpaid);
         if !free && !self.budget.withdraw(now, &self.config) {
             return Decision::GiveUp(Why::BudgetSpent);
         }
@@ -201,17 +202,25 @@ impl Retry {
         let alone_at_fault =
             matches!(history.failure, Failure::EndpointFault(_)) && !history.other_eligible;
         let sent = history.failure != Failure::Connect;
-        if history.committed {
+        if history.committed && !planted!(SecondBeginning) {
             Some(Why::Committed)
         } else if !history.failure.retryable() || alone_at_fault {
             Some(Why::NotRetryable)
-        } else if history.attempts >= self.config.attempts_max {
+        } else if history.attempts >= self.attempts_max() {
             Some(Why::AttemptsSpent)
         } else if sent && history.elapsed_in_attempt >= self.config.slow_failure_after {
             Some(Why::SlowFailure)
         } else {
             None
         }
+    }
+
+    fn attempts_max(&self) -> u32 {
+        let most = self.config.attempts_max;
+        if planted!(RetryLayersMultiply) {
+            return most.saturating_mul(most).min(crate::plane::ATTEMPTS_MAX);
+        }
+        most
     }
 
     fn pace(&mut self, history: &History) -> (Duration, RetryCause) {

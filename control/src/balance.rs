@@ -103,6 +103,7 @@ pub struct Balancer {
     policies: BTreeMap<Box<str>, Policy>,
     in_flight_total: u64,
     /// Counts picks.
+    #[cfg_attr(feature = "mutants", serde(deserialize_with = "crate::mutant::recounted"))]
     sequence: u64,
 }
 

@@ -18,6 +18,9 @@
 //!   begun before an ejection and ends after it neither prolongs nor lifts it, however late it comes.
 //! - Panic mode (too few left, so the balancer asks all) sends traffic to open endpoints too. Its results move
 //!   nothing, except that a fault is named: the way back is a probe, or the endpoint would flap with the panic.
+//! - Each ejection is longer than the one it follows, whatever the causes: a revoked key keeps an endpoint out for a
+//!   minute, and a probe that then meets a refused connection must not bring it back within seconds. Causes differ in
+//!   their base, so the doublings are counted anew in the base of the new cause.
 //! - A probe is a user's request, so it may stream for minutes: [`Breakers::progress`] renews its deadline. A probe that
 //!   falls silent counts as failed, so half-open always ends, once asked.
 //! - Ejections are capped per pool, counted before ejecting, but one may always be ejected: a lone dead endpoint
@@ -232,10 +235,19 @@ impl Breakers {
         let from = breaker.phase();
         let cause = match step {
             Step::Eject(cause) => {
-                let exponent = breaker.exponent(now, &self.config);
-                let until = now + ejection(&self.config, &mut self.rng, cause, exponent);
+                let base = self.config.base_of(cause);
+                let exponent = breaker.exponent(now, base, &self.config);
+                let until = now + ejection(&self.config, &mut self.rng, base, exponent);
+                let again = matches!(cause, Cause::ProbeFailed | Cause::ProbeExpired);
+                let shorter = planted!(RetripShorter) && again;
+                let until = if shorter { now + self.config.ejection_base / 4 } else { until };
                 breaker.open(now, generation, until, cause);
-                breaker.set_exponent(self.config.next_exponent(exponent));
+                breaker.set_exponent(self.config.next_exponent(base, exponent));
+                cause
+            }
+            Step::HalfOpen if planted!(NeverHalfOpen) => {
+                let cause = breaker.view(&self.config).cause.unwrap_or(Cause::Unknown);
+                breaker.open(now, generation, now + self.config.ejection_base, cause);
                 cause
             }
             Step::HalfOpen => breaker.half_open(now, generation, self.config.probe_slots()),
@@ -274,37 +286,47 @@ impl Breakers {
     }
 }
 
-/// How long to eject: the cause's base, doubled `exponent` times, capped, then shortened by up to the jitter. Jitter
-/// only ever shortens, so that endpoints at the cap spread too.
-fn ejection(config: &Config, rng: &mut Rng, cause: Cause, exponent: u32) -> Duration {
-    let base = match cause {
-        Cause::Fault(_) => config.fault_ejection_base,
-        Cause::ConsecutiveFailures { .. }
-        | Cause::FailureRate { .. }
-        | Cause::ProbeFailed
-        | Cause::ProbeExpired
-        | Cause::EjectionOver
-        | Cause::ProbesSucceeded
-        | Cause::SlowStart
-        | Cause::Reset
-        | Cause::Unknown => config.ejection_base,
-    };
+/// How long to eject: the base, doubled `exponent` times, capped, then shortened by up to the jitter. Jitter only ever
+/// shortens, so that endpoints at the cap spread too.
+fn ejection(config: &Config, rng: &mut Rng, base: Duration, exponent: u32) -> Duration {
     let full = config.grown(base, exponent);
     let spread = full / 100 * u64::from(config.ejection_jitter_percent.min(100));
     Duration::from_nanos(full - rng.below(spread.saturating_add(1)))
 }
 
 impl Config {
+    /// The first ejection for this cause.
+    fn base_of(&self, cause: Cause) -> Duration {
+        match cause {
+            Cause::Fault(_) => self.fault_ejection_base,
+            Cause::ConsecutiveFailures { .. }
+            | Cause::FailureRate { .. }
+            | Cause::ProbeFailed
+            | Cause::ProbeExpired
+            | Cause::EjectionOver
+            | Cause::ProbesSucceeded
+            | Cause::SlowStart
+            | Cause::Reset
+            | Cause::Unknown => self.ejection_base,
+        }
+    }
+
     /// `base` doubled `exponent` times, at most `ejection_max`, in nanoseconds.
     fn grown(&self, base: Duration, exponent: u32) -> u64 {
         let factor = 1_u64 << exponent.min(EXPONENT_MAX);
         saturating_nanos(base).saturating_mul(factor).min(saturating_nanos(self.ejection_max))
     }
 
+    /// The fewest doublings from `exponent` on that make an ejection of this base as long as `least` nanoseconds. As
+    /// many as there may be, where none suffices.
+    fn doublings(&self, base: Duration, exponent: u32, least: u64) -> u32 {
+        let mut enough = exponent..EXPONENT_MAX;
+        enough.find(|exponent| self.grown(base, *exponent) >= least).unwrap_or(EXPONENT_MAX)
+    }
+
     /// Grows no further than the cap needs, so that a long outage is not held against an endpoint for hours.
-    fn next_exponent(&self, exponent: u32) -> u32 {
-        let capped =
-            self.grown(self.ejection_base, exponent) >= saturating_nanos(self.ejection_max);
+    fn next_exponent(&self, base: Duration, exponent: u32) -> u32 {
+        let capped = self.grown(base, exponent) >= saturating_nanos(self.ejection_max);
         if capped { exponent } else { (exponent + 1).min(EXPONENT_MAX) }
     }
 }

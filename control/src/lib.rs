@@ -10,6 +10,22 @@
 
 extern crate alloc;
 
+/// Whether this bug is planted: a constant `false` in every build but the simulator's. See `mutant`.
+#[cfg(not(feature = "mutants"))]
+macro_rules! planted {
+    ($mutant:ident) => {
+        false
+    };
+}
+
+/// Whether this bug is planted and selected.
+#[cfg(feature = "mutants")]
+macro_rules! planted {
+    ($mutant:ident) => {
+        $crate::mutant::is($crate::mutant::Mutant::$mutant)
+    };
+}
+
 pub mod affinity;
 pub mod attempt;
 pub mod balance;
@@ -17,6 +33,8 @@ pub mod breaker;
 pub mod id;
 pub mod journal;
 pub mod machine;
+#[cfg(feature = "mutants")]
+pub mod mutant;
 pub mod outcome;
 pub mod plane;
 pub mod quota;

@@ -17,6 +17,7 @@ mod members;
 mod owners;
 mod request;
 mod requests;
+mod rows;
 
 use std::fmt;
 
@@ -150,7 +151,8 @@ impl Judge {
 
     /// A plane took a step.
     pub fn step(&mut self, step: &Step<'_>) {
-        self.members.input(step);
+        self.rows(step);
+        self.members.input(step, &mut self.verdict);
         self.breakers.input(step, &mut self.members, &self.requests);
         self.requests.input(step);
         for observation in step.observed {
@@ -173,13 +175,43 @@ impl Judge {
         self.ledgers.after(step, &mut self.verdict);
     }
 
+    /// Which rows of the transition tables the input walks through.
+    fn rows(&self, step: &Step<'_>) {
+        let request = match &step.input {
+            Input::AttemptAccepted { attempt }
+            | Input::FirstToken { attempt }
+            | Input::Progress { attempt, .. }
+            | Input::AttemptEnded { attempt, .. } => {
+                self.requests.by_attempt(step.gateway, *attempt)
+            }
+            Input::ClientGone { caller } => self.requests.of(*caller),
+            _ => None,
+        };
+        if let Some(request) = request.filter(|request| request.end.is_none()) {
+            rows::met(request.phase(), &step.input);
+        }
+    }
+
     fn effect(&mut self, step: &Step<'_>, effect: &Effect) {
+        let caller = match effect {
+            Effect::Dispatch(order) => Some(order.caller),
+            Effect::Cancel { caller, .. }
+            | Effect::Reject { caller, .. }
+            | Effect::Finish { caller, .. } => Some(*caller),
+            Effect::Admitted { .. } | Effect::Reserve(_) | Effect::Persist(_) => None,
+        };
+        if let Some(request) = caller.and_then(|caller| self.requests.of(caller)) {
+            rows::moved(request.phase(), step, effect);
+        }
         let verdict = &mut self.verdict;
         match effect {
             Effect::Admitted { caller, request } => {
                 self.requests.admitted(step, *caller, *request, verdict);
             }
-            Effect::Reserve(op) => self.ledgers.asked(step, op),
+            Effect::Reserve(op) => {
+                self.requests.asked(step, op);
+                self.ledgers.asked(step, op);
+            }
             Effect::Dispatch(order) => self.dispatched(step, order),
             Effect::Cancel { caller, attempt } => {
                 self.requests.cancelled(step, *caller, *attempt, verdict);
@@ -233,7 +265,7 @@ impl Judge {
             self.affinity.picked(step, placed, request, &self.members, verdict);
             self.balance.dispatched(step, placed, request, &mut self.members, config, verdict);
         }
-        self.members.begins(step.gateway, order.attempt, order.endpoint);
+        self.members.begins(step.gateway, order.attempt, order.endpoint, panic);
         self.requests.dispatched(step, order, verdict);
     }
 

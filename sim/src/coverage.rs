@@ -94,6 +94,11 @@ impl Coverage {
         self.0.iter().map(|word| word.count_ones() as usize).sum()
     }
 
+    /// The numbers of the marks that were hit, as they stand in [`NAMES`].
+    pub fn marks(&self) -> impl Iterator<Item = usize> {
+        (0..NAMES.len()).filter(|at| self.0[at / 64] & (1 << (at % 64)) != 0)
+    }
+
     /// The marks that were never hit.
     #[must_use]
     pub fn missing(&self) -> Vec<&'static str> {
@@ -128,6 +133,7 @@ mod tests {
         sometimes!("cut");
         let covered = take();
         assert_eq!(covered.count(), 1);
+        assert_eq!(covered.marks().collect::<Vec<_>>(), [index_of("cut")]);
         assert!(!covered.missing().contains(&"cut"));
         assert_eq!(covered.missing().len(), NAMES.len() - 1);
     }

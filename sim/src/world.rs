@@ -200,7 +200,8 @@ impl<'a> World<'a> {
         while at_us + FRESH_UNTIL_US < self.plan.duration_ms * 1_000 {
             for (offset, gateway) in (0..).zip(&core) {
                 let model = number % topology.models;
-                let at_us = at_us + offset * 700;
+                // Apart: a replica with few slots has room for each of them.
+                let at_us = at_us + offset * (every / core.len() as u64);
                 self.asks.push(fresh(at_us, *gateway, topology.tenants, model, number));
             }
             number += 1;

@@ -21,18 +21,19 @@ pub struct Accounts {
     ring: ArcSwap<KeyRing>,
     /// A key that this gateway made for itself; see [`Accounts::set_own_key`].
     own: ArcSwap<Vec<KeyEntry>>,
-    file: PathBuf,
+    /// Where the names of accounts are kept, if anywhere.
+    file: Option<PathBuf>,
 }
 
 impl Accounts {
-    /// The accounts of a configuration. `dir` is the data directory.
+    /// The accounts of a configuration. `dir` is the data directory, where names are kept for `quota show`.
     #[must_use]
-    pub fn new(config: &Config, ids: AccountIds, dir: &Path) -> Arc<Self> {
+    pub fn new(config: &Config, ids: AccountIds, dir: Option<&Path>) -> Arc<Self> {
         let accounts = Self {
             ids,
             ring: ArcSwap::default(),
             own: ArcSwap::default(),
-            file: dir.join(NAMES_FILE),
+            file: dir.map(|dir| dir.join(NAMES_FILE)),
         };
         accounts.set_config(config);
         Arc::new(accounts)
@@ -44,7 +45,9 @@ impl Accounts {
         // A file that names keys decides alone who is let in.
         let keys = if config.keys.is_empty() { own.as_slice() } else { &config.keys };
         self.ring.store(Arc::new(KeyRing::new(keys, &self.ids)));
-        if let Err(error) = write_names(&self.file, &Names::of(config, &self.ids)) {
+        if let Some(file) = &self.file
+            && let Err(error) = write_names(file, &Names::of(config, &self.ids))
+        {
             tracing::warn!(%error, "account names could not be kept: `quota show` will print ids");
         }
     }

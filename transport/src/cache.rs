@@ -4,6 +4,8 @@
 //! it served a minute before. The cache is a small sled database beside the journal: it may be deleted at any time.
 
 use std::path::Path;
+use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use control::Wall;
@@ -11,6 +13,18 @@ use serde::{Deserialize, Serialize};
 
 /// Page cache. The registry is some kilobytes; sled's default of a gigabyte is for databases.
 const CACHE_BYTES: u64 = 1 << 20;
+
+/// A place where what endpoints said outlives the process.
+pub trait ModelCache: Send + Sync + 'static {
+    /// What `endpoint`, at this address, said last. Another address is another endpoint.
+    fn get(&self, endpoint: &str, address: &str) -> Option<Seen>;
+
+    /// Keeps what `endpoint` says; resolves when it is on the disk.
+    fn keep(self: Arc<Self>, endpoint: String, address: String, seen: Seen) -> Keeping;
+}
+
+/// Resolves when something is kept, or cannot be.
+pub type Keeping = Pin<Box<dyn Future<Output = Result<(), CacheError>> + Send>>;
 
 /// Models by endpoint, as last seen.
 pub struct RegistryCache {
@@ -67,6 +81,21 @@ impl RegistryCache {
         self.tree.insert(key(endpoint, address), bytes)?;
         self.tree.flush()?;
         Ok(())
+    }
+}
+
+impl ModelCache for RegistryCache {
+    fn get(&self, endpoint: &str, address: &str) -> Option<Seen> {
+        Self::get(self, endpoint, address)
+    }
+
+    fn keep(self: Arc<Self>, endpoint: String, address: String, seen: Seen) -> Keeping {
+        Box::pin(async move {
+            let kept =
+                tokio::task::spawn_blocking(move || self.insert(&endpoint, &address, &seen)).await;
+            // A panic there has been printed, and the next answer is kept again.
+            kept.unwrap_or(Ok(()))
+        })
     }
 }
 

@@ -16,7 +16,7 @@ mod timers;
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use control::Machine;
 use control::id::{CallerToken, RequestId};
@@ -32,6 +32,8 @@ pub use recovery::{Recovered, RecoveryError, recover};
 pub use shadow::{Progress, Shadow};
 
 use crate::journal::Appender;
+use crate::seam::disk::append_all;
+use crate::seam::{Disk, Process, World};
 
 /// Orders that may wait in a request's mailbox. A request gets one admission, at most fifteen dispatches with a cancel
 /// each, and one end: it can never be full.
@@ -81,8 +83,9 @@ pub struct Driver {
     journal: Appender,
     observer: Box<dyn Observer>,
     wake: Notify,
+    process: Arc<dyn Process>,
     /// Where the input of a step that panicked is kept.
-    crashes: PathBuf,
+    crashes: (Arc<dyn Disk>, PathBuf),
 }
 
 struct Core {
@@ -93,6 +96,8 @@ struct Core {
     callers: u64,
     /// When the timer task will wake by itself.
     armed: Option<control::Instant>,
+    /// The process ended itself, and its machine is a simulated one: nothing is done any more.
+    ended: bool,
 }
 
 /// The journal takes no new work: its disk is full or failing.
@@ -101,13 +106,14 @@ struct Core {
 pub struct JournalUnavailable(pub String);
 
 impl Driver {
-    /// Drives `plane` from here on. `clock` continues from the plane's last step.
+    /// Drives `plane` from here on. `clock` continues from the plane's last step; `dir` is the data directory.
     pub fn new(
         plane: ControlPlane,
         clock: Clock,
         journal: Appender,
         observer: Box<dyn Observer>,
-        crashes: &Path,
+        world: &World,
+        dir: &Path,
     ) -> Arc<Self> {
         let core = Core {
             plane,
@@ -116,9 +122,11 @@ impl Driver {
             mailboxes: BTreeMap::new(),
             callers: 0,
             armed: None,
+            ended: false,
         };
-        let (core, wake, crashes) = (Mutex::new(core), Notify::new(), crashes.to_owned());
-        Arc::new(Self { core, clock, journal, observer, wake, crashes })
+        let crashes = (Arc::clone(&world.disk), dir.to_owned());
+        let (core, wake, process) = (Mutex::new(core), Notify::new(), Arc::clone(&world.process));
+        Arc::new(Self { core, clock, journal, observer, wake, process, crashes })
     }
 
     /// A request arrives; `arrival` is given the token under which its orders come.
@@ -170,47 +178,60 @@ impl Driver {
     fn lock(&self) -> MutexGuard<'_, Core> {
         // A step that panicked left a state that nobody vouches for, and no record: the process ends and recovers from
         // its journal rather than go on.
-        self.core.lock().unwrap_or_else(|_| std::process::abort())
+        self.core.lock().unwrap_or_else(|poisoned| {
+            self.process.abort("a step broke off half-way; stopping");
+            let mut core = PoisonError::into_inner(poisoned);
+            core.ended = true;
+            core
+        })
     }
 
     /// A step that was taken and cannot be recorded must not be acted on. New requests are refused long before the
     /// journal's memory is full (`Appender::admits`), so this is a disk that has failed for as long as the last requests
     /// took to end: the process stops, and recovers from what was written.
-    fn append(&self, core: &mut Core) -> u64 {
+    fn append(&self, core: &mut Core) -> Option<u64> {
         match self.journal.append(core.recorder.finish(&core.effects)) {
-            Ok(position) => position,
+            Ok(position) => Some(position),
             Err(error) => {
-                tracing::error!(%error, "a decision cannot be recorded; stopping");
-                std::process::abort()
+                self.process.abort(&format!("a decision cannot be recorded; stopping: {error}"));
+                core.ended = true;
+                None
             }
         }
     }
 
     /// A step that panicked leaves no record, so that recovery does not meet its input again: the input goes to a file of
     /// its own, for whoever mends the bug, and the process ends rather than go on in a state that nobody vouches for.
-    fn crash(&self, input: &[u8]) -> ! {
-        let name = format!("crash-{}.input", Clock::wall().as_millis());
-        match std::fs::write(self.crashes.join(&name), input) {
-            Ok(()) => tracing::error!(
-                "the plane broke; what it was told last is in {name}: please report it"
-            ),
-            Err(error) => {
-                tracing::error!(%error, "the plane broke, and what it was told last cannot be kept")
+    fn crash(&self, input: &[u8]) {
+        let name = format!("crash-{}.input", self.clock.wall().as_millis());
+        let (disk, dir) = &self.crashes;
+        let file = disk.open_append(&dir.join(&name));
+        let why = match file.and_then(|mut file| append_all(file.as_mut(), input)) {
+            Ok(()) => {
+                format!("the plane broke; what it was told last is in {name}: please report it")
             }
-        }
-        std::process::abort()
+            Err(error) => {
+                format!("the plane broke, and what it was told last cannot be kept: {error}")
+            }
+        };
+        self.process.abort(&why);
     }
 
     fn step(&self, core: &mut Core, input: Input) -> u64 {
+        if core.ended {
+            return NEVER;
+        }
         let now = self.clock.now();
         core.recorder.begin(now, &input);
         let plane = &mut core.plane;
         if catch_unwind(AssertUnwindSafe(|| plane.handle(now, input))).is_err() {
             self.crash(core.recorder.begun());
+            core.ended = true;
+            return NEVER;
         }
         core.effects.clear();
         core.effects.extend(std::iter::from_fn(|| core.plane.poll_effect()));
-        let position = self.append(core);
+        let Some(position) = self.append(core) else { return NEVER };
         while let Some(observation) = core.plane.poll_observation() {
             self.observer.observe(&core.plane, &observation);
         }
@@ -224,6 +245,9 @@ impl Driver {
         position
     }
 }
+
+/// The position of a record that will never be written.
+const NEVER: u64 = u64::MAX;
 
 /// Does what the plane asks for, or hands it to the task that does.
 fn perform(

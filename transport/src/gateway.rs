@@ -1,13 +1,13 @@
 //! A gateway, put together: recovery, plane, upstreams, discovery, admin socket; and taken apart again in order.
 
 mod discovery;
+mod follower;
 
 pub use discovery::discovery_limits;
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::JoinHandle;
 
 use arc_swap::ArcSwap;
 use control::journal::LOGIC_VERSION;
@@ -17,7 +17,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::accounts::Accounts;
 use crate::admin::{self, Running};
-use crate::cache::{CacheError, RegistryCache};
+use crate::cache::{CacheError, ModelCache};
 use crate::catalog::{Catalog, SharedCatalog};
 use crate::chat::Local;
 use crate::config::{Config, Fsync};
@@ -25,9 +25,10 @@ use crate::convert::{self, RouteError};
 use crate::driver::{Clock, Driver, Recovered, RecoveryError, Shadow, recover};
 use crate::health::Health;
 use crate::journal::{FsyncPolicy, Journal, Options};
-use crate::keys::{AccountIds, SaltError};
-use crate::seam::{Disk, RealDisk};
+use crate::keys::SaltError;
+use crate::seam::World;
 use crate::upstream::{Client, Settings, SetupError};
+use follower::Follower;
 
 /// Why a gateway cannot start. Each says what to do.
 #[derive(Debug, thiserror::Error)]
@@ -62,20 +63,22 @@ pub enum StartError {
 
 /// A gateway at work. Serve its [`chat`](Self::chat) with its [`accounts`](Self::accounts); then [`stop`](Self::stop).
 pub struct Gateway {
+    world: World,
     chat: Local,
     accounts: Arc<Accounts>,
     health: Arc<Health>,
     driver: Arc<Driver>,
     catalog: SharedCatalog,
-    cache: Arc<RegistryCache>,
+    cache: Arc<dyn ModelCache>,
     upstream: Client,
     /// Orders changes of catalog and membership.
     changing: Mutex<()>,
     version: AtomicU64,
     tasks: Mutex<Vec<AbortOnDropHandle<()>>>,
-    shadow: Mutex<Option<(Arc<AtomicBool>, JoinHandle<()>)>>,
+    shadow: Mutex<Option<Follower>>,
     journal: Mutex<Option<Journal>>,
-    socket: PathBuf,
+    /// Where operators ask, on a machine that has such sockets.
+    socket: Option<PathBuf>,
 }
 
 /// An answer that does not stream: 64 MiB hold a million tokens of text, or ten thousand embeddings.
@@ -87,20 +90,28 @@ impl Gateway {
     /// # Errors
     /// See [`StartError`]; nothing is left running then.
     pub fn start(config: &Config) -> Result<Arc<Self>, StartError> {
+        Self::start_in(config, World::real())
+    }
+
+    /// The same on a machine that may be a simulated one.
+    ///
+    /// # Errors
+    /// See [`StartError`]; nothing is left running then.
+    pub fn start_in(config: &Config, world: World) -> Result<Arc<Self>, StartError> {
         let dir = &config.data.dir;
-        let disk: Arc<dyn Disk> = Arc::new(RealDisk);
-        let recovered = recover(Arc::clone(&disk), dir, &journal_options(config)?)?;
+        let options = journal_options(config, &world)?;
+        let recovered = recover(Arc::clone(&world.disk), dir, &options)?;
         tracing::info!("recovered {}", recovered.report);
-        let ids = AccountIds::open(dir)?;
-        let accounts = Accounts::new(config, ids, dir);
+        let has_files = world.beside.has_files();
+        let accounts = Accounts::new(config, world.beside.ids(dir)?, has_files.then_some(dir));
         let health = Health::new();
         if let Some(cut) = &recovered.report.cut {
             health.note("recovery", Some((true, format!("cut {} torn bytes", cut.bytes))));
         }
         let catalog: SharedCatalog = Arc::new(ArcSwap::from_pointee(Catalog::default()));
-        let cache = Arc::new(RegistryCache::open(dir)?);
-        let upstream = Client::new(&Settings::default())?;
-        let (driver, shadow, journal) = drive(recovered, &disk, dir, &health);
+        let cache = world.beside.cache(dir)?;
+        let upstream = Client::over(&Settings::default(), &world.network)?;
+        let (driver, shadow, journal) = drive(recovered, &world, dir, &health);
         let chat = Local::new(
             Arc::clone(&driver),
             upstream.clone(),
@@ -110,6 +121,7 @@ impl Gateway {
         );
         let socket = config.server.admin.socket.clone();
         let gateway = Arc::new(Self {
+            world,
             chat,
             accounts,
             health,
@@ -122,7 +134,7 @@ impl Gateway {
             tasks: Mutex::default(),
             shadow: Mutex::new(Some(shadow)),
             journal: Mutex::new(Some(journal)),
-            socket: socket.unwrap_or_else(|| admin::socket_path(dir)),
+            socket: has_files.then(|| socket.unwrap_or_else(|| admin::socket_path(dir))),
         });
         gateway.reconfigure(config)?;
         gateway.start_tasks(dir)?;
@@ -130,13 +142,15 @@ impl Gateway {
     }
 
     fn start_tasks(self: &Arc<Self>, dir: &Path) -> Result<(), StartError> {
-        let running = Arc::new(Running::new(Arc::clone(&self.driver), dir.to_owned()));
-        let listener = admin::bind(&self.socket)
-            .map_err(|source| StartError::Socket { path: self.socket.clone(), source })?;
         let spawn = |task| AbortOnDropHandle::new(task);
         let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(socket) = &self.socket {
+            let running = Arc::new(Running::new(Arc::clone(&self.driver), dir.to_owned()));
+            let listener = admin::bind(socket)
+                .map_err(|source| StartError::Socket { path: socket.clone(), source })?;
+            tasks.push(spawn(tokio::spawn(admin::serve(listener, running))));
+        }
         tasks.push(spawn(tokio::spawn(Arc::clone(&self.driver).run_timers())));
-        tasks.push(spawn(tokio::spawn(admin::serve(listener, running))));
         tasks.push(spawn(tokio::spawn(discovery::run(Arc::downgrade(self)))));
         Ok(())
     }
@@ -157,6 +171,12 @@ impl Gateway {
     #[must_use]
     pub fn health(&self) -> Arc<Health> {
         Arc::clone(&self.health)
+    }
+
+    /// What drives its plane: for whoever inspects it, and for operators' orders.
+    #[must_use]
+    pub fn driver(&self) -> Arc<Driver> {
+        Arc::clone(&self.driver)
     }
 
     /// Requests under way.
@@ -194,7 +214,7 @@ impl Gateway {
                 route.models.entry(model).or_default();
             }
         }
-        let catalog = Catalog::new(routes, convert::prices(config), &before, now_seconds());
+        let catalog = Catalog::new(routes, convert::prices(config), &before, self.now_seconds());
         drop(before);
         self.accounts.set_config(config);
         let version = self.next_version();
@@ -224,7 +244,7 @@ impl Gateway {
     fn discovered(&self, endpoint: &str, models: &[Box<str>]) {
         let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         let before = self.catalog.load();
-        let after = before.with_models(endpoint, models, now_seconds());
+        let after = before.with_models(endpoint, models, self.now_seconds());
         let changed = after.route(endpoint).map(|route| &route.models)
             != before.route(endpoint).map(|route| &route.models);
         drop(before);
@@ -236,7 +256,7 @@ impl Gateway {
 
     /// Grows over restarts too: it counts from the wall clock's milliseconds.
     fn next_version(&self) -> u64 {
-        let now = Clock::wall().as_millis();
+        let now = self.world.wall.now().as_millis();
         let next = |last: u64| Some(now.max(last + 1));
         let last = self.version.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next);
         last.map_or(now, |last| now.max(last + 1))
@@ -249,21 +269,22 @@ impl Gateway {
     pub fn stop(&self) -> Result<(), crate::journal::JournalFailed> {
         self.tasks.lock().unwrap_or_else(PoisonError::into_inner).clear();
         let shadow = self.shadow.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some((stop, thread)) = shadow {
-            stop.store(true, Ordering::Release);
-            thread.thread().unpark();
-            // A panic there has been printed; the snapshot it would have made is only a saving of time.
-            let _ = thread.join();
+        if let Some(shadow) = shadow {
+            shadow.finish();
         }
-        let _ = std::fs::remove_file(&self.socket);
+        if let Some(socket) = &self.socket {
+            let _ = std::fs::remove_file(socket);
+        }
         let journal = self.journal.lock().unwrap_or_else(PoisonError::into_inner).take();
         journal.map_or(Ok(()), Journal::close)
     }
+
+    fn now_seconds(&self) -> u64 {
+        self.world.wall.now().as_millis() / 1_000
+    }
 }
 
-fn journal_options(config: &Config) -> Result<Options, StartError> {
-    let mut seed = [0; 8];
-    getrandom::fill(&mut seed).map_err(StartError::Entropy)?;
+fn journal_options(config: &Config, world: &World) -> Result<Options, StartError> {
     let journal = &config.journal;
     Ok(Options {
         segment_bytes: journal.segment_bytes.0,
@@ -274,37 +295,27 @@ fn journal_options(config: &Config) -> Result<Options, StartError> {
             Fsync::Every(every) => FsyncPolicy::Interval(every),
         },
         logic_version: LOGIC_VERSION,
-        seed: u64::from_le_bytes(seed),
+        seed: world.beside.seed().map_err(StartError::Entropy)?,
+        background: world.background,
         ..Options::default()
     })
 }
 
-type RunningShadow = (Arc<AtomicBool>, JoinHandle<()>);
-
 /// From a recovered plane to a driven one, with its shadow behind it.
 fn drive(
     recovered: Recovered,
-    disk: &Arc<dyn Disk>,
+    world: &World,
     dir: &Path,
     health: &Arc<Health>,
-) -> (Arc<Driver>, RunningShadow, Journal) {
-    let Recovered { plane, state, next, incarnation, journal, .. } = recovered;
+) -> (Arc<Driver>, Follower, Journal) {
+    let Recovered { plane, state, next, snapshot, incarnation, journal, .. } = recovered;
     let (last, then) = (plane.now(), plane.wall());
-    let clock = Clock::after(last, then);
+    let clock = Clock::after(last, then, world.wall.clone());
     let observer = Box::new(Arc::clone(health));
-    let driver = Driver::new(plane, clock, journal.appender(), observer, dir);
-    driver.submit(Input::Restarted { incarnation, wall: Clock::wall() });
-    let shadow = Shadow::new(Arc::clone(disk), dir, journal.appender(), &state, next);
+    let driver = Driver::new(plane, clock, journal.appender(), observer, world, dir);
+    driver.submit(Input::Restarted { incarnation, wall: world.wall.now() });
+    let shadow =
+        Shadow::new(Arc::clone(&world.disk), dir, journal.appender(), &state, next, snapshot);
     health.follow(shadow.progress());
-    let stop = Arc::new(AtomicBool::new(false));
-    let stopping = Arc::clone(&stop);
-    let thread = std::thread::Builder::new()
-        .name("shadow".into())
-        .spawn(move || shadow.run(&stopping))
-        .expect("the process may have a few threads");
-    (driver, (stop, thread), journal)
-}
-
-fn now_seconds() -> u64 {
-    Clock::wall().as_millis() / 1_000
+    (driver, Follower::start(shadow, world.background), journal)
 }

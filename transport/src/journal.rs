@@ -41,6 +41,7 @@ mod open;
 mod reader;
 mod scan;
 mod snapshot;
+mod tasks;
 #[cfg(test)]
 mod tests;
 mod writer;
@@ -58,8 +59,8 @@ pub use open::{Cut, Opened, RecoveryReport};
 pub use reader::{End, Reader, Record, Records};
 pub use snapshot::Snapshot;
 
-use crate::seam::Disk;
 use crate::seam::disk::DiskLock;
+use crate::seam::{Background, Disk};
 
 /// The version of everything on the disk: layout, framing, and the codec of the records inside. Raised with any change that
 /// an older program would misread; a directory with a higher one is refused.
@@ -83,6 +84,8 @@ pub struct Options {
     pub logic_version: u32,
     /// The plane's seed for a directory that is new. An existing one keeps its own.
     pub seed: u64,
+    /// Who writes. Tasks belong to the runtime around [`Journal::open`].
+    pub background: Background,
 }
 
 /// When written records are synced to the disk.
@@ -106,16 +109,23 @@ impl Default for Options {
             buffer_max: 8 << 20,
             logic_version: 1,
             seed: 0,
+            background: Background::Threads,
         }
     }
 }
 
-/// An open journal: the lock on its directory and the threads that write. Dropping it does what [`Journal::close`] does.
+/// An open journal: the lock on its directory and those who write. Dropping it does what [`Journal::close`] does.
 pub struct Journal {
     appender: Appender,
-    threads: Vec<JoinHandle<()>>,
-    /// Held for its drop, after the threads have ended.
+    workers: Workers,
+    /// Held for its drop, after the workers have ended.
     _lock: Box<dyn DiskLock>,
+}
+
+/// Who writes.
+enum Workers {
+    Threads(Vec<JoinHandle<()>>),
+    Tasks(tasks::Tasks),
 }
 
 impl Journal {
@@ -138,7 +148,7 @@ impl Journal {
         self.appender.clone()
     }
 
-    /// Writes and syncs what was appended, and ends the threads. Later appends are refused.
+    /// Writes and syncs what was appended, and ends those who write. Later appends are refused.
     ///
     /// # Errors
     /// Where the disk refuses to take what is left, after one more attempt.
@@ -152,9 +162,14 @@ impl Journal {
 
     fn stop(&mut self) {
         self.appender.close();
-        for thread in self.threads.drain(..) {
-            // A panic in there has already been recorded as the journal's failure.
-            let _ = thread.join();
+        match &mut self.workers {
+            Workers::Threads(threads) => {
+                for thread in threads.drain(..) {
+                    // A panic in there has already been recorded as the journal's failure.
+                    let _ = thread.join();
+                }
+            }
+            Workers::Tasks(tasks) => tasks.finish(),
         }
     }
 }

@@ -160,9 +160,10 @@ impl Client {
     }
 }
 
-/// Which of two timers passed: `due` (then `failure`), or the deadline before it.
+/// Which of two timers passed: `due` (then `failure`), or the deadline. Where both did it was the deadline: an answer that
+/// does not stream has until then for its head, and a deadline that the client chose is no failure of the endpoint's.
 fn late(due: Instant, deadline: Instant, failure: Failure) -> Failed {
-    if deadline < due {
+    if deadline <= due {
         return Failed::new(Failure::Timeout(Stage::Deadline), "before the answer's head");
     }
     Failed::new(failure, "not in time")
@@ -230,3 +231,19 @@ const HOP_BY_HOP: [HeaderName; 12] = [
     header::COOKIE,
     header::PROXY_AUTHORIZATION,
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn where_two_timers_pass_at_once_it_was_the_deadline() {
+        let now = Instant::now();
+        let no_head = Failure::Timeout(Stage::FirstToken);
+        let ended = |due, deadline| late(now + due, now + deadline, no_head).failure;
+        let (soon, later) = (Duration::from_secs(1), Duration::from_secs(2));
+        assert_eq!(ended(soon, later), no_head);
+        assert_eq!(ended(soon, soon), Failure::Timeout(Stage::Deadline));
+        assert_eq!(ended(later, soon), Failure::Timeout(Stage::Deadline));
+    }
+}

@@ -78,11 +78,13 @@ impl Choice<'_> {
         let mut home = None;
         if let Some(bound) = session.bound {
             if self.scope().contains(bound) {
-                if self.fits(bound) {
+                if self.fits(bound) || planted!(SaturatedPin) {
                     return (bound, Reason::Bound);
                 }
                 self.note(bound, WhyNot::OverBound);
                 home = Some(self.tier.id(bound));
+            } else if planted!(StalePin) && self.tier.scope(true).contains(bound) {
+                return (bound, Reason::Bound);
             } else {
                 self.note_out(bound);
             }
@@ -105,7 +107,8 @@ impl Choice<'_> {
         let mut found = None;
         for place in scope.ranking(key.0) {
             let inside = scope.contains(place);
-            if inside && scope.fits(place, bound_percent) {
+            let next = planted!(OverflowToNeighbour) && home.is_some();
+            if inside && (next || scope.fits(place, bound_percent)) {
                 found = Some(place);
                 break;
             }

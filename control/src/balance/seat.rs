@@ -94,7 +94,8 @@ impl Seat {
 
     /// What it is hashed as: its name, which every gateway knows, and nothing that only this one does.
     pub(super) fn name_hash(&self) -> u64 {
-        hash_bytes(0, self.name.as_bytes())
+        let seed = if planted!(HomeBySlot) { u64::from(self.id.slot) } else { 0 };
+        hash_bytes(seed, self.name.as_bytes())
     }
 }
 

@@ -109,6 +109,7 @@ impl EjectionRoom {
     #[must_use]
     pub fn admits(self, ejection_percent_max: u32) -> bool {
         let after = (u64::from(self.ejected) + 1) * 100;
-        self.ejected == 0 || after <= u64::from(self.members) * u64::from(ejection_percent_max)
+        (self.ejected == 0 && !planted!(LoneNeverCooled))
+            || after <= u64::from(self.members) * u64::from(ejection_percent_max)
     }
 }

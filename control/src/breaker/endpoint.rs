@@ -1,6 +1,7 @@
 //! The breaker of one endpoint.
 
 use alloc::vec::Vec;
+use core::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -85,7 +86,7 @@ impl Breaker {
                 Admission::Refused { until: now.max(*until), cause: *cause }
             }
             State::HalfOpen { cause, slots, probes, .. } => match first_deadline(probes) {
-                Some(deadline) if probes.len() >= *slots as usize => {
+                Some(deadline) if probes.len() >= *slots as usize && !planted!(HalfOpenFloods) => {
                     Admission::Refused { until: now.max(deadline), cause: *cause }
                 }
                 Some(_) | None => Admission::Allowed { share_permille: 1_000 },
@@ -128,6 +129,11 @@ impl Breaker {
         config: &Config,
     ) -> Option<Step> {
         if ticket.generation != self.generation {
+            return None;
+        }
+        if planted!(ProbeSlotLeaked) && matches!(verdict, Verdict::Neutral | Verdict::Backpressure)
+        {
+            self.renew(ticket, now + core::time::Duration::from_secs(86_400));
             return None;
         }
         let answered = self.take_probe(ticket);
@@ -213,22 +219,26 @@ impl Breaker {
                 let whole = u128::from(saturating_nanos(config.slow_start));
                 let nanos = (whole * next).div_ceil(u128::from(config.steps()));
                 let nanos = u64::try_from(nanos).unwrap_or(u64::MAX);
-                Some(self.since + core::time::Duration::from_nanos(nanos))
+                Some(self.since + Duration::from_nanos(nanos))
             }
             State::Open { until, .. } => Some(*until),
             State::HalfOpen { probes, .. } => first_deadline(probes),
         }
     }
 
-    /// Doublings of an ejection that begins now: those so far, less one for each quiet while since it closed.
-    pub(super) fn exponent(&self, now: Instant, config: &Config) -> u32 {
+    /// Doublings of an ejection from `base` that begins now: those so far, less one for each quiet while since it closed.
+    /// While ejected, as many as make it twice as long as the ejection it follows, which may have had another base.
+    pub(super) fn exponent(&self, now: Instant, base: Duration, config: &Config) -> u32 {
         match self.state {
             State::Closed { .. } => {
                 let quiet = saturating_nanos(now.since(self.since));
                 let forgotten = quiet / saturating_nanos(config.ejection_forget_after).max(1);
                 self.ejections.saturating_sub(u32::try_from(forgotten).unwrap_or(u32::MAX))
             }
-            State::Open { .. } | State::HalfOpen { .. } => self.ejections,
+            State::Open { cause, .. } | State::HalfOpen { cause, .. } => {
+                let doubled = config.grown(config.base_of(cause), self.ejections);
+                config.doublings(base, self.ejections, doubled)
+            }
         }
     }
 

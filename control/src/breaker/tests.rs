@@ -147,6 +147,29 @@ fn each_ejection_is_longer_than_the_last_up_to_the_cap() {
 }
 
 #[test]
+fn an_ejection_after_one_for_a_fault_is_longer_still_whatever_its_own_cause() {
+    // A fault is given less than a failure too: an operator may order the bases either way.
+    for (fault_base, jitter) in [(60, 20), (60, 0), (1, 20), (7, 0)] {
+        let fault_ejection_base = Duration::from_secs(fault_base);
+        let config =
+            Config { fault_ejection_base, ejection_jitter_percent: jitter, ..Config::default() };
+        let mut bench = Bench::with(config);
+        bench.ask(Verdict::Fault(Fault::KeyRefused));
+        let mut last = bench.ejected_for();
+        let verdicts = [Verdict::Failure, Verdict::Fault(Fault::AccountEmpty), Verdict::Failure];
+        for verdict in verdicts.into_iter().flat_map(|verdict| [verdict; 3]) {
+            bench.pass_until_half_open();
+            bench.ask(verdict);
+            let this = bench.ejected_for();
+            let doubled = (last * 2).min(Duration::from_secs(300));
+            let least = doubled / 100 * (100 - jitter);
+            assert!(this >= least, "{fault_base} s: {last:?}, then {this:?}");
+            last = this;
+        }
+    }
+}
+
+#[test]
 fn a_quiet_while_forgets_doublings_one_by_one() {
     let mut bench = Bench::new();
     bench.eject();

@@ -5,7 +5,7 @@ use core::fmt;
 
 use super::record::{DecodeError, Record, Recorder, decode};
 use crate::machine::Machine;
-use crate::plane::{ControlPlane, Effect};
+use crate::plane::{ControlPlane, Effect, Input, Keyed};
 
 /// A plane that is fed from a journal.
 #[derive(Debug)]
@@ -13,6 +13,7 @@ pub struct Replay {
     plane: ControlPlane,
     recorder: Recorder,
     effects: Vec<Effect>,
+    keyed: Keyed,
 }
 
 impl Replay {
@@ -61,15 +62,19 @@ impl Replay {
     }
 
     /// Takes only the facts of a step that another logic decided: the ledger's entries and the sessions' homes, with
-    /// the configuration and the membership that name them.
+    /// the configuration and the membership that name them, and the idempotency keys of what was charged.
     ///
     /// # Errors
     /// Where the record cannot be read.
     pub fn apply_facts(&mut self, bytes: &[u8]) -> Result<(), Divergence> {
         let Record { now, input, durables, .. } = decode(bytes).map_err(Divergence::Undecodable)?;
-        self.plane.restore_step(now, input);
+        let ends_a_life = matches!(input, Input::Restarted { .. });
+        self.plane.restore_step(now, input, &mut self.keyed);
         for durable in &durables {
-            self.plane.restore_fact(durable);
+            self.plane.restore_fact(durable, &mut self.keyed);
+        }
+        if ends_a_life {
+            self.keyed.forget();
         }
         while self.plane.poll_effect().is_some() {}
         Ok(())
@@ -96,7 +101,8 @@ impl Replay {
 
 impl From<ControlPlane> for Replay {
     fn from(plane: ControlPlane) -> Self {
-        Self { plane, recorder: Recorder::default(), effects: Vec::new() }
+        let (recorder, effects, keyed) = Default::default();
+        Self { plane, recorder, effects, keyed }
     }
 }
 

@@ -9,7 +9,7 @@ use super::input::{Arrival, Idempotency};
 use super::observation::{Observation, Stale};
 use super::request::{Phase, Request, request_of, reservation_of};
 use crate::id::{AccountId, RequestId, ReservationId};
-use crate::quota::{Denied, DenyReason, Event, MAX_AMOUNT, Reserve};
+use crate::quota::{Denied, DenyReason, Entry, Event, Fact, MAX_AMOUNT, Reserve};
 use crate::rate::{RateLimits, Signal};
 use crate::session::{Begun, Turn, TurnRefused};
 use crate::units::{Amount, MicroUsd, Tokens};
@@ -114,7 +114,8 @@ impl ControlPlane {
     /// maximum locks nothing up; all of an answer that comes at once.
     pub(super) fn first_slice(&self, arrival: &Arrival) -> Tokens {
         let wanted = arrival.output_max.unwrap_or(self.config.output_default);
-        if arrival.stream { wanted.min(self.config.quota.slice) } else { wanted }
+        let sliced = arrival.stream && !planted!(WholeMaximumHeld);
+        if sliced { wanted.min(self.config.quota.slice) } else { wanted }
     }
 
     fn enter(&mut self, id: RequestId, arrival: Box<Arrival>, rates: Rates) {
@@ -193,7 +194,15 @@ impl ControlPlane {
         let accounts = self
             .config
             .accounts_of(&request.arrival.principal)
-            .map(|(id, account)| (id, account.map(|a| a.limits).unwrap_or_default()))
+            .map(|(id, account)| {
+                if planted!(WrongAccount)
+                    && account.is_none()
+                    && let Some((first, known)) = self.config.accounts.first_key_value()
+                {
+                    return (*first, known.limits);
+                }
+                (id, account.map(|a| a.limits).unwrap_or_default())
+            })
             .collect();
         let ttl = request.deadline.since(self.now) + self.config.quota.reservation_ttl;
         self.quota.reserve(self.now, Reserve { id: reservation_of(id), accounts, amount, ttl });
@@ -209,6 +218,8 @@ impl ControlPlane {
                 Event::Extended { id, total } => self.handle_extended(id, total),
                 Event::ExtendDenied { id, denied } => self.handle_extend_denied(id, &denied),
                 Event::Ask(op) => self.effects.push_back(Effect::Reserve(op)),
+                Event::Entry(Entry { fact: Fact::Settle { .. }, .. })
+                    if planted!(PersistDropped) => {}
                 Event::Entry(entry) => {
                     self.effects.push_back(Effect::Persist(super::Durable::Entry(entry)));
                 }
@@ -257,6 +268,9 @@ impl ControlPlane {
     pub(super) fn set_phase(&mut self, id: RequestId, phase: Phase) {
         let request = self.requests.get_mut(&id).expect("a phase is set on a live request");
         let due = match &phase {
+            Phase::Backoff { .. } if planted!(TimerLost) => {
+                request.deadline + core::time::Duration::from_secs(86_400)
+            }
             Phase::Backoff { until } | Phase::Cutting { until, .. } => *until,
             Phase::WaitingTurn | Phase::Reserving => request.deadline,
             // The shell keeps the attempt's own timeouts; this is the watchdog behind it.

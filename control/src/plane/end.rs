@@ -57,7 +57,7 @@ impl ControlPlane {
 
     /// Nobody waits any more, and nothing runs.
     fn leave(&mut self, id: RequestId) {
-        if self.requests[&id].committed {
+        if self.requests[&id].committed && !planted!(DisconnectBillsNothing) {
             self.answered_in_part(id, Outcome::Cancelled);
         } else {
             self.refuse(id, Refusal::ClientGone);
@@ -71,6 +71,18 @@ impl ControlPlane {
         let configured = self.config.timeouts_of(&request.arrival.model).request;
         let hurried = request.arrival.patience.is_some_and(|patience| patience < configured);
         match end {
+            AttemptEnd::Failed { failure: Failure::EndpointFault(_), .. }
+                if planted!(FaultNeutral) =>
+            {
+                Verdict::Neutral
+            }
+            AttemptEnd::Failed {
+                failure: Failure::Backpressure(_) | Failure::ClientError(_),
+                ..
+            } if planted!(BusyOpens) => Verdict::Failure,
+            AttemptEnd::Failed { failure: Failure::Connect, .. } if planted!(ConnectNotCounted) => {
+                Verdict::Neutral
+            }
             AttemptEnd::Failed { failure: Failure::Timeout(Stage::Deadline), produced, .. }
                 if !hurried && !request.committed && *produced == Tokens::ZERO =>
             {
@@ -86,6 +98,11 @@ impl ControlPlane {
     fn release(&mut self, attempt: &Attempt, verdict: Verdict) {
         let Attempt { endpoint, ticket, .. } = *attempt;
         self.balance.released(endpoint);
+        if planted!(NegativeInFlight) && verdict == Verdict::Failure {
+            self.balance.released(endpoint);
+        }
+        let scored = planted!(SuccessAtStart) && attempt.accepted;
+        let verdict = if scored { Verdict::Neutral } else { verdict };
         // Only failures ask for room, and counting it costs a look at every pool of the endpoint.
         let room = match verdict {
             Verdict::Failure => self.balance.ejection_room(endpoint),
@@ -151,7 +168,9 @@ impl ControlPlane {
     ) {
         let request = &self.requests[&id];
         if request.committed {
-            self.answered_in_part(id, Outcome::Broken(failure));
+            let clean = planted!(BrokenEndsClean);
+            let outcome = if clean { Outcome::Completed } else { Outcome::Broken(failure) };
+            self.answered_in_part(id, outcome);
         } else {
             let attempts = request.attempts;
             self.refuse(id, Refusal::Failed { failure, attempts, retry_after });
@@ -186,8 +205,17 @@ impl ControlPlane {
         let Some(id) = self.callers.get(&caller).copied() else {
             return self.observe(Observation::Stale(Stale::Caller));
         };
+        if planted!(RetryAfterClientLeft)
+            && matches!(self.requests[&id].phase, Phase::Backoff { .. })
+        {
+            return;
+        }
         self.abandon(id, Verdict::Neutral);
         self.leave(id);
+        if planted!(TwoOutcomes) {
+            let (request, refusal) = (id, Refusal::ClientGone);
+            self.effects.push_back(Effect::Reject { caller, request, refusal });
+        }
     }
 
     /// Stops the attempt that runs, if one does, without waiting for its report.
@@ -195,7 +223,9 @@ impl ControlPlane {
         let request = &self.requests[&id];
         let caller = request.arrival.caller;
         if let Some(attempt) = request.attempt().cloned() {
-            self.effects.push_back(Effect::Cancel { caller, attempt: attempt.id });
+            if !planted!(CancelNotSent) {
+                self.effects.push_back(Effect::Cancel { caller, attempt: attempt.id });
+            }
             self.release(&attempt, verdict);
         }
     }
@@ -203,6 +233,9 @@ impl ControlPlane {
     /// A request's timer is due: a backoff is over, a last count never came, or the deadline is long past.
     pub(super) fn request_due(&mut self, id: RequestId) {
         match self.requests[&id].phase {
+            Phase::Backoff { .. } if planted!(BusySpins) && pushed_back(&self.requests[&id]) => {
+                self.set_phase(id, Phase::Backoff { until: self.now });
+            }
             Phase::Backoff { .. } => self.pick(id),
             Phase::WaitingTurn => self.refuse(id, Refusal::TurnConflict),
             Phase::Reserving => {
@@ -246,14 +279,17 @@ impl ControlPlane {
         let attempts = request.attempts;
         match exit {
             Exit::Refused(refusal) => {
-                self.quota.refund(self.now, reservation_of(id));
+                let gone = planted!(RefundLost) && refusal == Refusal::ClientGone;
+                let lost = planted!(CrashLeaks) && refusal == Refusal::Lost;
+                if !gone && !lost {
+                    self.quota.refund(self.now, reservation_of(id));
+                }
                 self.drain_quota();
                 self.observe(Observation::Refused { request: id, refusal: refusal.clone() });
                 self.effects.push_back(Effect::Reject { caller, request: id, refusal });
             }
             Exit::Answered { outcome, usage, estimated } => {
-                // What no reservation can be, no answer can have used: a replica that says so is not believed.
-                let charged = holdable(request.price.of(usage));
+                let charged = self.bill(&request, outcome, usage);
                 self.charge(id, charged, estimated);
                 self.observe(Observation::Finished { request: id, outcome, charged, estimated });
                 let finish = Effect::Finish { caller, request: id, outcome, charged, attempts };
@@ -261,6 +297,18 @@ impl ControlPlane {
             }
         }
         self.pass_turn(id, &request);
+    }
+
+    /// What no reservation can be, no answer can have used: a replica that says so is not believed.
+    fn bill(&self, request: &Request, outcome: Outcome, usage: Usage) -> Amount {
+        let all = planted!(DisconnectBillsEverything) && outcome == Outcome::Cancelled;
+        if all || planted!(EstimateCharged) {
+            return holdable(request.wanted());
+        }
+        if planted!(PriceNotPinned) {
+            return holdable(self.config.price_of(&request.arrival.model).of(usage));
+        }
+        holdable(request.price.of(usage))
     }
 
     fn charge(&mut self, id: RequestId, charged: Amount, estimated: bool) {
@@ -279,7 +327,8 @@ impl ControlPlane {
         };
         // One key, one charge: an answer that broke off was charged as delivered, so its key stays used, and whoever
         // wants another answer says so with another key. What cost nothing frees its key.
-        let charged = used > Tokens::ZERO;
+        let whole = matches!(exit, Exit::Answered { outcome: Outcome::Completed, .. });
+        let charged = used > Tokens::ZERO && (whole || !planted!(KeyForgotten));
         self.free_idempotency(id, &request.arrival, charged);
         self.concurrency.released(self.now, &request.arrival.model, load_signal(exit));
         for account in &request.rates {
@@ -307,6 +356,9 @@ impl ControlPlane {
 
     /// The session's next turn begins.
     fn pass_turn(&mut self, id: RequestId, request: &Request) {
+        if planted!(TurnNeverPassed) && request.attempts == 0 {
+            return;
+        }
         let Some(session) = request.arrival.session.filter(|session| session.stored) else {
             return;
         };
@@ -335,6 +387,10 @@ fn load_signal(exit: &Exit) -> Signal {
         },
         Exit::Answered { .. } | Exit::Refused(_) => Signal::Neutral,
     }
+}
+
+fn pushed_back(request: &Request) -> bool {
+    matches!(request.last_failure, Some(Failure::Backpressure(_)))
 }
 
 /// How long the last count of a cut stream is awaited. The shell answers a cancel without asking anybody, within

@@ -81,6 +81,7 @@ impl ControlPlane {
 
     pub(super) fn handle_drain(&mut self, name: &str, on: bool) {
         match self.registry.drain(name, on) {
+            Some(_) if planted!(DrainedStillPicked) && on => {}
             Some(id) => self.balance.set_draining(id, on),
             None => self.observe(Observation::Stale(Stale::Endpoint)),
         }
@@ -114,6 +115,11 @@ impl ControlPlane {
         let ids: Vec<_> = self.registry.iter().map(|endpoint| endpoint.id).collect();
         for id in ids {
             self.sync(id);
+            if planted!(ConfigEditEvicts)
+                && self.breakers.state(id).is_some_and(|state| state.ejected())
+            {
+                self.balance.set_draining(id, true);
+            }
         }
     }
 

@@ -136,6 +136,11 @@ impl ControlPlane {
         self.effects.push_back(Effect::Dispatch(order));
         let running = Attempt { id: attempt, endpoint, ticket, started, binds, accepted: false };
         self.set_phase(id, Phase::Attempting(running));
+        if planted!(BindAtDispatch)
+            && let Some(key) = at.key.filter(|_| binds)
+        {
+            self.bind(id, key, endpoint);
+        }
         self.observe(Observation::Picked { request: id, attempt, chosen, throttled });
     }
 
@@ -144,6 +149,8 @@ impl ControlPlane {
         let arrival = &request.arrival;
         let timeouts = self.config.timeouts_of(&arrival.model);
         let deadlines = timeouts.attempt(self.now, request.deadline);
+        let anew = planted!(DeadlineNotPassed);
+        let deadline = if anew { self.now + timeouts.request } else { request.deadline };
         let name = self.registry.endpoint(endpoint).map(|e| e.spec.name.clone());
         Dispatch {
             caller: arrival.caller,
@@ -154,8 +161,12 @@ impl ControlPlane {
             endpoint_name: name.expect("what is picked is registered"),
             connect_by: deadlines.connect,
             first_token_by: if arrival.stream { deadlines.first_token } else { request.deadline },
-            gap_max: deadlines.between_tokens,
-            deadline: request.deadline,
+            gap_max: if planted!(NoGapTimeout) {
+                timeouts.request
+            } else {
+                deadlines.between_tokens
+            },
+            deadline,
             // A stream is extended while it runs; what comes at once must not outgrow what was granted.
             output_max: (!arrival.stream
                 && arrival.output_max != Some(Tokens::ZERO)
@@ -249,6 +260,7 @@ impl ControlPlane {
                 self.balance.set_admitted(endpoint, true);
                 self.balance.set_share(endpoint, share_permille);
             }
+            Admission::Refused { .. } if planted!(EjectedStillPicked) => {}
             Admission::Refused { .. } => self.balance.set_admitted(endpoint, false),
         }
     }

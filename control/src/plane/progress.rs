@@ -4,7 +4,9 @@ use super::ControlPlane;
 use super::effect::{Durable, Effect};
 use super::observation::{Observation, Stale};
 use super::request::{Attempt, request_of_attempt};
+use crate::breaker::EjectionRoom;
 use crate::id::{AttemptId, EndpointId, RequestId, SessionKey};
+use crate::outcome::Verdict;
 use crate::units::Tokens;
 
 impl ControlPlane {
@@ -28,6 +30,11 @@ impl ControlPlane {
             self.show_life(id);
         }
         self.observe(Observation::Accepted { attempt, after: self.now.since(started) });
+        if planted!(SuccessAtStart) {
+            let (now, room) = (self.now, EjectionRoom::default());
+            let moved = self.breakers.record(now, endpoint, ticket, Verdict::Success, room);
+            moved.into_iter().for_each(|transition| self.breaker_moved(transition));
+        }
         if let Some(session) = session.filter(|_| binds) {
             self.bind(id, session.key, endpoint);
         }
@@ -46,7 +53,7 @@ impl ControlPlane {
         }
     }
 
-    fn bind(&mut self, request: RequestId, session: SessionKey, endpoint: EndpointId) {
+    pub(super) fn bind(&mut self, request: RequestId, session: SessionKey, endpoint: EndpointId) {
         if self.registry.endpoint(endpoint).is_none() {
             // It was removed while it answered: a home that is gone would only be looked for.
             return;

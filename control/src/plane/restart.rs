@@ -2,8 +2,9 @@
 
 use super::observation::Observation;
 use super::request::request_of;
-use super::{ControlPlane, Durable, Effect, Input, Outcome, Refusal};
+use super::{ControlPlane, Durable, Effect, Input, Keyed, Outcome, Refusal};
 use crate::outcome::Verdict;
+use crate::session::Idempotency;
 use crate::time::{Instant, Wall};
 
 impl ControlPlane {
@@ -17,6 +18,9 @@ impl ControlPlane {
             self.observe(Observation::Lost { request: id, produced });
             self.lose(id);
         }
+        if planted!(RecoveryForgetsKeys) {
+            self.idempotency = Idempotency::new(self.config.session.clone());
+        }
         // Turns that came to requests of that life came too late.
         self.next_turns.clear();
         if incarnation > self.incarnation {
@@ -24,7 +28,8 @@ impl ControlPlane {
         }
         // After an upgrade soft state starts cold while the ledger's facts were applied: reservations whose requests
         // nobody knows any more go back.
-        let orphans: alloc::vec::Vec<_> = self.quota.live().collect();
+        let none = planted!(CrashLeaks);
+        let orphans: alloc::vec::Vec<_> = self.quota.live().filter(|_| !none).collect();
         for reservation in orphans {
             debug_assert!(!self.requests.contains_key(&request_of(reservation)));
             self.quota.refund(self.now, reservation);
@@ -36,7 +41,7 @@ impl ControlPlane {
 
     /// Goes over a step that another logic decided: time passes, and what people and sources said is taken in, since the
     /// facts name endpoints and limits by it. Nothing else is decided again.
-    pub(crate) fn restore_step(&mut self, now: Instant, input: Input) {
+    pub(crate) fn restore_step(&mut self, now: Instant, input: Input, keyed: &mut Keyed) {
         self.now = self.now.max(now);
         match input {
             Input::Restarted { incarnation, wall } => {
@@ -50,8 +55,11 @@ impl ControlPlane {
             | Input::Membership { .. }
             | Input::SourceLost { .. }
             | Input::Drain { .. } => self.step(input),
-            // Counted, so that no id is given twice should this life go on.
-            Input::RequestArrived(_) => self.minted += 1,
+            // Each was given an id, were it only to be refused by it; no shell has one token under way twice.
+            Input::RequestArrived(arrival) => {
+                let id = self.mint();
+                keyed.arrived(id, &arrival, self.config.session.idempotency_keys_max);
+            }
             Input::StoreAnswered(_)
             | Input::AttemptAccepted { .. }
             | Input::FirstToken { .. }
@@ -63,9 +71,12 @@ impl ControlPlane {
     }
 
     /// Takes a fact that another logic decided.
-    pub(crate) fn restore_fact(&mut self, fact: &Durable) {
+    pub(crate) fn restore_fact(&mut self, fact: &Durable, keyed: &mut Keyed) {
         match fact {
-            Durable::Entry(entry) => self.quota.apply_entry(entry),
+            Durable::Entry(entry) => {
+                self.quota.apply_entry(entry);
+                self.restore_key(&entry.fact, keyed);
+            }
             Durable::Binding { session, binding } => {
                 self.affinity.restore(*session, *binding);
             }

@@ -18,4 +18,5 @@ mod quota;
 
 mod transcripts;
 mod turns;
+mod upgrades;
 pub(crate) mod world;

@@ -171,7 +171,9 @@ impl Book {
         config: &LedgerConfig,
         change: impl Fn(&mut Sums, Amount),
     ) {
-        let Some(hold) = self.live.remove(&id) else {
+        let stays = planted!(ReleaseAfterExpiry) && how == Terminal::Expired;
+        let held = if stays { self.live.get(&id).cloned() } else { self.live.remove(&id) };
+        let Some(hold) = held else {
             // A refund may overtake its reservation: remembered, so that the reservation then finds itself ended.
             if how == Terminal::Refunded {
                 self.remember(at, id, Ended { how, pins: Vec::new() }, config);
@@ -198,7 +200,7 @@ impl Book {
             self.ended.get(&id),
             Some(Ended { how: Terminal::Late | Terminal::Settled, .. })
         );
-        if charged || self.live.contains_key(&id) {
+        if charged && !planted!(SettleTwice) || self.live.contains_key(&id) {
             return;
         }
         for pin in pins {

@@ -158,7 +158,7 @@ impl Ledger {
         }
         let pins = self.pins(&draw.accounts);
         self.check(&pins, draw.amount)?;
-        let expires = at.now + draw.ttl + self.config.drift_max;
+        let expires = at.now + draw.ttl + self.drift();
         let (hold, amount, ttl) = (draw.hold, draw.amount, draw.ttl);
         self.record(at, Fact::Reserve { hold, pins, amount, ttl, expires, from: None }, out);
         Ok(amount)
@@ -184,9 +184,11 @@ impl Ledger {
             return Err(Denied::never(DenyReason::TooLarge));
         }
         let amount = total.saturating_sub(held.total);
-        self.check(&held.pins, amount)?;
+        if !planted!(ExtendUnchecked) {
+            self.check(&held.pins, amount)?;
+        }
         let total = held.total + amount;
-        let expires = at.now + held.ttl + self.config.drift_max;
+        let expires = at.now + held.ttl + self.drift();
         self.record(at, Fact::Extend { hold, amount, expires, from: None }, out);
         Ok(total)
     }
@@ -206,7 +208,7 @@ impl Ledger {
             return Settled::Charged;
         }
         match self.book.ended.get(&hold) {
-            Some(ended) if ended.how == Terminal::Expired => {
+            Some(ended) if ended.how == Terminal::Expired && !planted!(LateDropped) => {
                 let pins = ended.pins.clone();
                 self.late(at, hold, &pins, (actual, estimated), out)
             }
@@ -231,6 +233,9 @@ impl Ledger {
             None if !live && forgotten => Settled::Ignored,
             None if !live => self.late(at, hold, pins, (clamp(usage.0), usage.1), out),
             Some(Terminal::Refunded) => self.late(at, hold, pins, (clamp(usage.0), usage.1), out),
+            Some(Terminal::Settled | Terminal::Late) if planted!(SettleTwice) => {
+                self.late(at, hold, pins, (clamp(usage.0), usage.1), out)
+            }
             None | Some(Terminal::Settled | Terminal::Expired | Terminal::Late) => {
                 self.settle(at, hold, usage.0, usage.1, out)
             }
@@ -264,7 +269,7 @@ impl Ledger {
     ) -> Result<Amount, Denied> {
         let (pins, total, ttl) = (held.0, clamp(held.1), held.2);
         self.see(at.wall);
-        let expires = at.now + ttl + self.config.drift_max;
+        let expires = at.now + ttl + self.drift();
         if let Some(known) = self.book.live.get(&hold) {
             let amount = total.saturating_sub(known.total);
             let total = known.total + amount;
@@ -425,6 +430,11 @@ const FULL: Denied = Denied { reason: DenyReason::Full, retry_after: FULL_RETRY 
 impl Ledger {
     pub(super) fn see(&mut self, wall: Wall) {
         self.book.wall = self.book.wall.max(wall);
+    }
+
+    /// How much longer than its time a reservation lives here.
+    fn drift(&self) -> Duration {
+        if planted!(AllotmentIgnoresDrift) { Duration::ZERO } else { self.config.drift_max }
     }
 
     fn record(&mut self, at: At, fact: Fact, out: &mut Vec<Entry>) {

@@ -132,7 +132,9 @@ impl Ledger {
         let other = op.run.is_some_and(|believed| believed != run);
         let reply = match &op.ask {
             Ask::Probe => Reply::Here,
-            Ask::Reserve(_) | Ask::Extend { .. } if other => Reply::OtherRun,
+            Ask::Reserve(_) | Ask::Extend { .. } if other && !planted!(OtherRunDraws) => {
+                Reply::OtherRun
+            }
             Ask::Reserve(draw) => {
                 let answer = self.reserve(at, draw, out);
                 self.granted(draw.hold, answer)

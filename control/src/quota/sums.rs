@@ -54,6 +54,9 @@ impl Sums {
     /// What counts against the limit: spent, held, and debt taken over.
     #[must_use]
     pub fn used(&self) -> Amount {
+        if planted!(Overdraft) {
+            return self.spent + self.carried;
+        }
         self.spent + self.outstanding + self.carried
     }
 

@@ -260,7 +260,8 @@ struct Ask {
 }
 
 fn asks(account: AccountId, limits: &RateLimits) -> impl Iterator<Item = Ask> + use<> {
-    let rpm = limits.rpm.map(|rpm| Ask { key: (account, RateUnit::Rpm), limit: u64::from(rpm) });
+    let payer = if planted!(SharedRateBucket) { AccountId(0) } else { account };
+    let rpm = limits.rpm.map(|rpm| Ask { key: (payer, RateUnit::Rpm), limit: u64::from(rpm) });
     let tpm = limits.tpm.map(|tpm| Ask { key: (account, RateUnit::Tpm), limit: tpm });
     rpm.into_iter().chain(tpm)
 }

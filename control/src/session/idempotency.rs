@@ -94,7 +94,8 @@ impl Idempotency {
         if let Some(entry) = self.entries.get(&key).copied() {
             // A timer that is late must not keep a key alive.
             let expired = entry.done_at.is_some_and(|at| at + self.config.idempotency_ttl <= now);
-            if !expired {
+            let ignored = planted!(KeyIgnoredInFlight) && entry.done_at.is_none();
+            if !expired && !ignored {
                 return entry.begun_again(body);
             }
             self.forget(key);
@@ -126,6 +127,24 @@ impl Idempotency {
         } else {
             self.entries.remove(&key);
         }
+    }
+
+    /// Another version's journal says that this request succeeded: whoever had its key before it has had its end. Where
+    /// keys in flight fill the room, it takes one place more: they end with the recovery.
+    pub(crate) fn restore(
+        &mut self,
+        now: Instant,
+        tenant: AccountId,
+        key: Digest,
+        body: Digest,
+        request: RequestId,
+    ) {
+        self.expire(now);
+        let key = (tenant, key);
+        self.forget(key);
+        self.make_room();
+        self.entries.insert(key, Entry { body, by: request, done_at: Some(now) });
+        self.done.insert((now, key));
     }
 
     /// When to call [`expire`](Self::expire).

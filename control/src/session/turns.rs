@@ -99,7 +99,8 @@ impl Turns {
             return Turn::Wait { position: count(position) };
         }
         let position = session.waiting.len();
-        if position >= self.config.waiting_max.min(WAITING_CEILING) as usize {
+        let full = position >= self.config.waiting_max.min(WAITING_CEILING) as usize;
+        if full && !planted!(QueueUnbounded) {
             return Turn::Refused(TurnRefused::TooManyWaiting);
         }
         let until = now + self.config.wait_max;

@@ -7,6 +7,7 @@
 mod process;
 mod purity;
 mod sdk;
+mod simulation;
 mod step;
 
 use std::path::PathBuf;

@@ -3,6 +3,9 @@
 //! `#![no_std]` makes the compiler refuse clocks, threads, files and sockets in the crate's own code, but a single
 //! dependency that links std brings them back, and a build of the whole workspace cannot tell: features unify across
 //! it. So `control` is built alone, and what that build pulls in is compared with an allow-list.
+//!
+//! Neither does the product touch what was planted in `control` for the simulator to find: of the binary's own build, the
+//! features of `control` are looked at too.
 
 use std::collections::BTreeSet;
 
@@ -15,20 +18,42 @@ const ALLOWED: [&str; 6] = ["cobs", "libm", "postcard", "serde", "serde_core", "
 /// The feature names under which crates offer std.
 const STD_FEATURES: [&str; 4] = ["std", "use-std", "use_std", "default-std"];
 
-/// Builds `control` alone and judges what it depends on.
+/// The feature of `control` that holds planted bugs. The style test reads the manifests; this reads what cargo makes of
+/// them.
+const PLANTED: &str = "mutants";
+
+/// Builds `control` alone and judges what it depends on; then what of it the product is built with.
 pub fn check(workspace: &Workspace) -> Result<(), String> {
     run(&mut workspace.cargo(&["build", "-p", "control", "--lib"]))?;
-    let edges = ["tree", "-p", "control", "-e", "normal,no-proc-macro"];
-    let mut tree = workspace.cargo(&edges);
-    tree.args(["--prefix", "none", "--no-dedupe", "-f", "{p}|{f}"]);
-    let complaints = judge(&output(&mut tree)?);
+    let mut complaints = judge(&tree(workspace, "control")?);
+    complaints.extend(planted(&tree(workspace, "pointsman")?));
     complaints.iter().for_each(|complaint| println!("{complaint}"));
     match complaints.len() {
         0 => {
             println!("control uses {} and nothing else, all without std", ALLOWED.join(", "));
+            println!("the product has control without planted bugs");
             Ok(())
         }
-        count => Err(format!("{count} impure dependencies of control")),
+        count => Err(format!("{count} impurities in or of control")),
+    }
+}
+
+/// What a package is built with, as lines of `name version [...]|feature,feature`, the first being the package itself.
+fn tree(workspace: &Workspace, package: &str) -> Result<String, String> {
+    let mut tree = workspace.cargo(&["tree", "-p", package, "-e", "normal,no-proc-macro"]);
+    tree.args(["--prefix", "none", "--no-dedupe", "-f", "{p}|{f}"]);
+    output(&mut tree)
+}
+
+/// Of a tree in which `control` must be: what it was planted with.
+fn planted(tree: &str) -> Option<String> {
+    let mut features = tree.lines().filter_map(package).filter(|(name, _)| *name == "control");
+    match features.next() {
+        None => Some("the product does not use control: who decides?".to_owned()),
+        Some((_, features)) => features
+            .split(',')
+            .any(|feature| feature == PLANTED)
+            .then(|| format!("the product is built with control's feature {PLANTED}")),
     }
 }
 
@@ -81,6 +106,16 @@ mod tests {
     fn a_stranger_among_the_dependencies_is_named() {
         let tree = format!("{PURE}hashbrown v0.16.0|\n");
         assert_eq!(judge(&tree), ["control depends on hashbrown, which is not on the allow-list"]);
+    }
+
+    #[test]
+    fn a_product_with_planted_bugs_is_named() {
+        let tree =
+            |features| format!("pointsman v0.1.0 (here)|\ncontrol v0.1.0 (here)|{features}\n");
+        assert_eq!(planted(&tree("")), None);
+        let found = planted(&tree("default,mutants (*)"));
+        assert_eq!(found.as_deref(), Some("the product is built with control's feature mutants"));
+        assert!(planted("pointsman v0.1.0 (here)|\n").is_some(), "nothing to look at is no proof");
     }
 
     #[test]

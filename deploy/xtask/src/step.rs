@@ -5,7 +5,7 @@ use std::fmt;
 use clap::ValueEnum;
 
 use crate::process::{Workspace, run};
-use crate::{purity, sdk};
+use crate::{purity, sdk, simulation};
 
 /// One check, by the name `--only` takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -22,6 +22,8 @@ pub enum Step {
     Tidy,
     /// All unit, property and transcript tests.
     Tests,
+    /// The world, simulated: seeds, planted bugs, determinism.
+    Simulation,
     /// The binary real clients will meet.
     Build,
     /// The official Python SDK against it.
@@ -40,6 +42,9 @@ impl Step {
             Self::Dependencies => "licences, duplicates and banned crates",
             Self::Tidy => "the house rules hold",
             Self::Tests => "unit, property and transcript tests",
+            Self::Simulation => {
+                "partitions, crashes and lies, seed by seed, and planted bugs that must ring"
+            }
             Self::Build => "the binary",
             Self::PythonSdk => "the official Python SDK, against replicas that die",
             Self::NodeSdk => "the official Node SDK",
@@ -50,18 +55,25 @@ impl Step {
     ///
     /// `xtask`'s own tests run in the two steps before [`Step::Tests`] and are left out of it: none runs twice. The
     /// SDK steps build the binary themselves, so that `--only` never tries a stale one; `Build` comes before them to
-    /// tell a build that fails from clients that do.
+    /// tell a build that fails from clients that do. The bugs planted in `control` are linted and tested apart: features
+    /// unify over a build of the workspace, and no other crate's tests shall meet them.
     pub fn run(self, workspace: &Workspace) -> Result<(), String> {
         let cargo = |args: &[&str]| run(&mut workspace.cargo(args));
         match self {
             Self::Fmt => cargo(&["fmt", "--all", "--check"]),
             Self::Clippy => {
-                cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"])
+                cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"])?;
+                let planted = ["clippy", "-p", "control", "--features", "mutants", "--all-targets"];
+                cargo(&[planted.as_slice(), &["--", "-D", "warnings"]].concat())
             }
             Self::Purity => purity::check(workspace),
             Self::Dependencies => cargo(&["test", "-p", "xtask", "--test", "dependencies"]),
             Self::Tidy => cargo(&["test", "-p", "xtask", "--bins", "--test", "tidy"]),
-            Self::Tests => cargo(&["test", "--workspace", "--exclude", "xtask", "--no-fail-fast"]),
+            Self::Tests => {
+                cargo(&["test", "--workspace", "--exclude", "xtask", "--no-fail-fast"])?;
+                cargo(&["test", "-p", "control", "--features", "mutants", "--lib", "mutant"])
+            }
+            Self::Simulation => simulation::gate(workspace),
             Self::Build => sdk::binary(workspace).map(drop),
             Self::PythonSdk => sdk::python(workspace),
             Self::NodeSdk => sdk::node(workspace),

@@ -36,8 +36,9 @@ pub(super) struct Book {
     /// Rows of windows that are closed, per account and kind.
     pub closed: BTreeMap<(AccountId, WindowKind), Row>,
     pub live: BTreeMap<HoldId, (Vec<BalanceKey>, Pair)>,
-    /// What had its terminal entry, and what of that its late one.
+    /// What had its terminal entry, what of that was charged by it, and what had its late one.
     pub ended: BTreeSet<HoldId>,
+    settled: BTreeSet<HoldId>,
     pub late: BTreeSet<HoldId>,
     pub limits: BTreeMap<AccountId, Limits>,
     /// Balances the latest entry moved.
@@ -233,6 +234,7 @@ impl Book {
 
     fn settle(&mut self, hold: HoldId, actual: Pair) -> Result<(), String> {
         let (pins, total) = self.end(hold, "settled")?;
+        self.settled.insert(hold);
         for pin in pins {
             let row = self.row(&pin);
             row.outstanding = minus(row.outstanding, total);
@@ -263,8 +265,8 @@ impl Book {
         if self.live.contains_key(&hold) {
             return Err(format!("{hold:?} is charged late while it is live"));
         }
-        if !self.late.insert(hold) {
-            return Err(format!("{hold:?} is charged late twice"));
+        if self.settled.contains(&hold) || !self.late.insert(hold) {
+            return Err(format!("{hold:?} is charged a second time, late"));
         }
         self.ended.insert(hold);
         for pin in pins {

@@ -178,7 +178,7 @@ impl Breakers {
         if member.phase == Phase::Open && !panic {
             wrong("which is ejected".into());
         }
-        if member.phase == Phase::HalfOpen && !panic && member.stay.seen {
+        if member.phase == Phase::HalfOpen && !panic && member.stay.seen && !member.stay.panicked {
             let probes = config.breaker.probes_max.clamp(1, 64);
             // Counted before this one.
             if member.stay.running >= probes {
@@ -235,7 +235,7 @@ impl Breakers {
             if member.until.is_some_and(|until| member.phase == Phase::Open && shows > until + LATE_MAX) {
                 wrong("its ejection is over, and it is not let back".into());
             }
-            if member.phase != Phase::HalfOpen || !stay.seen {
+            if member.phase != Phase::HalfOpen || !stay.seen || stay.panicked {
                 continue;
             }
             let probes = plane.breaker(*id).map_or(0, |state| state.probes);

@@ -4,18 +4,18 @@
 //! by the book's own sums, a denial must not. What clients truly used is added up besides, and in the end the ledger must
 //! have charged exactly that: no less but what a failover or a loss of power is allowed to lose, and never more.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use control::id::AccountId;
+use control::id::{AccountId, RequestId};
 use control::plane::{ControlPlane, Refusal};
 use control::quota::{
-    Ask, BalanceKey, Denied, DenyReason, Entry, Fact, Ledger, Reply, StoreAnswer, StoreOp, Unit,
+    Ask, BalanceKey, Denied, DenyReason, Entry, Fact, HoldId, Ledger, Reply, StoreAnswer, StoreOp, Unit,
     WindowKind,
 };
 
 use super::book::{Book, Pair, above, caps_of, pair, plus};
 use super::owners::Owners;
-use super::request::Request;
+use super::request::{AMOUNT_MAX, Request};
 use super::{Invariant, Step, Verdict};
 use crate::coverage::sometimes;
 use crate::plan::Plan;
@@ -28,12 +28,27 @@ pub(super) struct Ledgers {
     entries: Vec<Vec<(u64, Entry)>>,
     owners: Owners,
     truth: BTreeMap<AccountId, Truth>,
-    /// What was charged in each step, to be taken back if its record is lost: gateway, position, account, amounts.
-    charges: Vec<(u32, u64, AccountId, Truth)>,
+    /// What was charged in each step, to be taken back if its record is lost.
+    charges: Vec<Charge>,
+    /// What a store was told of requests whose record was lost: it keeps to that, whatever it is told again.
+    told: BTreeMap<(u32, RequestId), Pair>,
+    /// What it therefore does not charge.
+    untold: BTreeMap<AccountId, Pair>,
     /// Charges a failover made the store forget.
     forgotten: BTreeMap<AccountId, Pair>,
+    /// What the store let expire.
+    expired: BTreeSet<HoldId>,
     /// The most generous limits an account ever had.
     caps: BTreeMap<(AccountId, WindowKind), [Option<i128>; 2]>,
+}
+
+/// One request's charge to one account.
+struct Charge {
+    gateway: u32,
+    position: u64,
+    request: RequestId,
+    account: AccountId,
+    one: Truth,
 }
 
 /// What an account's clients used, by the judge's own count.
@@ -58,7 +73,10 @@ impl Ledgers {
             owners: Owners::new(gateways),
             truth: BTreeMap::new(),
             charges: Vec::new(),
+            told: BTreeMap::new(),
+            untold: BTreeMap::new(),
             forgotten: BTreeMap::new(),
+            expired: BTreeSet::new(),
             caps: BTreeMap::new(),
         }
     }
@@ -71,6 +89,7 @@ impl Ledgers {
     /// A gateway noted a fact: of its own ledger, or of what it holds at the store.
     pub fn noted(&mut self, step: &Step<'_>, entry: &Entry, verdict: &mut Verdict) {
         if self.shared {
+            self.lends(step, entry, verdict);
             return self.owners.noted(step, entry, verdict);
         }
         let index = step.gateway as usize;
@@ -106,11 +125,20 @@ impl Ledgers {
         let told = asked.is_some_and(|(op, _)| matches!(op.ask, Ask::Assert { .. }));
         if let Some((op, answer)) = asked {
             covered(op, answer);
+            let draws = matches!(op.ask, Ask::Reserve(_) | Ask::Extend { .. });
+            let other = op.run.is_some_and(|run| run != answer.run);
+            if draws && other && answer.reply != Reply::OtherRun {
+                let text = format!("{:?} is answered, and believes in another run", op.ask);
+                verdict.fail(Invariant::Bound, at, text);
+            }
             if let Err(why) = self.justly_denied(op, answer, ledger) {
                 verdict.fail(Invariant::Bound, at, why);
             }
         }
         for entry in made {
+            if let Fact::Expire { hold } = &entry.fact {
+                self.expired.insert(*hold);
+            }
             self.learn(entry);
             // What an owner says it holds is taken as a fact, whatever the limits say.
             let granted = if told { Ok(()) } else { self.fits(0, entry) };
@@ -199,11 +227,17 @@ impl Ledgers {
         let Some(request) = request else { return };
         let charged = request.charged();
         let overrun = above(charged, request.granted);
+        let told = self.told.remove(&(step.gateway, request.id));
         for account in request.accounts.clone() {
             let one = Truth { used: charged, ever: charged, overrun };
             let truth = self.truth.entry(account).or_default();
             *truth = truth.with(&one);
-            self.charges.push((step.gateway, step.position, account, one));
+            if let Some(told) = told {
+                let untold = self.untold.entry(account).or_default();
+                *untold = plus(*untold, above(charged, told));
+            }
+            let (gateway, position, request) = (step.gateway, step.position, request.id);
+            self.charges.push(Charge { gateway, position, request, account, one });
             let truth = *truth;
             if let Err(why) = self.within(account, &truth) {
                 verdict.fail(Invariant::Bound, step.at, why);
@@ -213,13 +247,14 @@ impl Ledgers {
 
     /// Records from `next` on are gone, and with them what they say was charged.
     pub fn died(&mut self, gateway: u32, next: u64) {
-        let truth = &mut self.truth;
-        self.charges.retain(|(of, position, account, one)| {
-            let lost = *of == gateway && *position >= next;
-            if lost && let Some(truth) = truth.get_mut(account) {
+        let (truth, told) = (&mut self.truth, &mut self.told);
+        self.charges.retain(|charge| {
+            let lost = charge.gateway == gateway && charge.position >= next;
+            if lost && let Some(truth) = truth.get_mut(&charge.account) {
                 for unit in 0..2 {
-                    truth.used[unit] -= one.used[unit];
+                    truth.used[unit] -= charge.one.used[unit];
                 }
+                told.insert((gateway, charge.request), charge.one.used);
             }
             !lost
         });
@@ -278,10 +313,14 @@ impl Ledgers {
                 plus(sum, plus(total.charged, total.late))
             });
             let forgotten = self.forgotten.get(account).copied().unwrap_or_default();
-            let lost = plus(forgotten, self.owners.unacknowledged(*account));
+            let untold = self.untold.get(account).copied().unwrap_or_default();
+            let lost = plus(plus(forgotten, untold), self.owners.beyond(*account));
             for unit in 0..2 {
                 let (used, ever) = (truth.used[unit], truth.ever[unit]);
-                if spent[unit] > ever || spent[unit] + lost[unit] < used {
+                // A replica that claims more than any entry may say is cut to that, entry by entry.
+                if ever < AMOUNT_MAX
+                    && (spent[unit] > ever || spent[unit] + lost[unit] < used)
+                {
                     let text = format!(
                         "{account} used {used} ({} unit), and {} are charged; {} may be lost",
                         if unit == 0 { "token" } else { "money" },
@@ -291,6 +330,19 @@ impl Ledgers {
                     verdict.fail(Invariant::Liveness, at, text);
                 }
             }
+        }
+    }
+
+    /// Nothing is lent from an allotment that the ledger, on its own clock, has let expire.
+    fn lends(&self, step: &Step<'_>, entry: &Entry, verdict: &mut Verdict) {
+        let (Fact::Reserve { hold, from: Some(from), .. }
+        | Fact::Extend { hold, from: Some(from), .. }) = &entry.fact
+        else {
+            return;
+        };
+        if self.expired.contains(&HoldId::allotment(hold.owner, *from)) {
+            let text = format!("{hold:?} is held from {from:?}, which the ledger let expire");
+            verdict.fail(Invariant::Bound, step.at, text);
         }
     }
 

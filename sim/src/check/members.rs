@@ -6,8 +6,9 @@ use control::Instant;
 use control::breaker::{Phase, Transition};
 use control::id::{AttemptId, EndpointId};
 use control::plane::{ControlPlane, Input, Observation};
+use control::registry::SourceKind;
 
-use super::Step;
+use super::{Invariant, Step, Verdict};
 use crate::plan::{Plan, ReplicaPlan};
 use crate::world::replica_of;
 
@@ -23,8 +24,10 @@ pub(super) struct Pool {
     pub members: BTreeMap<EndpointId, Member>,
     pub drained: BTreeSet<u32>,
     pub running: BTreeMap<AttemptId, Ran>,
-    /// Counts changes of membership and remembers who is there.
+    /// Who is there.
     pub present: BTreeSet<u32>,
+    /// The highest version each source's list had.
+    versions: BTreeMap<Box<str>, u64>,
 }
 
 /// One member.
@@ -52,6 +55,8 @@ pub(super) struct Stay {
     pub running: u32,
     /// Attempts that any member could have had and others got.
     pub passed_over: u32,
+    /// Somebody was sent here in a panic: not every attempt of this stay is a probe.
+    pub panicked: bool,
     /// How long the ejection was that this one follows.
     pub ejected_for: Option<u64>,
 }
@@ -78,8 +83,9 @@ impl Members {
     }
 
     /// What an input says by itself.
-    pub fn input(&mut self, step: &Step<'_>) {
+    pub fn input(&mut self, step: &Step<'_>, verdict: &mut Verdict) {
         let pool = self.pool(step.gateway);
+        pool.listed(step, verdict);
         match &step.input {
             Input::Drain { endpoint, on } => {
                 if let Some(replica) = replica_of(endpoint) {
@@ -123,11 +129,18 @@ impl Members {
     }
 
     /// An attempt begins.
-    pub fn begins(&mut self, gateway: u32, attempt: AttemptId, endpoint: EndpointId) {
+    pub fn begins(
+        &mut self,
+        gateway: u32,
+        attempt: AttemptId,
+        endpoint: EndpointId,
+        panic: bool,
+    ) {
         let pool = self.pool(gateway);
         if let Some(member) = pool.members.get_mut(&endpoint) {
             member.in_flight += 1;
             member.stay.running += 1;
+            member.stay.panicked |= panic;
             let stay = member.stay.number;
             pool.running.insert(attempt, Ran { endpoint, stay });
         }
@@ -170,6 +183,29 @@ impl Members {
 }
 
 impl Pool {
+    /// A source that lists nobody, or repeats an old list, changes nobody's membership.
+    fn listed(&mut self, step: &Step<'_>, verdict: &mut Verdict) {
+        let Input::Membership { source, kind, version, endpoints } = &step.input else { return };
+        let known = self.versions.get(source).copied();
+        let old = known.is_some_and(|known| *version < known);
+        let empty = *kind == SourceKind::Observed && endpoints.is_empty();
+        let changes = step.observed.iter().find(|observation| {
+            matches!(
+                observation,
+                Observation::EndpointAdded(_) | Observation::EndpointRemoved { .. }
+            )
+        });
+        if let Some(change) = changes.filter(|_| old || empty) {
+            let text = format!(
+                "gateway-{}: {source} said {} under version {version}, after {known:?}: {change:?}",
+                step.gateway,
+                if empty { "nobody" } else { "an old list" }
+            );
+            verdict.fail(Invariant::Liveness, step.at, text);
+        }
+        self.versions.insert(source.clone(), known.map_or(*version, |known| known.max(*version)));
+    }
+
     fn moved(&mut self, step: &Step<'_>, moved: &Transition) {
         let Some(member) = self.members.get_mut(&moved.id) else { return };
         member.share = moved.share_permille;

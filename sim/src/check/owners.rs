@@ -6,7 +6,7 @@ use control::id::{AccountId, ReservationId};
 use control::plane::ControlPlane;
 use control::quota::{Ask, Entry, Fact, HoldId, StoreOp};
 
-use super::book::{Pair, pair, plus};
+use super::book::{Pair, above, minus, pair, plus};
 use super::{Invariant, Step, Verdict};
 use crate::coverage::sometimes;
 
@@ -32,12 +32,17 @@ struct Lent {
     /// The allotment has ended: what still runs on it is settled on its own.
     over: bool,
     spent: Vec<(AccountId, Pair)>,
+    /// What was drawn for it, and what of that is lent or spent.
+    drawn: Pair,
+    used: Pair,
 }
 
 #[derive(Clone, Debug)]
 struct Held {
-    stored: bool,
+    /// What the store itself holds for it.
+    stored: Option<Pair>,
     from: Option<ReservationId>,
+    lent: Pair,
 }
 
 /// How long after the last request every end must have been acknowledged.
@@ -65,7 +70,10 @@ impl Owners {
         }
         let owner = &mut self.gateways[step.gateway as usize];
         if let Err(why) = owner.add(step.at, entry, &self.accounts) {
-            verdict.fail(Invariant::Algebra, step.at, format!("gateway-{}: {why}", step.gateway));
+            // A second end breaks the algebra; what is lent beyond what was drawn breaks the bound.
+            let lends = matches!(&entry.fact, Fact::Reserve { from: Some(_), .. } | Fact::Extend { from: Some(_), .. });
+            let invariant = if lends { Invariant::Bound } else { Invariant::Algebra };
+            verdict.fail(invariant, step.at, format!("gateway-{}: {why}", step.gateway));
         }
         owner.facts.push((step.position, entry.clone()));
     }
@@ -86,16 +94,11 @@ impl Owners {
         self.accounts.get(hold).cloned().unwrap_or_default()
     }
 
-    /// What the store may not have heard of yet and will charge late.
+    /// What the store may not know yet, and will charge late; what dead gateways took with them it never will, and what the
+    /// living spent of allotments it charges when these end.
     pub fn beyond(&self, account: AccountId) -> Pair {
         let owners = self.gateways.iter();
         owners.fold([0, 0], |sum, owner| plus(sum, owner.pending(account, &self.accounts)))
-    }
-
-    /// What the store need not know in the end: what dead gateways took with them, and what the living spent of
-    /// allotments that still run.
-    pub fn unacknowledged(&self, account: AccountId) -> Pair {
-        self.beyond(account)
     }
 
     pub fn finish(
@@ -128,22 +131,25 @@ impl Owner {
         accounts: &BTreeMap<HoldId, Vec<AccountId>>,
     ) -> Result<(), String> {
         match &entry.fact {
-            Fact::Reserve { hold, from, .. } => {
+            Fact::Reserve { hold, from, amount, .. } => {
+                let amount = pair(*amount);
                 if hold.allotment {
                     sometimes!("allotment_drawn");
-                    self.lent.entry(hold.id).or_default();
-                } else if from.is_some() {
-                    sometimes!("owner_lent");
+                    self.lent.entry(hold.id).or_default().drawn = amount;
                 }
-                let held = Held { stored: from.is_none(), from: *from };
+                let (stored, lent) = match from {
+                    None => (Some(amount), [0, 0]),
+                    Some(from) => {
+                        self.lend(*from, amount)?;
+                        (None, amount)
+                    }
+                };
+                let held = Held { stored, from: *from, lent };
                 if self.live.insert(*hold, held).is_some() {
                     return Err(format!("{hold:?} is held twice"));
                 }
             }
-            Fact::Extend { hold, from, .. } => match self.live.get_mut(hold) {
-                Some(held) => held.from = held.from.or(*from),
-                None => return Err(format!("{hold:?} is extended and not held")),
-            },
+            Fact::Extend { hold, from, amount, .. } => self.extend(*hold, *from, pair(*amount))?,
             Fact::Settle { hold, actual, .. } => self.end(at, *hold, pair(*actual), accounts)?,
             Fact::Refund { hold } => self.end(at, *hold, [0, 0], accounts)?,
             Fact::Acknowledged { hold } => {
@@ -158,6 +164,42 @@ impl Owner {
             | Fact::Forgive { .. }
             | Fact::Close { .. }
             | Fact::Retire { .. } => {}
+        }
+        Ok(())
+    }
+
+    /// What is lent was drawn before.
+    fn lend(&mut self, from: ReservationId, amount: Pair) -> Result<(), String> {
+        sometimes!("owner_lent");
+        let Some(lent) = self.lent.get_mut(&from) else {
+            return Err(format!("{amount:?} are lent from {from:?}, which is not there"));
+        };
+        lent.used = plus(lent.used, amount);
+        let beyond = (0..2).any(|unit| amount[unit] > 0 && lent.used[unit] > lent.drawn[unit]);
+        match beyond {
+            true => Err(format!("{from:?} lends {:?} of {:?}", lent.used, lent.drawn)),
+            false => Ok(()),
+        }
+    }
+
+    fn extend(
+        &mut self,
+        hold: HoldId,
+        from: Option<ReservationId>,
+        amount: Pair,
+    ) -> Result<(), String> {
+        if hold.allotment && let Some(lent) = self.lent.get_mut(&hold.id) {
+            lent.drawn = plus(lent.drawn, amount);
+        }
+        if let Some(from) = from {
+            self.lend(from, amount)?;
+        }
+        let Some(held) = self.live.get_mut(&hold) else {
+            return Err(format!("{hold:?} is extended and not held"));
+        };
+        match from {
+            Some(_) => (held.from, held.lent) = (held.from.or(from), plus(held.lent, amount)),
+            None => held.stored = Some(plus(held.stored.unwrap_or_default(), amount)),
         }
         Ok(())
     }
@@ -179,13 +221,15 @@ impl Owner {
             Some(lent) => {
                 let own = accounts.get(&hold).into_iter().flatten();
                 lent.spent.extend(own.map(|account| (*account, actual)));
-                if held.stored {
+                let spent = above(actual, held.stored.unwrap_or_default());
+                lent.used = plus(minus(lent.used, held.lent), spent);
+                if held.stored.is_some() {
                     self.unacknowledged.insert(hold, (at, [0, 0]));
                 }
             }
             None => {
                 let owed = if hold.allotment { [0, 0] } else { actual };
-                if held.stored || owed != [0, 0] {
+                if held.stored.is_some() || owed != [0, 0] {
                     self.unacknowledged.insert(hold, (at, owed));
                 }
             }

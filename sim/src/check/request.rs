@@ -5,7 +5,7 @@ use std::time::Duration;
 use control::Instant;
 use control::id::{AccountId, AttemptId, EndpointId, RequestId};
 use control::outcome::AttemptEnd;
-use control::plane::{Arrival, Config};
+use control::plane::{Arrival, Config, Refusal};
 use control::quota::Cap;
 use control::units::{Price, Usage};
 
@@ -30,6 +30,8 @@ pub(crate) struct Request {
     /// The most completion tokens that are held for it at first.
     pub slice: u64,
     limited: bool,
+    /// Whether the store was asked for it.
+    pub asked: bool,
     pub attempts: u32,
     /// The record of each attempt's dispatch.
     pub dispatches: Vec<u64>,
@@ -50,6 +52,8 @@ pub(crate) struct Request {
     pub terminal: Option<(u64, Pair)>,
     /// The record by which its reservation expired.
     pub expired: Option<u64>,
+    /// Why it was refused.
+    pub refusal: Option<Box<Refusal>>,
     pub end: Option<End>,
     /// What its client had delivered whole.
     pub delivered: Option<u64>,
@@ -75,7 +79,7 @@ pub(crate) struct End {
 }
 
 /// No reservation or settlement is more, in either unit: 2^36.
-const AMOUNT_MAX: i128 = 1 << 36;
+pub(super) const AMOUNT_MAX: i128 = 1 << 36;
 
 impl Request {
     pub fn new(
@@ -102,6 +106,7 @@ impl Request {
             price: model.map(|model| model.price).unwrap_or_default(),
             slice,
             limited: is_limited(config, &arrival),
+            asked: false,
             attempts: 0,
             dispatches: Vec::new(),
             tried: Vec::new(),
@@ -113,6 +118,7 @@ impl Request {
             grants: Vec::new(),
             terminal: None,
             expired: None,
+            refusal: None,
             end: None,
             delivered: None,
             acknowledged: false,

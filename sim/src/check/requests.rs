@@ -9,7 +9,7 @@ use control::Instant;
 use control::id::{AttemptId, CallerToken, RequestId};
 use control::outcome::{AttemptEnd, Failure};
 use control::plane::{Config, Input};
-use control::quota::{Entry, Fact, HoldId};
+use control::quota::{Ask, Entry, Fact, HoldId, StoreOp};
 
 use super::book::{pair, plus};
 use super::ends::Figures;
@@ -29,9 +29,11 @@ pub(crate) struct Requests {
     sync_always: bool,
     /// How long after the healing the core must be well.
     within: u64,
+    /// Tokens a second of the fastest replica, where quota is asked for over a network.
+    waits_at: u64,
     counted: u64,
-    /// Requests that a new life has just found under way.
-    lost: Vec<u32>,
+    /// Requests that a new life has just found under way, and whether it decides by another logic.
+    lost: Vec<(u32, bool)>,
 }
 
 /// What is known of a gateway.
@@ -64,6 +66,10 @@ impl Requests {
             core: gateways.iter().map(|gateway| gateway.core).collect(),
             sync_always: plan.topology.disk.sync_every_ms == 0,
             within: quiet::within(plan),
+            waits_at: match plan.topology.shared {
+                true => plan.topology.replicas.iter().map(|r| u64::from(r.rate)).max().unwrap_or(0),
+                false => 0,
+            },
             counted: 0,
             lost: Vec::new(),
         }
@@ -168,6 +174,16 @@ impl Requests {
         (request.end.is_none()).then_some((request, running))
     }
 
+    /// The store is asked for something.
+    pub fn asked(&mut self, step: &Step<'_>, op: &StoreOp) {
+        let Ask::Reserve(draw) = &op.ask else { return };
+        let id = RequestId(draw.hold.id.0);
+        let call = self.gateways[step.gateway as usize].by_id.get(&id).copied();
+        if let Some(Some(request)) = call.and_then(|call| self.all.get_mut(call as usize)) {
+            request.asked |= !draw.hold.allotment;
+        }
+    }
+
     /// The retry budget grows with time and with requests.
     fn earn(&mut self, step: &Step<'_>) {
         let own = &mut self.gateways[step.gateway as usize];
@@ -214,6 +230,14 @@ impl Requests {
             return;
         };
         let Some(request) = self.all[call as usize].as_deref_mut() else { return };
+        if let Fact::Reserve { pins, .. } = &entry.fact {
+            let mut payers: Vec<_> = pins.iter().map(|pin| pin.account).collect();
+            payers.dedup();
+            if payers != request.accounts {
+                let text = format!("{id:?} is paid by {payers:?}, not by {:?}", request.accounts);
+                verdict.fail(Invariant::Fairness, step.at, text);
+            }
+        }
         if let Some(amount) = grant {
             request.granted = plus(request.granted, amount);
             request.grants.push((step.position, amount));
@@ -239,6 +263,7 @@ impl Requests {
     /// Between two steps the plane knows of exactly the requests that are not over. Returns what a new life has settled.
     pub fn after(&mut self, step: &Step<'_>, verdict: &mut Verdict) -> Vec<u32> {
         let lost = self.settle_lost(step, verdict);
+        self.obeys(step, verdict);
         let own = &mut self.gateways[step.gateway as usize];
         let (known, live) = (step.plane.requests(), own.live.len());
         if known != live {
@@ -254,6 +279,29 @@ impl Requests {
             verdict.fail(Invariant::Bounds, step.at, text);
         }
         lost
+    }
+
+    /// What some inputs must lead to, within the step.
+    fn obeys(&self, step: &Step<'_>, verdict: &mut Verdict) {
+        match &step.input {
+            Input::ClientGone { caller } => {
+                let live = self.of(*caller).filter(|request| request.end.is_none());
+                if let Some(request) = live.filter(|request| request.gateway == step.gateway) {
+                    let text = format!("{:?} goes on, and its client has gone", request.id);
+                    verdict.fail(Invariant::Deadlines, step.at, text);
+                }
+            }
+            Input::RequestArrived(arrival) if arrival.session.is_some_and(|own| own.stored) => {
+                let Some(request) = self.of(arrival.caller) else { return };
+                let turns = self.turns(step.gateway, request);
+                let waiting = self.config(step.gateway).session.waiting_max as usize;
+                if turns > waiting + 1 {
+                    let text = format!("{turns} turns of one session, and {waiting} may wait");
+                    verdict.fail(Invariant::Bounds, step.at, text);
+                }
+            }
+            _ => {}
+        }
     }
 
     /// The request of a call.

@@ -8,7 +8,7 @@ use control::plane::{ControlPlane, Effect, Input, Observation};
 use control::{Instant, Machine};
 
 use super::World;
-use super::clock::{Clock, MICRO, Nanos};
+use super::clock::{Clock, MICRO, MILLI, Nanos};
 use super::event::Event;
 use super::journal::{Journal, NEVER};
 use crate::check::Step;
@@ -29,19 +29,21 @@ pub(super) struct Gateway {
     pub asleep: Vec<Event>,
     /// When its timer fires.
     armed: Option<Nanos>,
-    /// When it fired last, and how often in a row at that instant.
+    /// When a millisecond of its began, and how often it has fired in that.
     woken: Nanos,
     spins: u32,
     effects: Vec<Effect>,
     observed: Vec<Observation>,
     /// Answers that wait for a disk without room.
     unwritten: Vec<(u64, Event)>,
+    /// Records before this position were decided by another logic.
+    pub upgraded_at: u64,
     /// The version of the last list it made of its configuration.
     pub listed: u64,
 }
 
-/// Timeouts at one instant before the timer counts as stuck: a backlog asks for a few hundred.
-const SPINS_MAX: u32 = 50_000;
+/// Timeouts in a millisecond before the timer counts as stuck: a backlog asks for a few hundred.
+const SPINS_MAX: u32 = 10_000;
 
 impl Gateway {
     pub fn new(plan: &GatewayPlan, journal: Journal) -> Self {
@@ -59,6 +61,7 @@ impl Gateway {
             effects: Vec::new(),
             observed: Vec::new(),
             unwritten: Vec::new(),
+            upgraded_at: 0,
             listed: 0,
         }
     }
@@ -90,7 +93,7 @@ impl World<'_> {
         let mut effects = std::mem::take(&mut gateway.effects);
         effects.extend(std::iter::from_fn(|| plane.poll_effect()));
         let record = gateway.recorder.finish(&effects);
-        self.trace.step(at, index, record);
+        self.trace.step(at, index, record, &effects);
         let (position, written) = gateway.journal.append(at, record);
         let mut observed = std::mem::take(&mut gateway.observed);
         observed.extend(std::iter::from_fn(|| plane.poll_observation()));
@@ -191,8 +194,10 @@ impl World<'_> {
         if gateway.armed.is_some_and(|armed| armed <= now) {
             gateway.armed = None;
         }
-        gateway.spins = if gateway.woken == now { gateway.spins + 1 } else { 0 };
-        gateway.woken = now;
+        if now >= gateway.woken + MILLI {
+            (gateway.woken, gateway.spins) = (now, 0);
+        }
+        gateway.spins += 1;
         let shows = gateway.clock.now(now);
         if plane.poll_timeout().is_some_and(|(due, _)| due <= shows.max(plane.now())) {
             self.submit(index, Input::Timeout);

@@ -77,7 +77,8 @@ impl Journal {
         self.next
     }
 
-    /// Appends a record. Returns its position, and when it is written.
+    /// Appends a record. Returns its position, and when what depends on it may be sent: once it is written, or synced,
+    /// where every group is.
     pub fn append(&mut self, now: Nanos, record: &[u8]) -> (u64, Nanos) {
         let position = self.next;
         self.next += 1;
@@ -89,12 +90,12 @@ impl Journal {
         if !self.full {
             self.written = written;
         }
+        let synced = self.synced(written);
         if self.kept {
             self.bytes.extend_from_slice(record);
-            let synced = self.synced(written);
             self.records.push(Record { end: self.bytes.len(), written, synced });
         }
-        (position, written)
+        (position, if self.sync_every == 0 { synced } else { written })
     }
 
     /// The disk has room again, or syncs again: what waited is written and synced from now on.

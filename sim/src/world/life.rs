@@ -110,31 +110,40 @@ impl World<'_> {
     pub(super) fn recover(&mut self, index: u32, again: u32, upgrade: bool) {
         let Some(left) = self.left.remove(&index) else { return };
         let mut plane = None;
+        let gateway = &mut self.gateways[index as usize];
+        if upgrade {
+            gateway.upgraded_at = left.next;
+        }
+        // Records of another logic are taken as facts, now and whenever they are read again.
+        let first = left.next - left.tail.len() as u64;
+        let facts = gateway.upgraded_at.saturating_sub(first) as usize;
         for _ in 0..=again {
-            match self.replayed(index, &left.snapshot, &left.tail, upgrade) {
+            match self.replayed(index, &left.snapshot, &left.tail, facts) {
                 Ok(recovered) => plane = Some(recovered),
                 Err(why) => return self.judge.report(Invariant::Restore, self.now, why),
             }
         }
         let Some(plane) = plane else { return };
-        self.judge.recovered(index, &plane, upgrade, self.now);
+        // Whatever the new logic had recorded may be gone again.
+        let cold = left.next <= self.gateways[index as usize].upgraded_at;
+        self.judge.recovered(index, &plane, cold, self.now);
         self.begin_life(index, plane);
     }
 
-    /// The state that a journal leads to.
+    /// The state that a journal leads to. The first `facts` of its records were decided by another logic.
     fn replayed(
         &self,
         index: u32,
         snapshot: &Option<Vec<u8>>,
         tail: &[Vec<u8>],
-        upgrade: bool,
+        facts: usize,
     ) -> Result<ControlPlane, String> {
         let mut replay = match snapshot {
             None => Replay::from(self.fresh_plane(index)),
             Some(bytes) => Replay::restore(bytes).map_err(|why| format!("gateway-{index}: {why}"))?,
         };
         for (number, record) in tail.iter().enumerate() {
-            let taken = match upgrade {
+            let taken = match number < facts {
                 true => replay.apply_facts(record),
                 false => replay.apply(record).map(|_| ()),
             };

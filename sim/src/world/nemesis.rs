@@ -150,7 +150,8 @@ impl World<'_> {
         let (now, journal) = (self.now, &mut self.gateways[gateway as usize].journal);
         mend(journal);
         journal.mended(now);
-        if !self.gateways[gateway as usize].journal.full {
+        let journal = &self.gateways[gateway as usize].journal;
+        if !journal.full && !journal.sync_fails {
             self.release_unwritten(gateway);
         }
     }

@@ -22,6 +22,9 @@ pub(super) struct Registry {
 /// A replica that is down for so long is taken off the list.
 const TTL: Nanos = 3 * SECOND;
 
+/// Replicas are rolled out in four groups, so far apart: there are old lists that a stale answer may repeat.
+const REGISTERS_EVERY: Nanos = SECOND;
+
 /// Answers that a lying registry may repeat.
 const SAID_MAX: usize = 8;
 
@@ -65,7 +68,8 @@ impl World<'_> {
         let now = self.now;
         let alive = |index: &u32| {
             let state = &self.replicas[*index as usize];
-            state.down.is_none() || now < state.down_since + TTL
+            let up = state.down.is_none() || now < state.down_since + TTL;
+            up && now >= u64::from(index % 4) * REGISTERS_EVERY
         };
         let listed: Vec<u32> =
             (0..self.plan.topology.replicas.len() as u32).filter(alive).collect();

@@ -17,6 +17,8 @@ pub struct Recovered {
     pub state: Vec<u8>,
     /// The position of the next record.
     pub next: u64,
+    /// The position of the last snapshot on the disk, 0 where there is none.
+    pub snapshot: u64,
     /// This life's number.
     pub incarnation: u32,
     /// The open journal; closing it flushes and syncs.
@@ -77,7 +79,8 @@ pub fn recover(
         let position = record.position;
         step.map_err(|divergence| RecoveryError::Diverged { position, divergence })?;
     }
+    let snapshot = snapshot.map_or(0, |snapshot| snapshot.position);
     let state = replay.snapshot();
     let plane = replay.into_plane();
-    Ok(Recovered { plane, state, next, incarnation, journal, report, upgraded })
+    Ok(Recovered { plane, state, next, snapshot, incarnation, journal, report, upgraded })
 }

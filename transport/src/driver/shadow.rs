@@ -4,8 +4,8 @@
 //! snapshots (the ring then fills and says so) and is reported; the plane itself goes on.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use control::journal::Replay;
@@ -53,7 +53,8 @@ impl Progress {
 }
 
 impl Shadow {
-    /// A shadow that begins with `state`, the plane's state before record `next`.
+    /// A shadow that begins with `state`, the plane's state before record `next`. The last snapshot on the disk is that of
+    /// `snapshot_at`, 0 where there is none.
     ///
     /// # Panics
     /// Where `state` is not what [`Replay::snapshot`] made.
@@ -64,12 +65,13 @@ impl Shadow {
         appender: Appender,
         state: &[u8],
         next: u64,
+        snapshot_at: u64,
     ) -> Self {
         let replay = Replay::restore(state).expect("a state that was just made restores");
         let progress = Arc::<Progress>::default();
         progress.position.store(next, Ordering::Relaxed);
         let dir = dir.to_owned();
-        let (records, position, snapshot_at) = (None, next, next);
+        let (records, position) = (None, next);
         Self { disk, dir, appender, replay, records, position, snapshot_at, progress }
     }
 
@@ -81,27 +83,50 @@ impl Shadow {
 
     /// Follows until `stop` is set, then makes a last snapshot of what was written. For a thread of its own.
     pub fn run(mut self, stop: &AtomicBool) {
-        loop {
-            let stopping = stop.load(Ordering::Acquire);
-            let followed = self.follow();
-            if self.progress.diverged() {
-                return;
-            }
-            if let Err(error) = followed {
-                tracing::warn!(%error, "the shadow plane cannot read the journal");
-            }
-            if self.position - self.snapshot_at >= SNAPSHOT_EVERY
-                || (stopping && self.position > self.snapshot_at)
-            {
-                self.snapshot();
-            }
-            if stopping {
-                return;
-            }
-            if self.position == self.appender.written() {
-                std::thread::sleep(FOLLOW_EVERY);
+        while let Some(pause) = self.round(stop.load(Ordering::Acquire)) {
+            if !pause.is_zero() {
+                std::thread::sleep(pause);
             }
         }
+    }
+
+    /// The same as a task, which ends by being dropped; [`Shadow::round`] then makes the last snapshot.
+    pub async fn run_as_task(shadow: Arc<Mutex<Self>>) {
+        let round = || shadow.lock().unwrap_or_else(PoisonError::into_inner).round(false);
+        while let Some(pause) = round() {
+            if pause.is_zero() {
+                tokio::task::yield_now().await;
+            } else {
+                tokio::time::sleep(pause).await;
+            }
+        }
+    }
+
+    /// Replays a batch, and makes a snapshot where one is due or, `stopping`, where there is anything new. Says how long
+    /// to wait before the next round; `None` after the last.
+    pub fn round(&mut self, stopping: bool) -> Option<Duration> {
+        let followed = self.follow();
+        if self.progress.diverged() {
+            return None;
+        }
+        if let Err(error) = followed {
+            tracing::warn!(%error, "the shadow plane cannot read the journal");
+        }
+        if self.position - self.snapshot_at >= SNAPSHOT_EVERY
+            || self.holds_the_ring()
+            || (stopping && self.position > self.snapshot_at)
+        {
+            self.snapshot();
+        }
+        let idle = self.position == self.appender.written();
+        (!stopping).then_some(if idle { FOLLOW_EVERY } else { Duration::ZERO })
+    }
+
+    /// Whether segments were finished that only a newer snapshot lets go. Counting records alone would never make one
+    /// where the whole ring holds fewer than [`SNAPSHOT_EVERY`], and the journal would stand still for ever.
+    fn holds_the_ring(&self) -> bool {
+        let finished = self.appender.finished();
+        self.snapshot_at < finished && finished <= self.position
     }
 
     /// Replays a batch of what was written since.
@@ -145,5 +170,75 @@ impl Shadow {
             Ok(()) => self.snapshot_at = self.position,
             Err(error) => tracing::warn!(%error, "no snapshot could be written"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
+    use std::time::Instant;
+
+    use control::Wall;
+    use control::journal::{LOGIC_VERSION, Recorder};
+    use control::plane::{ControlPlane, Input};
+    use control::{Instant as Moment, Machine};
+
+    use super::*;
+    use crate::driver::recover;
+    use crate::journal::Options;
+    use crate::seam::FaultyDisk;
+
+    #[test]
+    fn a_ring_of_fewer_records_than_a_snapshot_takes_goes_on_turning() {
+        let disk = FaultyDisk::new();
+        let mut taken = 0;
+        // The second life begins with a full ring and a snapshot that is older than its segments.
+        for _life in 0..2 {
+            taken = live(&disk, taken);
+            disk.kill();
+        }
+        assert!(taken < SNAPSHOT_EVERY, "or this shows nothing");
+        let kept = disk.process().list(Path::new("/data/journal")).unwrap();
+        assert!(kept.len() <= 2, "{kept:?}");
+    }
+
+    /// Appends a thousand records to a ring that holds some hundred. Returns the position behind the last.
+    fn live(disk: &FaultyDisk, from: u64) -> u64 {
+        let options = Options {
+            segment_bytes: 4_096,
+            segments_max: 2,
+            logic_version: LOGIC_VERSION,
+            ..Options::default()
+        };
+        let disk: Arc<dyn Disk> = Arc::new(disk.process());
+        let dir = Path::new("/data");
+        let recovered = recover(Arc::clone(&disk), dir, &options).unwrap();
+        assert_eq!(recovered.next, from, "nothing that was written is lost");
+        let mut plane: ControlPlane = recovered.plane;
+        let appender = recovered.journal.appender();
+        let (state, snapshot) = (&recovered.state, recovered.snapshot);
+        let mut shadow = Shadow::new(disk, dir, appender.clone(), state, from, snapshot);
+        let began = Instant::now();
+        for count in 0..1_000 {
+            let now = Moment::from_nanos(plane.now().as_nanos() + 1_000_000);
+            let input = Input::WallTime(Wall::from_millis((from + count) * 1_000));
+            let mut recorder = Recorder::default();
+            recorder.begin(now, &input);
+            plane.handle(now, input);
+            let effects: Vec<_> = std::iter::from_fn(|| plane.poll_effect()).collect();
+            let record = recorder.finish(&effects);
+            while appender.append(record).is_err() {
+                assert!(began.elapsed() < Duration::from_secs(20), "the ring stands still");
+                let _ = shadow.round(false);
+            }
+        }
+        let until = from + 1_000;
+        while appender.written() < until {
+            assert!(began.elapsed() < Duration::from_secs(20), "the ring stands still");
+            let _ = shadow.round(false);
+        }
+        assert!(!shadow.progress().diverged());
+        until
     }
 }

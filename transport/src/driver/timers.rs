@@ -7,7 +7,7 @@ use control::Machine;
 use control::plane::Input;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
-use super::{Clock, Driver};
+use super::Driver;
 
 /// How often the plane is told the wall clock. Quota windows turn at midnight: a second late is nobody's loss.
 const WALL_EVERY: Duration = Duration::from_secs(1);
@@ -40,7 +40,7 @@ impl Driver {
     /// A journal that takes no work is not filled with clock ticks.
     fn tell_wall(&self) {
         if self.journal.admits().is_ok() {
-            self.submit(Input::WallTime(Clock::wall()));
+            self.submit(Input::WallTime(self.clock.wall()));
         }
     }
 }

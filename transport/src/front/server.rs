@@ -33,11 +33,33 @@ use tracing::{debug, warn};
 use super::guard::{Guarded, Traffic, Underway};
 use super::limits::Limits;
 use super::meters::Meters;
+use crate::seam::{Accept, Duplex};
 
 /// A bound port, with or without TLS.
 pub struct Listener {
-    tcp: TcpListener,
+    door: Door,
     tls: Option<TlsAcceptor>,
+}
+
+/// What a connection comes in by.
+enum Door {
+    Real(TcpListener),
+    Simulated(Box<dyn Accept>),
+}
+
+/// A connection that came in.
+enum Arrived {
+    Real(TcpStream),
+    Simulated(Box<dyn Duplex>),
+}
+
+impl Door {
+    async fn accept(&self) -> io::Result<Arrived> {
+        match self {
+            Self::Real(tcp) => tcp.accept().await.map(|(stream, _peer)| Arrived::Real(stream)),
+            Self::Simulated(door) => door.accept().await.map(Arrived::Simulated),
+        }
+    }
 }
 
 impl Listener {
@@ -54,7 +76,13 @@ impl Listener {
         socket.set_nonblocking(true)?;
         socket.bind(&addr.into())?;
         socket.listen(BACKLOG)?;
-        Ok(Self { tcp: TcpListener::from_std(socket.into())?, tls: None })
+        Ok(Self { door: Door::Real(TcpListener::from_std(socket.into())?), tls: None })
+    }
+
+    /// A port of a simulated network.
+    #[must_use]
+    pub fn simulated(door: Box<dyn Accept>) -> Self {
+        Self { door: Door::Simulated(door), tls: None }
     }
 
     /// Speaks TLS. Where the configuration names no protocols, HTTP/2 and HTTP/1.1 are offered (ALPN).
@@ -73,7 +101,10 @@ impl Listener {
     /// # Errors
     /// Where the socket has no address any more.
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.tcp.local_addr()
+        match &self.door {
+            Door::Real(tcp) => tcp.local_addr(),
+            Door::Simulated(door) => door.local_addr(),
+        }
     }
 }
 
@@ -185,14 +216,15 @@ async fn accept(listener: Listener, house: Arc<House>) {
             // Room first: whoever finds none waits in the kernel's backlog.
             let permit = Arc::clone(&house.permits).acquire_owned().await;
             let permit = permit.expect("the semaphore is never closed");
-            (permit, listener.tcp.accept().await)
+            (permit, listener.door.accept().await)
         };
         let (permit, accepted) = tokio::select! {
+            biased;
             arrival = arrival => arrival,
             () = house.closing.cancelled() => return,
         };
         match accepted {
-            Ok((stream, _peer)) => {
+            Ok(stream) => {
                 let tls = listener.tls.clone();
                 house.guests.spawn(guest(stream, tls, permit, Arc::clone(&house)));
             }
@@ -218,24 +250,38 @@ fn is_the_peers(error: &io::Error) -> bool {
 
 /// One connection, from its acceptance to its end.
 async fn guest(
-    stream: TcpStream,
+    stream: Arrived,
     tls: Option<TlsAcceptor>,
     _permit: OwnedSemaphorePermit,
     house: Arc<House>,
 ) {
     let _counted = Counted::new(&house.meters);
-    // Tokens are small and must not wait for each other.
-    if let Err(error) = stream.set_nodelay(true) {
-        debug!(%error, "no TCP_NODELAY");
+    match stream {
+        Arrived::Real(stream) => {
+            // Tokens are small and must not wait for each other.
+            if let Err(error) = stream.set_nodelay(true) {
+                debug!(%error, "no TCP_NODELAY");
+            }
+            receive(stream, tls, &house).await;
+        }
+        Arrived::Simulated(stream) => receive(stream, tls, &house).await,
     }
-    let Some(tls) = tls else { return converse(stream, &house).await };
+}
+
+/// Shakes hands where TLS is spoken.
+async fn receive<S>(stream: S, tls: Option<TlsAcceptor>, house: &House)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let Some(tls) = tls else { return converse(stream, house).await };
     let handshake = timeout(house.limits.header_time, tls.accept(stream));
     let shaken = tokio::select! {
+        biased;
         shaken = handshake => shaken,
         () = house.closing.cancelled() => return,
     };
     match shaken {
-        Ok(Ok(stream)) => converse(stream, &house).await,
+        Ok(Ok(stream)) => converse(stream, house).await,
         Ok(Err(error)) => debug!(%error, "TLS handshake failed"),
         Err(_) => debug!("TLS handshake took too long"),
     }
@@ -278,6 +324,7 @@ where
     let mut told = false;
     loop {
         let ended = tokio::select! {
+            biased;
             ended = connection.as_mut() => ended,
             () = house.closing.cancelled(), if !told => {
                 told = true;

@@ -10,7 +10,6 @@ use futures_util::future::join_all;
 
 use super::Gateway;
 use crate::cache::Seen;
-use crate::driver::Clock;
 use crate::upstream::Limits;
 
 /// How often endpoints are asked again.
@@ -58,7 +57,7 @@ pub(super) async fn discover_all(gateway: &Gateway) {
                 let models: Vec<Box<str>> = models.into_iter().map(|m| m.id.into()).collect();
                 gateway.discovered(name, &models);
                 gateway.health.note(&part, None);
-                let seen = Seen { models, at: Clock::wall() };
+                let seen = Seen { models, at: gateway.world.wall.now() };
                 keep(gateway, name, address, seen).await;
             }
             Err(failed) => {
@@ -71,9 +70,8 @@ pub(super) async fn discover_all(gateway: &Gateway) {
 }
 
 async fn keep(gateway: &Gateway, name: &str, address: String, seen: Seen) {
-    let (cache, name) = (std::sync::Arc::clone(&gateway.cache), name.to_owned());
-    let kept = tokio::task::spawn_blocking(move || cache.insert(&name, &address, &seen)).await;
-    if let Ok(Err(error)) = kept {
+    let cache = std::sync::Arc::clone(&gateway.cache);
+    if let Err(error) = cache.keep(name.to_owned(), address, seen).await {
         gateway.health.note("registry cache", Some((false, error.to_string())));
     }
 }

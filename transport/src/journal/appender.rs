@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::Notify;
+use tokio::sync::futures::Notified;
 
 use super::directory::Directory;
 use super::error::{JournalError, JournalFailed, Refused};
@@ -15,6 +16,7 @@ use super::frame::{self, Kind, RECORD_BYTES_MAX, RECORD_HEADER, SYNCED_BYTES, Se
 use super::snapshot::{self, Snapshot};
 use super::writer::Tail;
 use super::{FsyncPolicy, Options};
+use crate::seam::Background;
 use crate::seam::disk::Syncer;
 
 /// Appends records and tells how far they have come. Clones append to the same journal.
@@ -45,7 +47,7 @@ impl Appender {
         let wake = mem::take(&mut buffer.idle);
         drop(buffer);
         if wake {
-            self.shared.work.notify_all();
+            self.shared.work.ring();
         }
         Ok(position)
     }
@@ -116,7 +118,7 @@ impl Appender {
         buffer.roll = true;
         buffer.idle = false;
         drop(buffer);
-        self.shared.work.notify_all();
+        self.shared.work.ring();
     }
 
     /// Stores the plane's state before the record at `position`, durable when this returns, and lets go of what only an
@@ -146,7 +148,7 @@ pub(super) struct Shared {
     pub header: SegmentHeader,
     buffer: Mutex<Buffer>,
     /// The writer waits here.
-    work: Condvar,
+    work: Bell,
     written: AtomicU64,
     synced: AtomicU64,
     finished: AtomicU64,
@@ -154,7 +156,7 @@ pub(super) struct Shared {
     progress: Notify,
     chores: Mutex<Chores>,
     /// The keeper waits here.
-    chore: Condvar,
+    chore: Bell,
     /// First positions of the segments, oldest first; the last is being written.
     ring: Mutex<Vec<u64>>,
 }
@@ -219,6 +221,20 @@ impl Buffer {
     fn has_work(&self) -> bool {
         self.next > self.first || self.roll
     }
+
+    /// Everything that has gathered; `spare` gathers the next. None after the end.
+    fn take(&mut self, mut spare: Vec<u8>) -> Option<Group> {
+        if self.stopped {
+            return None;
+        }
+        spare.clear();
+        spare.resize(SYNCED_BYTES, 0);
+        self.idle = false;
+        let bytes = mem::replace(&mut self.bytes, spare);
+        let (first, next) = (self.first, self.next);
+        self.first = next;
+        Some(Group { bytes, first, next, roll: mem::take(&mut self.roll) })
+    }
 }
 
 impl Shared {
@@ -253,14 +269,14 @@ impl Shared {
             directory,
             header,
             buffer: Mutex::new(buffer),
-            work: Condvar::new(),
+            work: Bell::new(options.background),
             written: AtomicU64::new(tail.next),
             synced: AtomicU64::new(tail.next),
             finished: AtomicU64::new(tail.first),
             sync_failed: Mutex::new(false),
             progress: Notify::new(),
             chores: Mutex::new(chores),
-            chore: Condvar::new(),
+            chore: Bell::new(options.background),
             ring: Mutex::new(tail.firsts.clone()),
         }
     }
@@ -276,34 +292,34 @@ impl Shared {
 
     /// Waits for records and takes them all, leaving `spare` to gather the next. `None` when the journal closes and
     /// nothing is left.
-    pub fn take_group(&self, mut spare: Vec<u8>) -> Option<Group> {
-        spare.clear();
-        spare.resize(SYNCED_BYTES, 0);
+    pub fn take_group(&self, spare: Vec<u8>) -> Option<Group> {
         let mut buffer = self.buffer();
         while !buffer.has_work() {
             if buffer.closing || buffer.stopped {
                 return None;
             }
             buffer.idle = true;
-            buffer = self.work.wait(buffer).unwrap_or_else(PoisonError::into_inner);
+            buffer = self.work.wait(buffer);
         }
-        if buffer.stopped {
+        buffer.take(spare)
+    }
+
+    /// Takes the records that have gathered, if any. Where there are none, the next one rings.
+    pub fn take_gathered(&self) -> Option<Group> {
+        let mut buffer = self.buffer();
+        if !buffer.has_work() {
+            buffer.idle = true;
             return None;
         }
-        buffer.idle = false;
-        let bytes = mem::replace(&mut buffer.bytes, spare);
-        let (first, next) = (buffer.first, buffer.next);
-        buffer.first = next;
-        Some(Group { bytes, first, next, roll: mem::take(&mut buffer.roll) })
+        buffer.take(Vec::new())
     }
 
     /// Sleeps until another attempt is worthwhile, at most `pause`. True when the journal is closing.
     pub fn pause(&self, pause: Duration) -> bool {
         let buffer = self.buffer();
-        let waited = self.work.wait_timeout_while(buffer, pause, |buffer| {
+        let mut buffer = self.work.wait_while(buffer, Some(pause), |buffer| {
             !buffer.nudged && !buffer.closing && !buffer.stopped
         });
-        let (mut buffer, _) = waited.unwrap_or_else(PoisonError::into_inner);
         buffer.nudged = false;
         buffer.closing || buffer.stopped
     }
@@ -311,7 +327,7 @@ impl Shared {
     /// Ends a writer's pause.
     pub fn nudge(&self) {
         self.buffer().nudged = true;
-        self.work.notify_all();
+        self.work.ring();
     }
 
     pub fn publish_written(&self, next: u64) {
@@ -357,7 +373,7 @@ impl Shared {
         buffer.stopped |= last;
         drop(buffer);
         if last {
-            self.work.notify_all();
+            self.work.ring();
             self.progress.notify_waiters();
         }
     }
@@ -385,7 +401,7 @@ impl Shared {
 
     pub fn close(&self) {
         self.buffer().closing = true;
-        self.work.notify_all();
+        self.work.ring();
         self.chore(|chores| chores.closing = true);
     }
 
@@ -396,7 +412,7 @@ impl Shared {
     /// Gives the keeper something to do.
     pub fn chore(&self, add: impl FnOnce(&mut Chores)) {
         add(&mut self.chores());
-        self.chore.notify_all();
+        self.chore.ring();
     }
 
     /// Waits for chores while `idle` says so, at most `timeout`.
@@ -405,17 +421,64 @@ impl Shared {
         timeout: Option<Duration>,
         idle: impl Fn(&Chores) -> bool,
     ) -> MutexGuard<'_, Chores> {
-        let chores = self.chores();
-        match timeout {
-            None => {
-                let waited = self.chore.wait_while(chores, |chores| idle(chores));
-                waited.unwrap_or_else(PoisonError::into_inner)
-            }
-            Some(timeout) => {
-                let waited = self.chore.wait_timeout_while(chores, timeout, |chores| idle(chores));
-                waited.unwrap_or_else(PoisonError::into_inner).0
-            }
+        self.chore.wait_while(self.chores(), timeout, |chores| idle(chores))
+    }
+
+    /// Rings when there are records to write.
+    pub fn work_rings(&self) -> Notified<'_> {
+        self.work.rings()
+    }
+
+    /// Rings when there is something for the keeper.
+    pub fn chore_rings(&self) -> Notified<'_> {
+        self.chore.rings()
+    }
+}
+
+/// Wakes one waiter: a thread, or a task.
+struct Bell {
+    thread: Condvar,
+    task: Option<Notify>,
+}
+
+impl Bell {
+    fn new(background: Background) -> Self {
+        let task = match background {
+            Background::Threads => None,
+            Background::Tasks => Some(Notify::new()),
+        };
+        Self { thread: Condvar::new(), task }
+    }
+
+    fn ring(&self) {
+        match &self.task {
+            None => self.thread.notify_all(),
+            Some(task) => task.notify_one(),
         }
+    }
+
+    /// For a task alone.
+    fn rings(&self) -> Notified<'_> {
+        self.task.as_ref().expect("only tasks wait without a thread").notified()
+    }
+
+    /// For a thread alone.
+    fn wait<'a, T>(&self, guard: MutexGuard<'a, T>) -> MutexGuard<'a, T> {
+        self.thread.wait(guard).unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wait_while<'a, T>(
+        &self,
+        guard: MutexGuard<'a, T>,
+        timeout: Option<Duration>,
+        mut idle: impl FnMut(&mut T) -> bool,
+    ) -> MutexGuard<'a, T> {
+        let Some(timeout) = timeout else {
+            let waited = self.thread.wait_while(guard, idle);
+            return waited.unwrap_or_else(PoisonError::into_inner);
+        };
+        let waited = self.thread.wait_timeout_while(guard, timeout, |value| idle(value));
+        waited.unwrap_or_else(PoisonError::into_inner).0
     }
 }
 

@@ -24,34 +24,45 @@ impl Keeper {
         let _alarm = Alarm(Arc::clone(&self.shared));
         let mut dirty = false;
         loop {
-            // Nothing to sync: sleep until there is. Something to sync: let the interval pass.
-            let timeout = self.interval.filter(|_| dirty);
-            let wakes_on_dirty = self.interval.is_some() && !dirty;
-            let mut chores = self.shared.wait_chore(timeout, |chores| {
-                !(chores.closing
-                    || chores.reclaim
-                    || chores.pressed
-                    || (wakes_on_dirty && chores.dirty))
-            });
-            if chores.closing {
-                // The writer syncs at the end.
+            let chores =
+                self.shared.wait_chore(self.timeout(dirty), |chores| self.is_idle(chores, dirty));
+            if !self.attend(chores, &mut dirty) {
                 return;
             }
-            let (reclaim, pressed) = (chores.reclaim, chores.pressed);
-            (chores.reclaim, chores.pressed) = (false, false);
-            if reclaim || pressed {
-                drop(chores);
-                self.reclaim(pressed);
-            } else if dirty {
-                dirty = false;
-                if let Err(error) = self.sync(chores) {
-                    self.shared.fail(error);
-                    return;
-                }
-            } else {
-                dirty = chores.dirty;
-            }
         }
+    }
+
+    /// Nothing to sync: sleep until there is. Something to sync: let the interval pass.
+    pub fn timeout(&self, dirty: bool) -> Option<Duration> {
+        self.interval.filter(|_| dirty)
+    }
+
+    pub fn is_idle(&self, chores: &Chores, dirty: bool) -> bool {
+        let wakes_on_dirty = self.interval.is_some() && !dirty;
+        !(chores.closing || chores.reclaim || chores.pressed || (wakes_on_dirty && chores.dirty))
+    }
+
+    /// Does what there is to do; false when that was the last. `dirty` says that a sync is due when the interval is over.
+    pub fn attend(&self, mut chores: MutexGuard<'_, Chores>, dirty: &mut bool) -> bool {
+        if chores.closing {
+            // The writer syncs at the end.
+            return false;
+        }
+        let (reclaim, pressed) = (chores.reclaim, chores.pressed);
+        (chores.reclaim, chores.pressed) = (false, false);
+        if reclaim || pressed {
+            drop(chores);
+            self.reclaim(pressed);
+        } else if *dirty {
+            *dirty = false;
+            if let Err(error) = self.sync(chores) {
+                self.shared.fail(error);
+                return false;
+            }
+        } else {
+            *dirty = chores.dirty;
+        }
+        true
     }
 
     fn sync(&self, mut chores: MutexGuard<'_, Chores>) -> Result<(), JournalError> {
@@ -110,8 +121,8 @@ impl Keeper {
     }
 }
 
-/// Says so when the keeper breaks; without it nothing would be synced any more.
-struct Alarm(Arc<Shared>);
+/// Says so when whoever holds it breaks; without it nothing would be written or synced any more, and nobody would know.
+pub(super) struct Alarm(pub Arc<Shared>);
 
 impl Drop for Alarm {
     fn drop(&mut self) {

@@ -12,10 +12,11 @@ use super::frame::{self, Kind, SEGMENT_HEADER, SegmentHeader};
 use super::keeper::Keeper;
 use super::reader::{End, Reader, Records};
 use super::snapshot::{self, Rejected, Snapshot};
+use super::tasks::Tasks;
 use super::writer::{self, Tail, Writer};
-use super::{FORMAT_VERSION, Journal, Options};
-use crate::seam::Disk;
+use super::{FORMAT_VERSION, Journal, Options, Workers};
 use crate::seam::disk::DiskLock;
+use crate::seam::{Background, Disk};
 
 /// What was found in a data directory.
 pub struct Opened {
@@ -105,11 +106,14 @@ pub(super) fn open(
     let shared = Arc::new(Shared::new(directory, header, options, &tail));
     let writer = Writer::new(Arc::clone(&shared), tail, options);
     let keeper = Keeper::new(Arc::clone(&shared), options);
-    let threads = vec![
-        spawn(&shared, "journal-writer", move || writer.run())?,
-        spawn(&shared, "journal-keeper", move || keeper.run())?,
-    ];
-    Ok((Journal { appender: Appender::new(shared), threads, _lock: lock }, opened))
+    let workers = match options.background {
+        Background::Threads => Workers::Threads(vec![
+            spawn(&shared, "journal-writer", move || writer.run())?,
+            spawn(&shared, "journal-keeper", move || keeper.run())?,
+        ]),
+        Background::Tasks => Workers::Tasks(Tasks::start(&shared, writer, keeper)),
+    };
+    Ok((Journal { appender: Appender::new(shared), workers, _lock: lock }, opened))
 }
 
 fn spawn(
@@ -135,7 +139,7 @@ fn introduce(
     let boot = directory.disk.boot_id().unwrap_or_default();
     let before = lock.previous().lines().nth(1).unwrap_or_default().to_owned();
     let shown = if recovered { &boot } else { &before };
-    let text = format!("{}\n{shown}\n", std::process::id());
+    let text = format!("{}\n{shown}\n", directory.disk.process_id());
     let written = lock.write(&text).and_then(|()| directory.disk.sync_dir(&directory.root));
     written.map_err(|error| OpenError::io("write", &directory.root.join("LOCK"), error))?;
     Ok(!before.is_empty() && !boot.is_empty() && before != boot)

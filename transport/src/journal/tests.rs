@@ -3,6 +3,7 @@
 mod crashes;
 mod failures;
 mod snapshots;
+mod tasks;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -211,6 +212,7 @@ fn small() -> Options {
         buffer_max: 1_500,
         logic_version: 1,
         seed: 42,
+        background: Background::Threads,
     }
 }
 

@@ -37,12 +37,25 @@ pub(super) struct Writer {
     segment_bytes: u64,
     segments_max: usize,
     sync_always: bool,
+    /// Taken and not yet written, where writing is a task's work.
+    pending: Option<Group>,
+}
+
+/// How a step of a writing task went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Turn {
+    /// A group is written.
+    Written,
+    /// It is not: another attempt may help.
+    Failed,
+    /// The journal is over.
+    Over,
 }
 
 /// The first pause after a failed write, and the longest. A full disk is not freed in less, and a second is short enough
 /// that nobody has to ask for another attempt.
-const PAUSE_MIN: Duration = Duration::from_millis(10);
-const PAUSE_MAX: Duration = Duration::from_secs(1);
+pub(super) const PAUSE_MIN: Duration = Duration::from_millis(10);
+pub(super) const PAUSE_MAX: Duration = Duration::from_secs(1);
 
 /// Buffers that a burst made larger than this are given back: an idle gateway should be small.
 const SPARE_BYTES_MAX: usize = 1 << 20;
@@ -58,7 +71,50 @@ impl Writer {
             // One to write and one to reclaim: with fewer the ring could not turn.
             segments_max: options.segments_max.max(2),
             sync_always: options.fsync == FsyncPolicy::Always,
+            pending: None,
         }
+    }
+
+    /// Takes what has gathered, unless an earlier group still waits. Says whether there is something to write.
+    pub fn take(&mut self) -> bool {
+        if self.pending.is_none() {
+            self.pending = self.shared.take_gathered();
+        }
+        self.pending.is_some()
+    }
+
+    /// Writes what was taken.
+    pub fn turn(&mut self) -> Turn {
+        let Some(mut group) = self.pending.take() else { return Turn::Written };
+        let Err(error) = self.write(&mut group) else {
+            self.shared.recover();
+            return Turn::Written;
+        };
+        self.pending = Some(group);
+        let over = error.is_final();
+        tracing::error!(%error, "the journal does not move");
+        self.shared.fail(error);
+        if over { Turn::Over } else { Turn::Failed }
+    }
+
+    /// Writes and syncs what is left, and ends the journal.
+    pub fn close(&mut self) {
+        // As a thread does: whatever fails is tried once more.
+        let mut failures = 0;
+        while failures < 2 && self.take() {
+            match self.turn() {
+                Turn::Written => {}
+                Turn::Failed => failures += 1,
+                Turn::Over => break,
+            }
+        }
+        if failures < 2
+            && self.shared.stopped().is_none()
+            && let Err(error) = self.finish()
+        {
+            self.shared.fail(error);
+        }
+        self.shared.stop();
     }
 
     pub fn run(mut self) {

@@ -10,6 +10,7 @@ mod real;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 pub use faulty::{FaultyDisk, PowerLoss};
 pub use real::RealDisk;
@@ -35,6 +36,14 @@ pub trait Disk: Send + Sync + 'static {
     fn lock(&self, path: &Path) -> Result<Box<dyn DiskLock>, LockError>;
     /// Names the machine's current run; another after a restart of the machine. `None` where nobody can tell.
     fn boot_id(&self) -> Option<String>;
+    /// Names the process that uses the disk.
+    fn process_id(&self) -> u32 {
+        std::process::id()
+    }
+    /// How long a write or a sync takes, on a disk that only says so: a real one takes its time by itself.
+    fn latency(&self) -> Duration {
+        Duration::ZERO
+    }
 }
 
 /// A file that only grows, except that its end may be cut off.

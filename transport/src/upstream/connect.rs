@@ -25,6 +25,8 @@ use control::outcome::Failure;
 
 use super::failed::Failed;
 use super::target::Target;
+use crate::seam::Network;
+use crate::seam::net::Connector;
 
 /// How connections are made and kept. Timeouts of a single call are its [`Limits`](super::Limits).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -72,9 +74,9 @@ pub enum SetupError {
 /// Calls endpoints, over pooled connections. Cheap to clone; the pools are shared.
 #[derive(Clone, Debug)]
 pub struct Client {
-    plain: Pool<HttpConnector, Full<Bytes>>,
-    tls: Pool<HttpsConnector<HttpConnector>, Full<Bytes>>,
-    http2: Pool<HttpsConnector<HttpConnector>, Full<Bytes>>,
+    plain: Pool<Connector, Full<Bytes>>,
+    tls: Pool<HttpsConnector<Connector>, Full<Bytes>>,
+    http2: Pool<HttpsConnector<Connector>, Full<Bytes>>,
 }
 
 impl Client {
@@ -83,19 +85,31 @@ impl Client {
     /// # Errors
     /// [`SetupError`] where the extra authorities cannot be read.
     pub fn new(settings: &Settings) -> Result<Self, SetupError> {
+        Self::over(settings, &Network::Real)
+    }
+
+    /// The same over a network that may be a simulated one.
+    ///
+    /// # Errors
+    /// As for [`Client::new`].
+    pub fn over(settings: &Settings, network: &Network) -> Result<Self, SetupError> {
+        let connector = || match network {
+            Network::Real => Connector::Real(tcp()),
+            Network::Simulated(dial) => Connector::Simulated(Arc::clone(dial)),
+        };
         let tls = tls_config(settings)?;
         let any_version = HttpsConnectorBuilder::new()
             .with_tls_config(tls.clone())
             .https_or_http()
             .enable_all_versions()
-            .wrap_connector(tcp());
+            .wrap_connector(connector());
         let only_http2 = HttpsConnectorBuilder::new()
             .with_tls_config(tls)
             .https_or_http()
             .enable_http2()
-            .wrap_connector(tcp());
+            .wrap_connector(connector());
         Ok(Self {
-            plain: pool(settings, settings.idle_plain).build(tcp()),
+            plain: pool(settings, settings.idle_plain).build(connector()),
             tls: pool(settings, settings.idle_tls).build(any_version),
             http2: pool(settings, settings.idle_tls).http2_only(true).build(only_http2),
         })

@@ -132,6 +132,8 @@ struct Model {
     /// When it last closed, and how often it was ejected without being forgiven.
     closed_at: Instant,
     doublings: u64,
+    /// Seconds of its latest ejection, before jitter.
+    full: u64,
 }
 
 impl Model {
@@ -149,6 +151,7 @@ impl Model {
             begun: 0,
             closed_at: Instant::ZERO,
             doublings: 0,
+            full: 0,
         }
     }
 
@@ -178,8 +181,14 @@ impl Model {
             self.doublings =
                 self.doublings.saturating_sub(now.since(self.closed_at).as_secs() / 60);
         }
-        let base = if faulty { 60 } else { 5 };
-        let full = (base << self.doublings).min(300);
+        let base = |faulty| if faulty { 60 } else { 5 };
+        // Out again without having closed: at least twice as long as before, in whatever base that was.
+        let before = if self.phase == Phase::Closed { 0 } else { self.full };
+        while base(faulty) << self.doublings < (before * 2).min(300) {
+            self.doublings += 1;
+        }
+        let full = (base(faulty) << self.doublings).min(300);
+        self.full = full;
         let earlier = self.until;
         let drawn = drawn.expect("an open breaker has a deadline");
         let length = drawn.since(now);
@@ -189,8 +198,7 @@ impl Model {
             "{length:?} of {full}"
         );
         assert!(earlier.is_none_or(|earlier| drawn >= earlier), "kept the shorter deadline");
-        self.doublings =
-            if 5 << self.doublings >= 300 { self.doublings } else { self.doublings + 1 };
+        self.doublings += u64::from(full < 300);
         self.enter(now, Phase::Open);
         (self.until, self.faulty) = (Some(drawn), faulty);
     }

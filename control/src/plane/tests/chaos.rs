@@ -24,6 +24,8 @@ pub(crate) struct Chaos {
     version: u64,
     lives: u32,
     started: bool,
+    /// Gives no caller's token twice, as no sane shell does.
+    pub unrepeated: bool,
 }
 
 const NAMES: [&str; 5] = ["a", "b", "c", "d", "e"];
@@ -44,6 +46,7 @@ impl Chaos {
             version: 0,
             lives: 0,
             started: false,
+            unrepeated: false,
         }
     }
 
@@ -106,7 +109,7 @@ impl Chaos {
     fn arrival(&mut self) -> Input {
         self.callers += 1;
         // Seldom one that may be in use.
-        let again = self.rng.below(20) == 0;
+        let again = self.rng.below(20) == 0 && !self.unrepeated;
         let caller = if again { 1 + self.rng.below(self.callers) } else { self.callers };
         let mut ask = if self.rng.below(3) > 0 { Ask::stream() } else { Ask::new() };
         ask = match self.rng.below(6) {

@@ -6,7 +6,7 @@ use core::time::Duration;
 
 use crate::Machine;
 use crate::id::{AccountId, AttemptId, CallerToken, Digest, Principal, SessionKey};
-use crate::journal::Explanation;
+use crate::journal::{Explanation, Recorder, Replay};
 use crate::outcome::{AttemptEnd, Failure};
 use crate::plane::{
     AccountConfig, Arrival, Config, ControlPlane, Dispatch, Durable, Effect, Idempotency, Input,
@@ -35,6 +35,10 @@ pub(crate) struct World {
     pub entries: Vec<quota::Entry>,
     /// Of every request, in order of arrival.
     pub explanations: Vec<(CallerToken, Explanation)>,
+    /// The latest snapshot, and what was recorded since.
+    snapshot: ControlPlane,
+    records: Vec<Vec<u8>>,
+    recorder: Recorder,
     callers: u64,
     memberships: u64,
     lives: u32,
@@ -56,8 +60,12 @@ impl World {
         let price = Price { input: MicroUsd(1_000_000), output: MicroUsd(1_000_000) };
         config.models.insert("m".into(), ModelConfig { price, ..ModelConfig::default() });
         change(&mut config);
+        let plane = ControlPlane::with_config(7, config.clone());
         let mut world = Self {
-            plane: ControlPlane::with_config(7, config.clone()),
+            snapshot: plane.clone(),
+            records: Vec::new(),
+            recorder: Recorder::default(),
+            plane,
             now: Instant::ZERO,
             config: config.clone(),
             effects: Vec::new(),
@@ -108,15 +116,34 @@ impl World {
         self.input(Input::Restarted { incarnation: self.lives, wall: self.wall() })
     }
 
+    /// A recovery has to read nothing of what happened before.
+    pub fn take_snapshot(&mut self) {
+        self.snapshot = self.plane.clone();
+        self.records.clear();
+    }
+
+    /// The process ends, and one of another logic begins: it has the snapshot, and the facts since.
+    pub fn upgrade(&mut self) {
+        let mut facts = Replay::from(self.snapshot.clone());
+        for record in &self.records {
+            facts.apply_facts(record).unwrap();
+        }
+        self.plane = facts.into_plane();
+        self.take_snapshot();
+        self.restart();
+    }
+
     pub fn wall(&self) -> Wall {
         NOON + self.now.since(Instant::ZERO)
     }
 
     /// One step; what follows is remembered and returned.
     pub fn input(&mut self, input: Input) -> Vec<Effect> {
+        self.recorder.begin(self.now, &input);
         self.plane.handle(self.now, input);
         self.plane.invariants();
         let effects: Vec<_> = core::iter::from_fn(|| self.plane.poll_effect()).collect();
+        self.records.push(self.recorder.finish(&effects).to_vec());
         for effect in &effects {
             if let Effect::Admitted { caller, request } = effect {
                 self.explanations.push((*caller, Explanation::of(*request)));

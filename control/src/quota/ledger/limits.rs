@@ -86,14 +86,13 @@ impl Ledger {
         let nought = Window::Rolling { start: Wall::default(), until: Wall::default() };
         let from = BalanceKey { account, window: nought };
         let own = self.book.balances.range(from..);
-        own.take_while(move |(key, _)| key.account == account).filter_map(
-            |(key, balance)| match key.window {
+        own.take_while(move |(key, _)| key.account == account || planted!(RollingOfOthers))
+            .filter_map(|(key, balance)| match key.window {
                 Window::Rolling { until, .. } if until > self.book.wall => {
                     Some((until, &balance.sums))
                 }
                 Window::Rolling { .. } | Window::Day(_) | Window::Month(_) => None,
-            },
-        )
+            })
     }
 
     fn retry_after(

@@ -102,7 +102,7 @@ impl Owner {
         let Some(allotment) = self.allotments.get_mut(&path) else { return false };
         if !allotment.alive(now)
             || allotment.retiring(now, wall)
-            || !covers(allotment.free(), reserve.amount)
+            || !(planted!(LendBeyondAllotment) || covers(allotment.free(), reserve.amount))
         {
             return false;
         }
@@ -198,6 +198,7 @@ impl Owner {
                 if granted == hold && path_of(&pins) == *path =>
             {
                 let amount = total.saturating_sub(allotment.total);
+                let sent = if planted!(AllotmentIgnoresDrift) { now } else { sent };
                 let expires = self.stops(sent, ttl);
                 self.record(
                     now,
@@ -312,6 +313,9 @@ impl Owner {
 
     /// When an owner stops counting on what it asked for at `sent`: before the store can have expired it.
     pub(super) fn stops(&self, sent: Instant, ttl: Duration) -> Instant {
+        if planted!(AllotmentIgnoresDrift) {
+            return sent + ttl;
+        }
         sent + ttl - self.config.drift_max
     }
 

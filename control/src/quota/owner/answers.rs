@@ -39,7 +39,7 @@ impl Owner {
 
     /// The store is there, in this run.
     fn hear(&mut self, now: Instant, run: RunId) {
-        if self.degraded {
+        if self.degraded && !planted!(DegradedForEver) {
             self.degraded = false;
             self.events.push_back(Event::Restored);
             if let Some(probe) = self.probe.take() {

@@ -105,7 +105,9 @@ impl Owner {
         let (op, tries) = (ending.op, ending.tries.min(16));
         // Doubling from the answer timeout; 16 doublings exceed any sensible maximum.
         let pause = self.config.answer_timeout.saturating_mul(1 << tries);
-        let due = now + pause.min(self.config.retry_max);
+        let pause = pause.min(self.config.retry_max);
+        let pause = if planted!(EndingNeverRepeated) { self.config.give_up } else { pause };
+        let due = now + pause;
         self.set_due(op, due);
         if unanswered {
             self.degrade(now);

@@ -1,4 +1,5 @@
-//! Rules about Cargo manifests: which of our crates may know which, and that all share the workspace's lints.
+//! Rules about Cargo manifests: which of our crates may know which, that all share the workspace's lints, and that the
+//! planted bugs stay with the simulator.
 
 use std::collections::BTreeMap;
 
@@ -41,6 +42,35 @@ fn own_lints(tree: &Tree) -> Vec<Violation> {
         !manifest.entries("lints").any(|(_, line)| squeezed(line) == "workspace=true")
     });
     own.map(|(path, _)| Violation::new(&path, 0, "has no `[lints] workspace = true`")).collect()
+}
+
+/// The feature that compiles planted bugs into `control`: declared there, passed on by `sim`, on by default nowhere, and
+/// named by nobody else.
+const PLANTED: &str = "mutants";
+
+fn plantings(tree: &Tree) -> Vec<Violation> {
+    let manifests = tree.texts().filter(|(path, _)| path.rsplit('/').next() == Some("Cargo.toml"));
+    let mut found = Vec::new();
+    for (path, text) in manifests {
+        let manifest = Manifest::of(text);
+        let entries = manifest.sections.iter().flat_map(|(section, entries)| {
+            entries.iter().map(move |(at, line)| (*section, *at, *line))
+        });
+        let named = entries.filter(|(_, _, line)| line.contains(PLANTED));
+        let wrong = named.filter(|(section, _, line)| {
+            let allowed = match (manifest.name(), *section) {
+                ("control", "features") => squeezed(line) == "mutants=[]",
+                ("sim", "features") => squeezed(line) == "mutants=[\"control/mutants\"]",
+                // A target of the simulator may ask for it, or have that name.
+                ("sim", section) => !section.contains("dependencies"),
+                _ => false,
+            };
+            !allowed
+        });
+        let message = "only the simulator turns planted bugs on, and never by default";
+        found.extend(wrong.map(|(_, at, _)| Violation::new(path, at, message)));
+    }
+    found
 }
 
 /// The manifests that describe a package, by path.
@@ -146,4 +176,36 @@ fn every_crate_has_the_workspaces_lints() {
         ("b/Cargo.toml", "[package]\nname = \"b\"\n[lints.rust]\nworkspace = true\n"),
     ]);
     only(&own_lints(&tree), ["b/Cargo.toml:0"]);
+}
+
+#[test]
+fn only_the_simulator_turns_planted_bugs_on() {
+    none(&plantings(Tree::repository()));
+    let control = "[package]\nname = \"control\"\n[features]\n# mutants\nmutants = []\n\
+        default = [\n    \"mutants\",\n]\n";
+    let sim = "[package]\nname = \"sim\"\n[features]\nmutants = [\"control/mutants\"]\n\
+        all = [\"mutants\"]\n[[bin]]\nname = \"a\"\nrequired-features = [\"mutants\"]\n\
+        [dependencies]\ncontrol = { workspace = true, features = [\"mutants\"] }\n";
+    let product = "[package]\nname = \"pointsman\"\n[features]\nmutants = [\"control/mutants\"]\n\
+        [dependencies.control]\nworkspace = true\nfeatures = [\"mutants\"]\n";
+    let workspace = "[workspace.dependencies]\n\
+        control = { path = \"control\", features = [\"mutants\"] }\n";
+    let tree = Tree::planted([
+        ("Cargo.toml", workspace),
+        ("a/Cargo.toml", control),
+        ("b/Cargo.toml", sim),
+        ("c/Cargo.toml", product),
+        ("c/Cargo.lock", "mutants"),
+    ]);
+    only(
+        &plantings(&tree),
+        [
+            "Cargo.toml:2",
+            "a/Cargo.toml:7",
+            "b/Cargo.toml:5",
+            "b/Cargo.toml:10",
+            "c/Cargo.toml:4",
+            "c/Cargo.toml:7",
+        ],
+    );
 }

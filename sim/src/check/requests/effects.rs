@@ -67,6 +67,13 @@ impl Requests {
             let text = format!("has deadline {:?}, not {:?}", order.deadline, request.deadline);
             wrong(Invariant::Deadlines, text);
         }
+        let model = own.config.as_ref().and_then(|config| config.models.get(&request.arrival.model));
+        let timeouts = model.and_then(|model| model.timeouts.as_ref());
+        let timeouts = timeouts.or(own.config.as_ref().map(|config| &config.timeouts));
+        if timeouts.is_some_and(|timeouts| order.gap_max != timeouts.between_tokens) {
+            let text = format!("may be silent for {:?} between two tokens", order.gap_max);
+            wrong(Invariant::Deadlines, text);
+        }
         if step.now >= request.deadline || order.first_token_by > request.deadline {
             wrong(Invariant::Deadlines, "is given time beyond its request's deadline".into());
         }
@@ -121,6 +128,7 @@ impl Requests {
         verdict: &mut Verdict,
     ) {
         self.figures.refused(refusal);
+        self.conflicts(step, caller, refusal, verdict);
         let Some(request) = self.over(step, caller, id, verdict) else { return };
         if request.committed.is_some() {
             let text = format!("{id:?} is refused after its client was sent a token");
@@ -144,7 +152,33 @@ impl Requests {
             let text = format!("{id:?} is refused and charged {charged:?}");
             verdict.fail(Invariant::Outcome, step.at, text);
         }
+        request.refusal = Some(Box::new(refusal.clone()));
         request.end = Some(End { position: step.position, at: step.at, charged, good: false });
+    }
+
+    /// A turn is refused only while another of its session is under way.
+    fn conflicts(
+        &self,
+        step: &Step<'_>,
+        caller: CallerToken,
+        refusal: &Refusal,
+        verdict: &mut Verdict,
+    ) {
+        let Some(request) = self.of(caller).filter(|_| *refusal == Refusal::TurnConflict) else {
+            return;
+        };
+        if self.turns(step.gateway, request) <= 1 {
+            let text = format!("{:?} is refused its turn, and nobody else has it", request.id);
+            verdict.fail(Invariant::Liveness, step.at, text);
+        }
+    }
+
+    /// Requests of a request's stored session that are under way at a gateway, this one included.
+    pub(super) fn turns(&self, gateway: u32, request: &Request) -> usize {
+        let live = self.gateways[gateway as usize].live.iter();
+        let others = live.filter_map(|call| self.all[*call as usize].as_deref());
+        let stored = |one: &Request| one.arrival.session.filter(|session| session.stored);
+        others.filter(|other| stored(other).is_some() && stored(other) == stored(request)).count()
     }
 
     /// A request was answered, in whole or in part.
@@ -203,10 +237,12 @@ impl Requests {
         self.charge_key(step, caller, verdict);
     }
 
-    /// What a stream may use beyond what is held for it: a slice, and what arrives between two marks. The largest slice
-    /// of any configuration, as a stream may outlive a reload.
+    /// What a stream may use beyond what is held for it: a slice, what arrives between two marks, and what arrives while
+    /// the store is asked for the next slice.
     fn overrun_max(&self, gateway: u32) -> u64 {
-        self.config(gateway).quota.slice.0 + 64
+        let quota = &self.config(gateway).quota;
+        let waited = quota.answer_timeout.as_millis() as u64 * self.waits_at / 1_000;
+        quota.slice.0 + waited + 64
     }
 
     /// One key, one charge.

@@ -2,6 +2,7 @@
 
 use control::plane::ControlPlane;
 
+use super::super::book::Pair;
 use super::super::request::End;
 use super::super::{Invariant, Step, Verdict};
 use super::Requests;
@@ -52,7 +53,7 @@ impl Requests {
                     let key = (request.arrival.principal.tenant.0, key.key.0);
                     own.charged_keys.entry(key).and_modify(|count| *count -= 1);
                 }
-                request.end = None;
+                (request.end, request.acknowledged) = (None, false);
             }
             request.forget_from(next);
             if request.position >= next {
@@ -74,11 +75,10 @@ impl Requests {
         let upgraded = std::mem::take(&mut own.upgraded);
         for call in std::mem::take(&mut own.live) {
             let Some(request) = self.all[call as usize].as_deref_mut() else { continue };
-            let charged = if upgraded { [0, 0] } else { request.cost_in_part() };
-            let (position, at) = (step.position, step.at);
+            let (charged, position, at) = (request.cost_in_part(), step.position, step.at);
             request.running = None;
             request.end = Some(End { position, at, charged, good: false });
-            self.lost.push(call);
+            self.lost.push((call, upgraded));
             self.figures.lost += 1;
         }
     }
@@ -86,10 +86,14 @@ impl Requests {
     /// The terminal entries of what was lost.
     pub(super) fn settle_lost(&mut self, step: &Step<'_>, verdict: &mut Verdict) -> Vec<u32> {
         let lost = std::mem::take(&mut self.lost);
-        for call in &lost {
-            let Some(request) = self.all[*call as usize].as_deref() else { continue };
-            let charged = request.charged();
+        for (call, upgraded) in &lost {
+            let Some(request) = self.all[*call as usize].as_deref_mut() else { continue };
             let noted = request.noted();
+            if *upgraded && let Some(end) = &mut request.end {
+                // What another logic had under way is known as of the snapshot, or not at all: it is charged no more.
+                end.charged = least(end.charged, noted.unwrap_or_default());
+            }
+            let charged = request.charged();
             let held = request.granted != [0, 0];
             if (held || charged != [0, 0]) && noted != Some(charged) {
                 let text = format!(
@@ -106,7 +110,7 @@ impl Requests {
                 *keys.entry(key).or_default() += 1;
             }
         }
-        lost
+        lost.into_iter().map(|(call, _)| call).collect()
     }
 
     /// The end of the world: the core has drained, and has served.
@@ -141,12 +145,14 @@ impl Requests {
     /// Of the last questions to a gateway of the core, some of every model were answered.
     fn serves(&self, gateway: u32, since: u64, at: u64, verdict: &mut Verdict) {
         let mut models = std::collections::BTreeMap::<&str, (u32, u32)>::new();
+        let mut why = None;
         let fresh = self.all.iter().flatten().filter(|request| {
             request.gateway == gateway
                 && request.arrival.principal.tenant == self.fresh
                 && request.at >= since
         });
         for request in fresh {
+            why = request.refusal.as_deref().or(why);
             let (asked, served) = models.entry(&request.arrival.model).or_default();
             if let Some(end) = request.end {
                 *asked += 1;
@@ -156,12 +162,17 @@ impl Requests {
         for (model, (asked, served)) in models {
             if asked >= ASKED_MIN && served == 0 {
                 let text = format!(
-                    "gateway-{gateway} is of the healed core, and served none of its last {asked} requests for {model}"
+                    "gateway-{gateway} is of the healed core, and served none of its last {asked} requests for {model}; the last was refused: {why:?}"
                 );
                 verdict.fail(Invariant::Liveness, at, text);
             }
         }
     }
+}
+
+/// The less of two, in each unit.
+fn least(one: Pair, two: Pair) -> Pair {
+    [one[0].min(two[0]), one[1].min(two[1])]
 }
 
 /// Fewer questions than this may all be unlucky: of the replicas outside the core some stay broken.

@@ -12,6 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use control::rng::Rng;
 
@@ -85,6 +86,11 @@ impl FaultyDisk {
     /// Makes each append take at most `bytes`; `None` for no limit.
     pub fn set_append_max(&self, bytes: Option<usize>) {
         self.state().append_max = bytes;
+    }
+
+    /// Makes each write and sync take so long, for whoever sleeps by [`Disk::latency`].
+    pub fn set_latency(&self, latency: Duration) {
+        self.state().latency = latency;
     }
 
     /// Inverts the bits of `mask` in one byte of a file, on the disk itself. False where there is no such byte.
@@ -194,6 +200,14 @@ impl Disk for FaultyDisk {
     fn boot_id(&self) -> Option<String> {
         Some(format!("boot-{}", self.state().boot))
     }
+
+    fn process_id(&self) -> u32 {
+        u32::try_from(self.process).unwrap_or(u32::MAX)
+    }
+
+    fn latency(&self) -> Duration {
+        self.state().latency
+    }
 }
 
 #[derive(Default)]
@@ -211,6 +225,7 @@ struct State {
     appends_failing: u32,
     syncs_failing: u32,
     kill_after: Option<u64>,
+    latency: Duration,
 }
 
 #[derive(Default)]

@@ -1,0 +1,69 @@
+//! `run`: one seed or one saved plan.
+
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use super::cpu::{Meter, rate};
+use super::source::{How, Source};
+use super::{Verdict, failure, source};
+use crate::plan::Plan;
+use crate::run;
+use crate::tier::{self, Seen};
+use crate::trace::Trace;
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    #[command(flatten)]
+    source: Source,
+    #[command(flatten)]
+    how: How,
+    /// Writes a line for everything that every machine saw and did
+    #[arg(long, value_name = "FILE")]
+    trace: Option<PathBuf>,
+    /// Writes the plan, to be edited, shrunk or kept
+    #[arg(long, value_name = "FILE")]
+    save: Option<PathBuf>,
+}
+
+pub(super) fn run(args: &Args) -> Verdict {
+    let plan = args.source.plan(&args.how)?;
+    if let Some(path) = &args.save {
+        source::write(path, &plan)?;
+    }
+    let meter = Meter::start();
+    let seen = match &args.trace {
+        Some(path) => traced(&plan, path)?,
+        None => tier::run_plan(&plan),
+    };
+    let second = std::time::Duration::from_secs(1);
+    if let Some(cpu) = meter.cpu() {
+        let speed = rate(seen.simulated.as_secs_f64(), cpu, second);
+        eprintln!("{:.2} s of CPU: {speed:.0} simulated seconds in each", cpu.as_secs_f64());
+    }
+    println!("{}", line(&args.source.name(), &seen));
+    if let Some(violation) = &seen.violation {
+        let again = args.source.again(&args.how);
+        print!("{}", failure::told(&args.source.name(), &plan, violation, &again));
+    }
+    Ok(seen.violation.is_none())
+}
+
+/// The one line. It holds nothing that differs from run to run.
+fn line(name: &str, seen: &Seen) -> String {
+    let verdict = match &seen.violation {
+        None => "holds".to_owned(),
+        Some(violation) => format!("breaks {}", violation.invariant),
+    };
+    let Seen { hash, events, requests, simulated, .. } = seen;
+    let seconds = simulated.as_secs_f64();
+    format!("{hash:016x} {name} {verdict}: {events} events, {requests} requests, {seconds:.3} s")
+}
+
+fn traced(plan: &Plan, path: &Path) -> Result<Seen, String> {
+    let fails = |why| format!("{} cannot be written: {why}", path.display());
+    let mut file = BufWriter::new(File::create(path).map_err(fails)?);
+    let ran = run::run(plan, Trace::written(&mut file));
+    file.flush().map_err(fails)?;
+    Ok(tier::seen(plan, ran))
+}

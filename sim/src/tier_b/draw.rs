@@ -1,0 +1,237 @@
+//! From a seed to a plan.
+//!
+//! Topology, knobs, workload and nemesis draw from streams of their own, so that one more fault does not change what
+//! clients do. Every knob is drawn per seed, and every kind of fault is switched on by a coin: a swarm whose members
+//! differ finds more than one that always does everything (Groce et al., "Swarm Testing", 2012).
+
+use control::rng::Rng;
+
+use super::plan::{Fault, Knobs, Mode, Operation, TierBPlan, TimedFault, client, gateway, replica};
+
+/// A minute: what the targets are stated for.
+const DURATION_MS: u64 = 60_000;
+/// Longer than a request may take, an ejection may last and a sleeping connection is kept, one after the other.
+const QUIET_MS: u64 = 24_000;
+/// Fresh requests come so long after everything was mended: after the last deadline and the longest ejection.
+const SETTLED_MS: u64 = 18_000;
+/// Turmoil ticks every host every step: more of them than this and a run is slower than a swarm can bear.
+const HOSTS_MAX: u64 = 15;
+
+/// The plan of a seed.
+#[must_use]
+pub fn plan(seed: u64) -> TierBPlan {
+    let root = Rng::new(seed);
+    let mut topology = root.fork("topology");
+    let gateways = 1 + u8::from(chance(&mut topology, 35));
+    let clients = between(&mut topology, 1, 5);
+    let room = HOSTS_MAX - clients - u64::from(gateways);
+    let replicas = between(&mut topology, 2, 8.min(room));
+    let mut plan = TierBPlan {
+        seed,
+        duration_ms: DURATION_MS,
+        quiet_ms: QUIET_MS,
+        tick_ms: 5,
+        gateways,
+        replicas: small(replicas),
+        clients: small(clients),
+        latency_ms: (0, between(&mut topology, 1, 20)),
+        knobs: knobs(&mut root.fork("knobs")),
+        operations: Vec::new(),
+        faults: Vec::new(),
+    };
+    plan.operations = operations(&plan, &mut root.fork("workload"));
+    plan.faults = faults(&plan, &mut root.fork("nemesis"));
+    plan
+}
+
+fn knobs(rng: &mut Rng) -> Knobs {
+    let policies = ["auto", "round_robin", "least_load", "p2c", "sticky"];
+    let tenants = between(rng, 1, 3);
+    Knobs {
+        load_balancer: policies[index(rng, policies.len())].to_owned(),
+        max_retries: between(rng, 0, 3) as u32,
+        connect_ms: between(rng, 200, 1_000),
+        first_token_ms: between(rng, 800, 3_000),
+        between_tokens_ms: between(rng, 300, 2_000),
+        request_ms: between(rng, 3_000, 8_000),
+        breaker_failures: between(rng, 1, 6) as u32,
+        ejection_ms: between(rng, 200, 1_500),
+        retry_percent: between(rng, 0, 30) as u32,
+        fsync_ms: if chance(rng, 40) { 0 } else { between(rng, 10, 300) },
+        segment_bytes: 1 << between(rng, 15, 20),
+        segments_max: between(rng, 2, 8) as u32,
+        discovered: chance(rng, 25),
+        tenant_tokens: (0..tenants).map(|_| between(rng, 2_000, 60_000)).collect(),
+        price: (between(rng, 0, 5), between(rng, 0, 20)),
+        first_ms: between(rng, 5, 120),
+        each_ms: between(rng, 2, 30),
+        // An hour around midnight UTC between two months: some runs see windows turn.
+        wall_ms: 1_772_323_200_000 - between(rng, 0, 120_000),
+    }
+}
+
+/// Bursts and pauses, sessions, duplicates, and some who leave early.
+fn operations(plan: &TierBPlan, rng: &mut Rng) -> Vec<Operation> {
+    let heal = plan.heal_ms();
+    // At least twenty a second on average, which is what speed is measured with.
+    let mean_gap = between(rng, 20, 45);
+    let sessions = between(rng, 1, 40);
+    let mut operations = Vec::new();
+    let mut at = 300;
+    while at < heal {
+        let is_burst = chance(rng, 3);
+        for _ in 0..if is_burst { between(rng, 5, 30) } else { 1 } {
+            operations.push(operation(plan, rng, at, sessions));
+        }
+        at += if is_burst { between(rng, 200, 900) } else { between(rng, 1, 2 * mean_gap) };
+    }
+    let fresh = (0..plan.clients).flat_map(|client| (0..plan.gateways).map(move |g| (client, g)));
+    for (client, gateway) in fresh {
+        for count in 0..4 {
+            let at = heal + SETTLED_MS + count * 300;
+            operations.push(fresh_operation(rng, at, client, gateway));
+        }
+    }
+    operations.sort_by_key(|operation| operation.at_ms);
+    operations
+}
+
+fn operation(plan: &TierBPlan, rng: &mut Rng, at_ms: u64, sessions: u64) -> Operation {
+    let tenants = plan.knobs.tenant_tokens.len();
+    let stream = chance(rng, 70);
+    let is_long = chance(rng, 10);
+    let wants = between(rng, 1, if is_long { 400 } else { 50 }) as u32;
+    Operation {
+        at_ms,
+        client: small(rng.below(u64::from(plan.clients))),
+        gateway: small(rng.below(u64::from(plan.gateways))),
+        // Skewed: the first tenant asks for half of everything.
+        tenant: match rng.below(4) {
+            0 | 1 => Some(0),
+            2 => Some(small(index(rng, tenants) as u64)),
+            _ => None,
+        },
+        stream,
+        prompt: between(rng, 1, 60) as u32,
+        wants,
+        max_tokens: chance(rng, 50).then(|| between(rng, 1, 300) as u32),
+        session: chance(rng, 50).then(|| rng.below(sessions) as u32),
+        keyed: chance(rng, 30),
+        leaves_after: (stream && chance(rng, 12)).then(|| rng.below(u64::from(wants)) as u32),
+        timeout_ms: if chance(rng, 15) { between(rng, 50, 1_500) } else { 12_000 },
+        retries: if chance(rng, 40) { between(rng, 1, 3) as u32 } else { 0 },
+        must_succeed: false,
+    }
+}
+
+fn fresh_operation(rng: &mut Rng, at_ms: u64, client: u8, gateway: u8) -> Operation {
+    Operation {
+        at_ms,
+        client,
+        gateway,
+        tenant: None,
+        stream: chance(rng, 50),
+        prompt: 5,
+        wants: 5,
+        max_tokens: None,
+        session: None,
+        keyed: false,
+        leaves_after: None,
+        timeout_ms: 2_500,
+        // A model that was overloaded sheds what comes at once: the next second must have room.
+        retries: 2,
+        must_succeed: true,
+    }
+}
+
+/// Which kinds of faults there are in this run, and then when each comes. One run in ten has none at all.
+fn faults(plan: &TierBPlan, rng: &mut Rng) -> Vec<TimedFault> {
+    let mut faults = Vec::new();
+    if chance(rng, 10) {
+        return faults;
+    }
+    let is_on: Vec<bool> = (0..KINDS).map(|_| chance(rng, 50)).collect();
+    for kind in (0..KINDS).filter(|kind| is_on[*kind]) {
+        for _ in 0..between(rng, 1, 3) {
+            let at_ms = between(rng, 1_000, plan.heal_ms() - 1_000);
+            let for_ms = between(rng, 50, 6_000);
+            faults.push(TimedFault { at_ms, for_ms, fault: fault(plan, rng, kind) });
+        }
+    }
+    faults.sort_by_key(|fault| fault.at_ms);
+    faults
+}
+
+const KINDS: usize = 16;
+
+fn fault(plan: &TierBPlan, rng: &mut Rng, kind: usize) -> Fault {
+    let (a, b) = link(plan, rng);
+    let of_gateway = small(rng.below(u64::from(plan.gateways)));
+    let of_replica = small(rng.below(u64::from(plan.replicas)));
+    match kind {
+        0 => Fault::Cut { a, b },
+        1 => Fault::CutOneWay { from: a, to: b },
+        2 => Fault::Hold { a, b },
+        3 => Fault::Latency { a, b, ms: between(rng, 30, 900) },
+        4 | 5 => Fault::Replica { replica: of_replica, mode: mode(rng) },
+        6 => Fault::ReplicaCrash { replica: of_replica },
+        7 => Fault::Kill { gateway: of_gateway },
+        8 => Fault::PowerLoss { gateway: of_gateway, reorder: chance(rng, 50) },
+        9 => Fault::Restart { gateway: of_gateway },
+        10 => Fault::DiskFull { gateway: of_gateway },
+        11 => Fault::DiskSlow { gateway: of_gateway, ms: between(rng, 5, 400) },
+        12 if chance(rng, 30) => Fault::SyncFails { gateway: of_gateway },
+        12 => Fault::AppendsFail { gateway: of_gateway, count: between(rng, 1, 5) as u32 },
+        13 => {
+            let without = small(between(rng, 1, u64::from(plan.replicas) - 1));
+            Fault::Reload { gateway: of_gateway, without }
+        }
+        14 => Fault::Drain { gateway: of_gateway, replica: of_replica },
+        _ => {
+            Fault::ClockJump { gateway: of_gateway, ms: between(rng, 0, 400_000) as i64 - 200_000 }
+        }
+    }
+}
+
+/// A link that carries something: a gateway's to a replica, or a client's to a gateway; either end first.
+fn link(plan: &TierBPlan, rng: &mut Rng) -> (String, String) {
+    let near = gateway(small(rng.below(u64::from(plan.gateways))));
+    let far = if chance(rng, 70) {
+        replica(small(rng.below(u64::from(plan.replicas))))
+    } else {
+        client(small(rng.below(u64::from(plan.clients))))
+    };
+    if chance(rng, 50) { (near, far) } else { (far, near) }
+}
+
+fn mode(rng: &mut Rng) -> Mode {
+    let few = rng.below(20) as u32;
+    match rng.below(9) {
+        0 => Mode::Slow(between(rng, 2, 30) as u32),
+        1 => Mode::Stalls,
+        2 => Mode::Garbage,
+        3 => Mode::DiesAfter(few),
+        4 => Mode::EndsAfter(few),
+        5 => Mode::StallsAfter(few),
+        6 => Mode::Fails(500),
+        7 => Mode::Fails(429),
+        _ => Mode::Fails(401),
+    }
+}
+
+fn chance(rng: &mut Rng, percent: u64) -> bool {
+    rng.below(100) < percent
+}
+
+/// Both ends included.
+fn between(rng: &mut Rng, low: u64, high: u64) -> u64 {
+    low + rng.below(high.saturating_sub(low) + 1)
+}
+
+fn index(rng: &mut Rng, len: usize) -> usize {
+    rng.below(len as u64) as usize
+}
+
+fn small(value: u64) -> u8 {
+    u8::try_from(value).unwrap_or(u8::MAX)
+}

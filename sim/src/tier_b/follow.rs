@@ -1,0 +1,281 @@
+//! A gateway's journal, read as it is written, and what must be in it.
+//!
+//! Records are read from the simulated disk, decoded, and their facts folded into a [`Book`]. After each death the
+//! recovered journal is held against what was read before: a kill loses nothing that was written; a loss of power loses
+//! nothing where every write was synced, and elsewhere only an end. What a client was told is in the written journal at
+//! that moment, and stays there as far as the same promise goes.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use control::id::{AccountId, Digest, Minted, RequestId};
+use control::journal::decode;
+use control::plane::{Durable, Input};
+use control::quota::{Entry, Fact, HoldId};
+use transport::journal::{Reader, Records};
+use transport::keys::AccountIds;
+use transport::seam::Disk;
+
+use super::book::{Book, Broken, Hold};
+use super::check::{Acknowledged, Charge};
+use super::gateway::{DIR, House, tenant};
+use super::stage::Stage;
+use super::tape::Event;
+
+/// One gateway's journal so far.
+pub(super) struct Follower {
+    house: Arc<House>,
+    limits: BTreeMap<AccountId, u64>,
+    history: Vec<Step>,
+    book: Book,
+    /// Holds by the idempotency key that they were asked under.
+    keys: BTreeMap<HoldId, Digest>,
+    charged: BTreeMap<Digest, HoldId>,
+    settled: BTreeMap<Minted, Settled>,
+    /// Since the last look.
+    charges: Vec<Charge>,
+    records: Option<Records>,
+    /// The life that is being read.
+    incarnation: u32,
+    /// What the last death may have taken.
+    may_lose: bool,
+}
+
+/// A record, as far as it matters here.
+struct Step {
+    digest: u64,
+    entries: Vec<Entry>,
+    key: Option<Digest>,
+}
+
+#[derive(Clone, Copy)]
+struct Settled {
+    position: u64,
+    tokens: u64,
+}
+
+impl Follower {
+    pub fn new(stage: &Stage, house: Arc<House>) -> Self {
+        let index = house.index;
+        let ids = AccountIds::new([index.wrapping_add(1); 32]);
+        let tokens = stage.plan.knobs.tenant_tokens.iter().enumerate();
+        let limits: BTreeMap<_, _> = tokens
+            .map(|(at, tokens)| (ids.tenant(&tenant(index, u8::try_from(at).ok())), *tokens))
+            .collect();
+        Self {
+            house,
+            book: Book::new(limits.clone()),
+            limits,
+            history: Vec::new(),
+            keys: BTreeMap::new(),
+            charged: BTreeMap::new(),
+            settled: BTreeMap::new(),
+            charges: Vec::new(),
+            records: None,
+            incarnation: 0,
+            may_lose: false,
+        }
+    }
+
+    /// The ledger so far.
+    pub fn book(&self) -> &Book {
+        &self.book
+    }
+
+    /// The process died; `may_lose` where what it wrote may be gone.
+    pub fn died(&mut self, may_lose: bool) {
+        self.records = None;
+        self.may_lose |= may_lose;
+    }
+
+    /// What was charged since the last call.
+    pub fn take_charges(&mut self) -> Vec<Charge> {
+        std::mem::take(&mut self.charges)
+    }
+
+    /// Whether it has read what a living process has written.
+    pub fn is_current(&self) -> bool {
+        self.records.is_some() && self.house.gateway().is_some()
+    }
+
+    /// Reads what was written since the last look.
+    pub fn look(&mut self, stage: &Stage, now: Duration) -> Result<(), Broken> {
+        let Some(gateway) = self.house.gateway() else { return Ok(()) };
+        let written = gateway.driver().journal().written();
+        if self.records.is_some() && written == self.history.len() as u64 {
+            return Ok(());
+        }
+        let mut records = match self.records.take() {
+            Some(mut records) => {
+                records.go_on(written).map_err(unreadable)?;
+                records
+            }
+            None => self.open()?.until(written),
+        };
+        for record in records.by_ref() {
+            if record.incarnation > self.incarnation {
+                self.begin_life(record.position, record.incarnation)?;
+            }
+            self.take(stage, now, record.position, &record.payload)?;
+        }
+        self.records = Some(records);
+        Ok(())
+    }
+
+    fn open(&self) -> Result<Records, Broken> {
+        let disk: Arc<dyn Disk> = Arc::new(self.house.disk.process());
+        let reader = Reader::open(disk, Path::new(DIR)).map_err(unreadable)?;
+        let first = reader.retained_from().map_err(unreadable)?.unwrap_or_default();
+        // Some of what was read before, to hold against it.
+        let known = (self.history.len() as u64).saturating_sub(1_000);
+        let known = if self.may_lose { 0 } else { known };
+        reader.records(first.max(known)).map_err(unreadable)
+    }
+
+    /// The first record of a new life: everything from its position on is new.
+    fn begin_life(&mut self, position: u64, incarnation: u32) -> Result<(), Broken> {
+        let known = self.history.len() as u64;
+        if position < known && !self.may_lose {
+            let text = format!("{known} records were written, and recovery knows {position}");
+            return Err((10, text));
+        }
+        self.incarnation = incarnation;
+        self.may_lose = false;
+        if position < known {
+            self.history.truncate(usize::try_from(position).unwrap_or(usize::MAX));
+            self.rebuild()?;
+        }
+        Ok(())
+    }
+
+    fn rebuild(&mut self) -> Result<(), Broken> {
+        self.book = Book::new(self.limits.clone());
+        self.keys.clear();
+        self.charged.clear();
+        self.settled.clear();
+        let history = std::mem::take(&mut self.history);
+        for (position, step) in history.iter().enumerate() {
+            self.fold(position as u64, step)?;
+        }
+        self.history = history;
+        Ok(())
+    }
+
+    fn take(
+        &mut self,
+        stage: &Stage,
+        now: Duration,
+        position: u64,
+        payload: &[u8],
+    ) -> Result<(), Broken> {
+        let Ok(record) = decode(payload) else {
+            return Err((10, format!("record {position} cannot be read back")));
+        };
+        if let Some(known) = self.history.get(usize::try_from(position).unwrap_or(usize::MAX)) {
+            let same = known.digest == record.digest;
+            return if same { Ok(()) } else { Err((10, format!("record {position} has changed"))) };
+        }
+        let gateway = self.house.index;
+        let digest = record.digest;
+        stage.scene().tape.note(now, Event::Record { gateway, position, digest });
+        let key = match &record.input {
+            Input::RequestArrived(arrival) => arrival.idempotency.map(|asked| asked.key),
+            Input::Restarted { .. }
+            | Input::WallTime(_)
+            | Input::Configured(_)
+            | Input::Membership { .. }
+            | Input::SourceLost { .. }
+            | Input::Drain { .. }
+            | Input::StoreAnswered(_)
+            | Input::AttemptAccepted { .. }
+            | Input::FirstToken { .. }
+            | Input::Progress { .. }
+            | Input::AttemptEnded { .. }
+            | Input::ClientGone { .. }
+            | Input::Timeout => None,
+        };
+        let entries = record.durables.into_iter().filter_map(|durable| match durable {
+            Durable::Entry(entry) => Some(entry),
+            Durable::Binding { .. } | Durable::Released { .. } => None,
+        });
+        let step = Step { digest, entries: entries.collect(), key };
+        self.fold(position, &step)?;
+        self.history.push(step);
+        Ok(())
+    }
+
+    fn fold(&mut self, position: u64, step: &Step) -> Result<(), Broken> {
+        for entry in &step.entries {
+            self.book.apply(entry)?;
+            let (Fact::Reserve { hold, .. } | Fact::Settle { hold, .. }) = &entry.fact else {
+                continue;
+            };
+            if let Some(key) = step.key {
+                self.keys.insert(*hold, key);
+            }
+            let Some(Hold::Settled(sum)) = self.book.holds.get(hold) else { continue };
+            self.settled.insert(hold.id.0, Settled { position, tokens: sum.tokens });
+            let is_estimate = matches!(entry.fact, Fact::Settle { estimated: true, .. });
+            let (gateway, request) = (self.house.index, RequestId(hold.id.0).to_string());
+            self.charges.push(Charge { gateway, request, tokens: sum.tokens, is_estimate });
+            let key = self.keys.get(hold).filter(|_| sum.tokens > 0);
+            if let Some(before) = key.and_then(|key| self.charged.insert(*key, *hold))
+                && before != *hold
+            {
+                return Err((3, format!("{before:?} and {hold:?} are charged for one key")));
+            }
+        }
+        Ok(())
+    }
+
+    /// A client was told that its answer is whole: its settlement is written, and is what the client was told.
+    pub fn acknowledged(&self, told: &Acknowledged) -> Result<(), Broken> {
+        let request = RequestId::parse(&told.request);
+        let settled = request.and_then(|request| self.settled.get(&request.0));
+        let Some(Settled { position, tokens }) = settled.copied() else {
+            // Lost with the power, together with what it was for.
+            let text = format!("{} ended cleanly and its settlement is not written", told.request);
+            return Err((10, text));
+        };
+        if told.usage.is_some_and(|usage| usage != tokens) {
+            let usage = told.usage.unwrap_or_default();
+            let text = format!(
+                "{} (record {position}): {tokens} tokens are charged, its client was told {usage}",
+                told.request
+            );
+            return Err((1, text));
+        }
+        Ok(())
+    }
+
+    /// The product's sums are ours. For a moment when nothing is under way.
+    pub fn reconciles(&self) -> Result<(), Broken> {
+        let Some(gateway) = self.house.gateway() else { return Ok(()) };
+        let audit = gateway.driver().look(|plane| plane.audit());
+        if let Some(violation) = audit.violations.first() {
+            return Err((1, format!("the ledger does not add up: {violation:?}")));
+        }
+        for (key, theirs) in &audit.balances {
+            let ours = self.book.balances.get(key).copied().unwrap_or_default();
+            let pairs = [
+                (ours.held, theirs.held),
+                (ours.charged, theirs.charged),
+                (ours.refunded, theirs.refunded),
+                (ours.expired, theirs.expired),
+                (ours.outstanding, theirs.outstanding),
+                (ours.overrun, theirs.overrun),
+                (ours.late, theirs.late),
+            ];
+            if pairs.iter().any(|(ours, theirs)| *ours != (*theirs).into()) {
+                return Err((1, format!("{key:?}: the journal says {ours:?}, not {theirs:?}")));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn unreadable(error: impl std::fmt::Display) -> Broken {
+    (10, format!("the journal cannot be read: {error}"))
+}

@@ -1,0 +1,310 @@
+//! A gateway's machine: the real gateway on a simulated world, life after life.
+//!
+//! The machine outlives the process: its disk, its registry cache and its operator's orders are here, and each start of
+//! the host takes a new process on them. What `pointsman serve` does between configuration and signal is done here in
+//! the same order.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use control::plane::Input;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{sleep, timeout};
+use transport::cache::{Keeping, ModelCache, Seen};
+use transport::config::{self, Config, Env, Flags};
+use transport::front::{Front, Limits, Listener, Server};
+use transport::gateway::Gateway;
+use transport::keys::KeyHash;
+use transport::seam::{Background, Beside, Disk, FaultyDisk, Network, Process, WallClock, World};
+
+use super::client::{PORT, key};
+use super::plan::{TierBPlan, gateway, replica};
+use super::replica::{MODEL, PORT as REPLICA_PORT};
+use super::stage::Stage;
+use super::wire::Sockets;
+
+/// Where the data directory lies on the simulated disk.
+pub(super) const DIR: &str = "/data";
+/// As `pointsman serve` waits for endpoints to say what they serve.
+const DISCOVERY_WAIT: Duration = Duration::from_secs(3);
+/// Shorter than in production, so that a rolling restart ends within a run.
+const DRAIN_GRACE: Duration = Duration::from_secs(4);
+/// Orders of an operator that may wait: a plan has fewer.
+const ORDERS_MAX: usize = 64;
+
+/// The machine of one gateway.
+pub(super) struct House {
+    pub index: u8,
+    pub disk: FaultyDisk,
+    stage: Arc<Stage>,
+    cache: Arc<Shelf>,
+    inside: Mutex<Inside>,
+}
+
+/// What goes on in it.
+#[derive(Default)]
+struct Inside {
+    orders: Option<mpsc::Sender<Order>>,
+    gateway: Weak<Gateway>,
+    /// Replicas that the configuration in force does not name.
+    without: u8,
+    /// How the last process ended, where it ended by itself.
+    ended: Option<Ended>,
+}
+
+/// How a process ended by itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Ended {
+    /// It could not start.
+    NotStarted(String),
+    /// It was told to stop, and did; the words say what it could not write.
+    Stopped(Option<String>),
+}
+
+/// What an operator wants.
+pub(super) enum Order {
+    /// Another configuration.
+    Reload,
+    /// No new requests to a replica, or again.
+    Drain(u8, bool),
+    /// An end.
+    Stop,
+}
+
+impl House {
+    pub fn new(stage: &Arc<Stage>, index: u8) -> Arc<Self> {
+        Arc::new(Self {
+            index,
+            disk: FaultyDisk::new(),
+            stage: Arc::clone(stage),
+            cache: Arc::default(),
+            inside: Mutex::default(),
+        })
+    }
+
+    /// The process that runs, if it serves.
+    pub fn gateway(&self) -> Option<Arc<Gateway>> {
+        self.inside().gateway.upgrade()
+    }
+
+    /// Gives an order. False where nobody is there to take it.
+    pub fn order(&self, order: Order) -> bool {
+        let orders = self.inside().orders.clone();
+        orders.is_some_and(|orders| orders.try_send(order).is_ok())
+    }
+
+    /// Changes the file that the next reload or start reads.
+    pub fn edit_config(&self, without: u8) {
+        self.inside().without = without;
+    }
+
+    /// How the process ended, once.
+    pub fn take_ended(&self) -> Option<Ended> {
+        self.inside().ended.take()
+    }
+
+    fn inside(&self) -> MutexGuard<'_, Inside> {
+        self.inside.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn config(&self) -> Config {
+        let without = self.inside().without;
+        config_of(&self.stage.plan, self.index, without)
+    }
+
+    fn world(self: &Arc<Self>) -> World {
+        let (stage, index) = (Arc::clone(&self.stage), self.index);
+        let salt = [index.wrapping_add(1); 32];
+        World {
+            disk: Arc::new(self.disk.process()) as Arc<dyn Disk>,
+            network: Network::Simulated(Arc::new(Sockets::new(&self.stage, &gateway(index)))),
+            wall: WallClock::Simulated(Arc::new(move || stage.wall(index))),
+            background: Background::Tasks,
+            process: Arc::new(Simulated(Arc::clone(self))),
+            beside: Beside::Given {
+                cache: Arc::clone(&self.cache) as Arc<dyn ModelCache>,
+                salt,
+                seed: self.stage.plan.seed ^ u64::from(index),
+            },
+        }
+    }
+
+    fn ends(&self, how: Ended) {
+        let mut inside = self.inside();
+        inside.ended = Some(how);
+        inside.orders = None;
+    }
+
+    /// One life of the process.
+    pub async fn live(self: Arc<Self>) -> turmoil::Result {
+        let name = gateway(self.index);
+        let config = self.config();
+        let started = match Gateway::start_in(&config, self.world()) {
+            Ok(started) => started,
+            Err(error) => {
+                self.stage.word(format!("{name} cannot start: {error}"));
+                self.ends(Ended::NotStarted(error.to_string()));
+                return Ok(());
+            }
+        };
+        let (orders, taken) = mpsc::channel(ORDERS_MAX);
+        {
+            let mut inside = self.inside();
+            inside.gateway = Arc::downgrade(&started);
+            inside.orders = Some(orders);
+        }
+        let _ = timeout(DISCOVERY_WAIT, started.discover()).await;
+        let door = Sockets::new(&self.stage, &name).listen(PORT).await?;
+        let limits = Limits::default();
+        let front = Front::new(Arc::new(started.chat()), started.accounts(), limits.clone());
+        let listener = Listener::simulated(Box::new(door));
+        let server = Server::new(limits, front.meters()).listen(listener);
+        started.health().set_serving(true);
+        self.stage.word(format!("{name} serves"));
+        let (stop, stopping) = oneshot::channel();
+        tokio::spawn(Arc::clone(&self).obey(Arc::clone(&started), taken, stop));
+        let stopping = async { drop(stopping.await) };
+        server.serve(front.router(), stopping, DRAIN_GRACE).await;
+        let settled = async {
+            while started.requests() > 0 {
+                sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let _ = timeout(Duration::from_secs(2), settled).await;
+        let stopped = started.stop();
+        self.stage.word(format!("{name} stopped: {stopped:?}"));
+        self.ends(Ended::Stopped(stopped.err().map(|error| error.to_string())));
+        Ok(())
+    }
+
+    async fn obey(
+        self: Arc<Self>,
+        gateway: Arc<Gateway>,
+        mut orders: mpsc::Receiver<Order>,
+        stop: oneshot::Sender<()>,
+    ) {
+        while let Some(order) = orders.recv().await {
+            match order {
+                Order::Reload => {
+                    let reloaded = gateway.reconfigure(&self.config());
+                    self.stage.word(format!("gateway-{} reloaded: {reloaded:?}", self.index));
+                }
+                Order::Drain(which, on) => {
+                    let endpoint = replica(which).into();
+                    gateway.driver().submit(Input::Drain { endpoint, on });
+                }
+                Order::Stop => {
+                    gateway.health().set_serving(false);
+                    drop(gateway);
+                    let _ = stop.send(());
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// A process that ends itself: its files are cut off at once, and the machine's keeper hears of it.
+struct Simulated(Arc<House>);
+
+impl Process for Simulated {
+    fn abort(&self, why: &str) {
+        let House { index, disk, stage, .. } = &*self.0;
+        disk.kill();
+        stage.word(format!("gateway-{index} aborts: {why}"));
+        stage.scene().aborted.push((*index, why.to_owned()));
+    }
+}
+
+/// A registry cache that outlives processes.
+#[derive(Default)]
+struct Shelf(Mutex<BTreeMap<(String, String), Seen>>);
+
+impl ModelCache for Shelf {
+    fn get(&self, endpoint: &str, address: &str) -> Option<Seen> {
+        let shelf = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        shelf.get(&(endpoint.to_owned(), address.to_owned())).cloned()
+    }
+
+    fn keep(self: Arc<Self>, endpoint: String, address: String, seen: Seen) -> Keeping {
+        let mut shelf = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        shelf.insert((endpoint, address), seen);
+        Box::pin(std::future::ready(Ok(())))
+    }
+}
+
+/// A tenant's name: each gateway has its own, for each has a ledger of its own.
+pub(super) fn tenant(gateway: u8, tenant: Option<u8>) -> String {
+    match tenant {
+        Some(tenant) => format!("tenant-{gateway}-{tenant}"),
+        None => format!("tenant-{gateway}-free"),
+    }
+}
+
+/// A gateway's configuration, without its last replicas.
+fn config_of(plan: &TierBPlan, index: u8, without: u8) -> Config {
+    let text = yaml(plan, index, plan.replicas - without);
+    let loaded = config::parse("plan", text.as_bytes(), &Flags::default(), &Env::default());
+    let mut config = match loaded {
+        Ok(loaded) => loaded.config,
+        Err(errors) => panic!("the plan's configuration is refused: {errors}\n{text}"),
+    };
+    // Below what a file may say: a minute's records must turn the ring.
+    config.journal.segment_bytes = transport::config::ByteSize(plan.knobs.segment_bytes);
+    config.data.dir = PathBuf::from(DIR);
+    config
+}
+
+fn yaml(plan: &TierBPlan, index: u8, replicas: u8) -> String {
+    let k = &plan.knobs;
+    let fsync = if k.fsync_ms == 0 { "always".into() } else { format!("{}ms", k.fsync_ms) };
+    let mut text = format!(
+        "version: 1\n\
+         journal: {{segments_max: {}, fsync: {fsync}}}\n\
+         routing:\n  max_retries: {}\n  load_balancer: {}\n\
+         \x20 timeouts: {{connect: {}ms, first_token: {}ms, between_tokens: {}ms, request: {}ms}}\n\
+         \x20 retry_budget: {{percent: {}}}\n\
+         \x20 breaker: {{consecutive_failures: {}, ejection_base: {}ms, ejection_max: {}ms, \
+         probe_timeout: {}ms, slow_start: 1s}}\n",
+        k.segments_max,
+        k.max_retries,
+        k.load_balancer,
+        k.connect_ms,
+        k.first_token_ms,
+        k.between_tokens_ms,
+        k.request_ms,
+        k.retry_percent,
+        k.breaker_failures,
+        k.ejection_ms,
+        4 * k.ejection_ms,
+        k.first_token_ms,
+    );
+    let endpoints: Vec<String> = (0..replicas)
+        .map(|at| format!("{{url: 'http://{0}:{REPLICA_PORT}', name: {0}}}", replica(at)))
+        .collect();
+    let endpoints = endpoints.join(", ");
+    let (input, output) = k.price;
+    let price = format!("price: {{input: {input}, output: {output}}}");
+    // Where a model's endpoints are discovered it has no prices: those belong to the models that are listed.
+    let _ = match k.discovered {
+        true => writeln!(text, "upstreams: [{endpoints}]"),
+        false => writeln!(text, "models:\n  {MODEL}: {{endpoints: [{endpoints}], {price}}}"),
+    };
+    text.push_str("tenants:\n");
+    let tenants = (0..k.tenant_tokens.len()).map(|at| u8::try_from(at).ok()).chain([None]);
+    let mut keys = String::from("keys:\n");
+    for (at, number) in tenants.enumerate() {
+        let name = tenant(index, number);
+        let limits = match k.tenant_tokens.get(at) {
+            Some(tokens) => format!("{{daily_tokens: {tokens}}}"),
+            None => "{}".to_owned(),
+        };
+        let _ = writeln!(text, "  {name}: {limits}");
+        let hash = KeyHash::of(&key(index, number));
+        let _ = writeln!(keys, "  - {{hash: '{hash}', tenant: {name}, name: {name}}}");
+    }
+    text + &keys
+}

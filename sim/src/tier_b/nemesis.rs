@@ -1,0 +1,331 @@
+//! What goes wrong, done to the machines and the network at its time, and undone.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use transport::seam::disk::PowerLoss;
+use turmoil::Sim;
+
+use super::gateway::{Ended, House, Order};
+use super::plan::{Fault, Mode, TierBPlan, client, gateway, replica};
+use super::stage::Stage;
+
+/// How long a process that ended by itself is away: what a supervisor takes to notice.
+const SUPERVISED: Duration = Duration::from_millis(700);
+
+/// A host that died, for whoever follows its journal.
+pub(super) struct Death {
+    pub gateway: u8,
+    /// What it wrote may be gone.
+    pub may_lose: bool,
+}
+
+/// Applies the plan's faults.
+pub(super) struct Nemesis {
+    plan: TierBPlan,
+    stage: Arc<Stage>,
+    houses: Vec<Arc<House>>,
+    next: usize,
+    /// Faults that last, by their end.
+    lasting: BTreeMap<(Duration, usize), Fault>,
+    /// Gateways that are down, and until when; `None` while an order to stop is being followed.
+    down: BTreeMap<u8, Option<Duration>>,
+    /// Gateways whose disk has had faults: those may refuse to go on.
+    sick: Vec<bool>,
+    calm_since: Option<Duration>,
+    healed: bool,
+}
+
+impl Nemesis {
+    pub fn new(stage: &Arc<Stage>, houses: &[Arc<House>]) -> Self {
+        Self {
+            plan: stage.plan.clone(),
+            stage: Arc::clone(stage),
+            houses: houses.to_vec(),
+            next: 0,
+            lasting: BTreeMap::new(),
+            down: BTreeMap::new(),
+            sick: vec![false; houses.len()],
+            calm_since: Some(Duration::ZERO),
+            healed: false,
+        }
+    }
+
+    /// Everything that is due at `now`. Violations are invariant and text.
+    pub fn act(&mut self, sim: &mut Sim<'_>, now: Duration) -> Result<Vec<Death>, (u8, String)> {
+        let mut deaths = Vec::new();
+        let heal = Duration::from_millis(self.plan.heal_ms());
+        while let Some(timed) = self.plan.faults.get(self.next).cloned() {
+            if Duration::from_millis(timed.at_ms) > now || now >= heal {
+                break;
+            }
+            self.begin(sim, now, timed.for_ms, &timed.fault, &mut deaths);
+            self.next += 1;
+        }
+        while let Some((&(end, number), _)) = self.lasting.first_key_value() {
+            if end > now && now < heal {
+                break;
+            }
+            let fault = self.lasting.remove(&(end, number));
+            fault.into_iter().for_each(|fault| self.end(sim, now, &fault));
+        }
+        if now >= heal && !self.healed {
+            self.healed = true;
+            self.mend(sim);
+        }
+        self.supervise(sim, now, &mut deaths)?;
+        self.note_calm(now);
+        Ok(deaths)
+    }
+
+    /// Gateways that are down or ended.
+    pub fn is_quiet(&self) -> bool {
+        self.lasting.is_empty() && self.down.is_empty()
+    }
+
+    fn note_calm(&mut self, now: Duration) {
+        self.calm_since = match (self.is_quiet(), self.calm_since) {
+            (true, since) => since.or(Some(now)),
+            (false, _) => None,
+        };
+        self.stage.scene().checks.calm_since = self.calm_since;
+    }
+
+    fn begin(
+        &mut self,
+        sim: &mut Sim<'_>,
+        now: Duration,
+        for_ms: u64,
+        fault: &Fault,
+        deaths: &mut Vec<Death>,
+    ) {
+        self.stage.word(format!("fault {fault:?} for {for_ms} ms"));
+        let until = now + Duration::from_millis(for_ms);
+        match fault {
+            Fault::Cut { a, b } => sim.partition(a.as_str(), b.as_str()),
+            Fault::CutOneWay { from, to } => sim.partition_oneway(from.as_str(), to.as_str()),
+            Fault::Hold { a, b } => sim.hold(a.as_str(), b.as_str()),
+            Fault::Latency { a, b, ms } => {
+                sim.set_link_latency(a.as_str(), b.as_str(), Duration::from_millis(*ms));
+            }
+            Fault::Replica { replica, mode } => self.set_mode(*replica, *mode),
+            Fault::ReplicaCrash { replica: which } => sim.crash(replica(*which)),
+            Fault::Kill { gateway } => {
+                self.kill(sim, *gateway, until, deaths);
+                return;
+            }
+            Fault::PowerLoss { gateway, reorder } => {
+                self.power_loss(sim, *gateway, *reorder, until, deaths);
+                return;
+            }
+            Fault::Restart { gateway } => {
+                if !self.down.contains_key(gateway) && self.house(*gateway).order(Order::Stop) {
+                    self.down.insert(*gateway, None);
+                }
+                return;
+            }
+            Fault::DiskFull { gateway } => {
+                let disk = &self.house(*gateway).disk;
+                let used: usize = disk.image().values().map(Vec::len).sum();
+                disk.set_capacity(Some(used as u64 + 64));
+            }
+            Fault::DiskSlow { gateway, ms } => {
+                self.house(*gateway).disk.set_latency(Duration::from_millis(*ms));
+            }
+            Fault::AppendsFail { gateway, count } => {
+                self.house(*gateway).disk.fail_appends(*count);
+            }
+            Fault::SyncFails { gateway } => self.house(*gateway).disk.fail_syncs(1),
+            Fault::Reload { gateway, without } => {
+                self.house(*gateway).edit_config(*without);
+                self.house(*gateway).order(Order::Reload);
+            }
+            Fault::Drain { gateway, replica } => {
+                self.house(*gateway).order(Order::Drain(*replica, true));
+            }
+            Fault::ClockJump { gateway, ms } => {
+                self.stage.scene().wall_offsets[usize::from(*gateway)] += ms;
+                return;
+            }
+        }
+        if let Some(gateway) = disk_of(fault) {
+            self.sick[usize::from(gateway)] = true;
+        }
+        let number = self.next;
+        self.lasting.insert((until, number), fault.clone());
+    }
+
+    fn end(&mut self, sim: &mut Sim<'_>, now: Duration, fault: &Fault) {
+        self.stage.word(format!("over: {fault:?}"));
+        match fault {
+            Fault::Cut { a, b } => sim.repair(a.as_str(), b.as_str()),
+            Fault::CutOneWay { from, to } => sim.repair_oneway(from.as_str(), to.as_str()),
+            Fault::Hold { a, b } => sim.release(a.as_str(), b.as_str()),
+            Fault::Latency { a, b, .. } => {
+                let usual = Duration::from_millis(self.plan.latency_ms.1);
+                sim.set_link_latency(a.as_str(), b.as_str(), usual);
+            }
+            Fault::Replica { replica, .. } => self.set_mode(*replica, Mode::Healthy),
+            Fault::ReplicaCrash { replica: which } => sim.bounce(replica(*which)),
+            Fault::DiskFull { gateway } => self.house(*gateway).disk.set_capacity(None),
+            Fault::DiskSlow { gateway, .. } => {
+                self.house(*gateway).disk.set_latency(Duration::ZERO);
+            }
+            Fault::AppendsFail { gateway, .. } => self.house(*gateway).disk.fail_appends(0),
+            Fault::SyncFails { gateway } => self.house(*gateway).disk.fail_syncs(0),
+            Fault::Reload { gateway, .. } => {
+                self.house(*gateway).edit_config(0);
+                self.house(*gateway).order(Order::Reload);
+            }
+            Fault::Drain { gateway, replica } => {
+                self.house(*gateway).order(Order::Drain(*replica, false));
+            }
+            Fault::Kill { .. }
+            | Fault::PowerLoss { .. }
+            | Fault::Restart { .. }
+            | Fault::ClockJump { .. } => unreachable!("{fault:?} does not last, at {now:?}"),
+        }
+    }
+
+    /// A run of its own may leave links cut where two faults overlapped: from here on nothing is.
+    fn mend(&mut self, sim: &mut Sim<'_>) {
+        self.stage.word("everything is mended".to_owned());
+        for near in (0..self.plan.gateways).map(gateway) {
+            for far in self.others() {
+                sim.release(near.as_str(), far.as_str());
+            }
+        }
+        for until in self.down.values_mut().flatten() {
+            *until = Duration::ZERO;
+        }
+    }
+
+    /// Everybody whom a gateway speaks with.
+    fn others(&self) -> Vec<String> {
+        let replicas = (0..self.plan.replicas).map(replica);
+        replicas.chain((0..self.plan.clients).map(client)).collect()
+    }
+
+    /// Brings back who is due, and looks after those that ended by themselves.
+    fn supervise(
+        &mut self,
+        sim: &mut Sim<'_>,
+        now: Duration,
+        deaths: &mut Vec<Death>,
+    ) -> Result<(), (u8, String)> {
+        let aborted = std::mem::take(&mut self.stage.scene().aborted);
+        for (index, why) in aborted {
+            // The plane broke, or a decision found no room on a disk that nothing is wrong with.
+            if !self.sick[usize::from(index)] || !why.contains("cannot be recorded") {
+                return Err((7, format!("gateway-{index} aborts: {why}")));
+            }
+            self.down.remove(&index);
+            self.kill(sim, index, now + SUPERVISED, deaths);
+        }
+        for house in self.houses.clone() {
+            let index = house.index;
+            if let Some(ended) = house.take_ended() {
+                self.ended(index, &ended)?;
+                self.down.insert(index, Some(now + SUPERVISED));
+                deaths.push(Death { gateway: index, may_lose: false });
+            }
+            if !self.down.contains_key(&index) && has_failed_for_good(&house) {
+                self.kill(sim, index, now + SUPERVISED, deaths);
+            }
+        }
+        let back: Vec<u8> = self
+            .down
+            .iter()
+            .filter(|(_, until)| until.is_some_and(|at| at <= now))
+            .map(|(index, _)| *index)
+            .collect();
+        for index in back {
+            self.down.remove(&index);
+            sim.bounce(gateway(index));
+            for other in self.others() {
+                sim.repair(gateway(index), other);
+            }
+        }
+        Ok(())
+    }
+
+    fn ended(&self, index: u8, ended: &Ended) -> Result<(), (u8, String)> {
+        let is_sick = self.sick[usize::from(index)];
+        match ended {
+            Ended::NotStarted(_) | Ended::Stopped(Some(_)) if is_sick => Ok(()),
+            Ended::NotStarted(why) => Err((10, format!("gateway-{index} cannot start: {why}"))),
+            Ended::Stopped(Some(why)) => Err((10, format!("gateway-{index} cannot stop: {why}"))),
+            Ended::Stopped(None) => Ok(()),
+        }
+    }
+
+    fn kill(&mut self, sim: &mut Sim<'_>, index: u8, until: Duration, deaths: &mut Vec<Death>) {
+        if self.down.contains_key(&index) {
+            return;
+        }
+        // Its files first: what its tasks write while they are taken down was never written.
+        self.house(index).disk.kill();
+        sim.crash(gateway(index));
+        self.down.insert(index, Some(until));
+        deaths.push(Death { gateway: index, may_lose: false });
+    }
+
+    fn power_loss(
+        &mut self,
+        sim: &mut Sim<'_>,
+        index: u8,
+        reorder: bool,
+        until: Duration,
+        deaths: &mut Vec<Death>,
+    ) {
+        if self.down.contains_key(&index) {
+            return;
+        }
+        for other in self.others() {
+            sim.partition(gateway(index), other);
+        }
+        let seed = self.plan.seed ^ until.as_nanos() as u64;
+        self.house(index).disk.power_loss(PowerLoss { seed, reorder });
+        sim.crash(gateway(index));
+        self.down.insert(index, Some(until));
+        // Where every write is synced before it counts, not even a disk that fails may take what counted.
+        deaths.push(Death { gateway: index, may_lose: self.plan.knobs.fsync_ms != 0 });
+    }
+
+    fn set_mode(&self, replica: u8, mode: Mode) {
+        self.stage.scene().modes[usize::from(replica)] = mode;
+    }
+
+    fn house(&self, index: u8) -> &House {
+        &self.houses[usize::from(index)]
+    }
+}
+
+fn disk_of(fault: &Fault) -> Option<u8> {
+    match fault {
+        Fault::DiskFull { gateway }
+        | Fault::DiskSlow { gateway, .. }
+        | Fault::AppendsFail { gateway, .. }
+        | Fault::SyncFails { gateway } => Some(*gateway),
+        Fault::Cut { .. }
+        | Fault::CutOneWay { .. }
+        | Fault::Hold { .. }
+        | Fault::Latency { .. }
+        | Fault::Replica { .. }
+        | Fault::ReplicaCrash { .. }
+        | Fault::Kill { .. }
+        | Fault::PowerLoss { .. }
+        | Fault::Restart { .. }
+        | Fault::Reload { .. }
+        | Fault::Drain { .. }
+        | Fault::ClockJump { .. } => None,
+    }
+}
+
+/// A journal that is over refuses all work for ever: whoever looks at `/ready` restarts the process.
+fn has_failed_for_good(house: &House) -> bool {
+    let gateway = house.gateway();
+    let failure = gateway.and_then(|gateway| gateway.driver().journal().failure());
+    failure.is_some_and(|failure| failure.is_final())
+}

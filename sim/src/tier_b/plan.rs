@@ -1,0 +1,280 @@
+//! A run as data: what there is, what is asked, and what goes wrong when.
+//!
+//! A plan is complete: the runner draws nothing but what the plan's seed decides (latencies on a link, what a loss of
+//! power leaves). So it can be saved, edited, cut down and committed. Times are milliseconds from the start.
+
+use serde::{Deserialize, Serialize};
+
+/// One run of Tier B.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TierBPlan {
+    /// Everything that is drawn while it runs comes from here.
+    pub seed: u64,
+    /// How long it runs. The last [`TierBPlan::quiet_ms`] of it are without faults.
+    pub duration_ms: u64,
+    /// All faults are mended so long before the end.
+    pub quiet_ms: u64,
+    /// The network's resolution: 5 in swarms, 1 to look closer.
+    pub tick_ms: u64,
+    /// Gateways, each with a data directory and tenants of its own.
+    pub gateways: u8,
+    /// Model replicas; each gateway knows them all.
+    pub replicas: u8,
+    /// Hosts that clients run on.
+    pub clients: u8,
+    /// Latency of every link, from and to.
+    pub latency_ms: (u64, u64),
+    /// The gateways' configuration.
+    pub knobs: Knobs,
+    /// What clients do, in order of time.
+    pub operations: Vec<Operation>,
+    /// What goes wrong, in order of time.
+    pub faults: Vec<TimedFault>,
+}
+
+/// What is configured, the same on every gateway.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Knobs {
+    /// `routing.load_balancer`.
+    pub load_balancer: String,
+    /// `routing.max_retries`.
+    pub max_retries: u32,
+    /// `routing.timeouts.connect`.
+    pub connect_ms: u64,
+    /// `routing.timeouts.first_token`.
+    pub first_token_ms: u64,
+    /// `routing.timeouts.between_tokens`.
+    pub between_tokens_ms: u64,
+    /// `routing.timeouts.request`.
+    pub request_ms: u64,
+    /// `routing.breaker.consecutive_failures`.
+    pub breaker_failures: u32,
+    /// `routing.breaker.ejection_base`; the longest is four times as long.
+    pub ejection_ms: u64,
+    /// `routing.retry_budget.percent`.
+    pub retry_percent: u32,
+    /// `journal.fsync`: 0 for `always`, else an interval.
+    pub fsync_ms: u64,
+    /// Bytes of a journal segment. Below what a file may say, so that a short run turns the ring.
+    pub segment_bytes: u64,
+    /// `journal.segments_max`.
+    pub segments_max: u32,
+    /// Whether replicas are asked which models they serve, instead of being listed.
+    pub discovered: bool,
+    /// `daily_tokens` of each limited tenant; each gateway has this many, beside one without limit.
+    pub tenant_tokens: Vec<u64>,
+    /// USD per million tokens, in and out.
+    pub price: (u64, u64),
+    /// What every replica takes for its first token, and for each further one.
+    pub first_ms: u64,
+    /// See `first_ms`.
+    pub each_ms: u64,
+    /// The calendar at the start, in milliseconds since 1970.
+    pub wall_ms: u64,
+}
+
+/// A request of a client.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Operation {
+    /// When.
+    pub at_ms: u64,
+    /// Which client asks.
+    pub client: u8,
+    /// Which gateway is asked.
+    pub gateway: u8,
+    /// On whose behalf: an index into [`Knobs::tenant_tokens`], or the one without limit.
+    pub tenant: Option<u8>,
+    /// Whether the answer is to be streamed.
+    pub stream: bool,
+    /// Words in the prompt.
+    pub prompt: u32,
+    /// Tokens the model would like to answer with.
+    pub wants: u32,
+    /// `max_tokens`, where the client sets it.
+    pub max_tokens: Option<u32>,
+    /// `X-Session-Id`.
+    pub session: Option<u32>,
+    /// Whether it has an `Idempotency-Key`, which its retries repeat.
+    pub keyed: bool,
+    /// The client leaves after so many tokens.
+    pub leaves_after: Option<u32>,
+    /// The client gives up so long after asking: then nobody knows how it ended.
+    pub timeout_ms: u64,
+    /// How often it asks again where it did not get a whole answer.
+    pub retries: u32,
+    /// Asked after everything is mended: it must be served.
+    pub must_succeed: bool,
+}
+
+/// A fault and its moment.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TimedFault {
+    /// When it begins.
+    pub at_ms: u64,
+    /// How long it lasts, where it lasts.
+    pub for_ms: u64,
+    /// What it is.
+    pub fault: Fault,
+}
+
+/// Something that goes wrong. Hosts are named `gateway-0`, `replica-3`, `client-1`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Fault {
+    /// Nothing passes between two hosts; what was under way is lost.
+    Cut {
+        /// One of them.
+        a: String,
+        /// The other.
+        b: String,
+    },
+    /// Nothing passes in one direction.
+    CutOneWay {
+        /// From here,
+        from: String,
+        /// to there.
+        to: String,
+    },
+    /// Everything between two hosts waits, and then comes at once.
+    Hold {
+        /// One of them.
+        a: String,
+        /// The other.
+        b: String,
+    },
+    /// A link is slow.
+    Latency {
+        /// One end.
+        a: String,
+        /// The other.
+        b: String,
+        /// How slow.
+        ms: u64,
+    },
+    /// A replica behaves badly.
+    Replica {
+        /// Which.
+        replica: u8,
+        /// How.
+        mode: Mode,
+    },
+    /// A replica's process dies, and is back after the fault's time.
+    ReplicaCrash {
+        /// Which.
+        replica: u8,
+    },
+    /// A gateway's process is killed: what it wrote stays. It is back after the fault's time.
+    Kill {
+        /// Which.
+        gateway: u8,
+    },
+    /// A gateway's machine loses power: of what it did not sync, any part is gone.
+    PowerLoss {
+        /// Which.
+        gateway: u8,
+        /// Whether later sectors may survive earlier ones.
+        reorder: bool,
+    },
+    /// A gateway is told to stop, and started again: a rolling restart.
+    Restart {
+        /// Which.
+        gateway: u8,
+    },
+    /// A gateway's disk takes nothing more.
+    DiskFull {
+        /// Which.
+        gateway: u8,
+    },
+    /// Each write and sync takes so long.
+    DiskSlow {
+        /// Which.
+        gateway: u8,
+        /// How long.
+        ms: u64,
+    },
+    /// The next appends fail half-way.
+    AppendsFail {
+        /// Which.
+        gateway: u8,
+        /// How many.
+        count: u32,
+    },
+    /// The next sync fails, after which nobody knows what is on the disk.
+    SyncFails {
+        /// Which.
+        gateway: u8,
+    },
+    /// A gateway takes another configuration, and the first one again after the fault's time.
+    Reload {
+        /// Which.
+        gateway: u8,
+        /// Replicas that the other configuration does not name.
+        without: u8,
+    },
+    /// An operator drains a replica at one gateway, and undrains it after the fault's time.
+    Drain {
+        /// Which gateway.
+        gateway: u8,
+        /// Which replica.
+        replica: u8,
+    },
+    /// A gateway's calendar jumps.
+    ClockJump {
+        /// Which.
+        gateway: u8,
+        /// By how much.
+        ms: i64,
+    },
+}
+
+/// How a replica behaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Mode {
+    /// As it should.
+    Healthy,
+    /// So many times slower.
+    Slow(u32),
+    /// Accepts and never answers.
+    Stalls,
+    /// Says 200 and then what nobody understands.
+    Garbage,
+    /// Breaks the connection after so many tokens.
+    DiesAfter(u32),
+    /// Ends the stream without `[DONE]` after so many tokens, as if that were all.
+    EndsAfter(u32),
+    /// Goes silent after so many tokens.
+    StallsAfter(u32),
+    /// Refuses at once with this status.
+    Fails(u16),
+}
+
+impl TierBPlan {
+    /// When everything is mended.
+    #[must_use]
+    pub fn heal_ms(&self) -> u64 {
+        self.duration_ms.saturating_sub(self.quiet_ms)
+    }
+
+    /// The most attempts one request may be.
+    #[must_use]
+    pub fn attempts_max(&self) -> u32 {
+        self.knobs.max_retries + 1
+    }
+}
+
+/// The name of a gateway's host.
+#[must_use]
+pub fn gateway(index: u8) -> String {
+    format!("gateway-{index}")
+}
+
+/// The name of a replica's host, which is the endpoint's name too.
+#[must_use]
+pub fn replica(index: u8) -> String {
+    format!("replica-{index}")
+}
+
+/// The name of a client's host.
+#[must_use]
+pub fn client(index: u8) -> String {
+    format!("client-{index}")
+}

@@ -1,0 +1,163 @@
+//! The loop: a step of the simulation, a look at what it did, and what goes wrong next.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use turmoil::{Builder, Sim};
+
+use super::check::Acknowledged;
+use super::follow::Follower;
+use super::gateway::House;
+use super::nemesis::Nemesis;
+use super::plan::{TierBPlan, client, gateway, replica};
+use super::stage::Stage;
+use super::{Outcome, client as clients, panics, replica as replicas};
+
+/// Segments of a connection under way: turmoil's default of 64 stalls a burst of tokens that no real network would.
+const TCP_CAPACITY: usize = 4_096;
+
+/// Runs a plan on this thread, whose entropy is seeded already. Returns what came out, and the trace as text.
+pub(super) fn simulate(plan: &TierBPlan, with_text: bool) -> (Outcome, Vec<u8>) {
+    let stage = Stage::new(plan, with_text);
+    let houses: Vec<_> = (0..plan.gateways).map(|index| House::new(&stage, index)).collect();
+    let mut sim = build(plan);
+    settle_in(&mut sim, &stage, &houses);
+    let mut run = Run {
+        nemesis: Nemesis::new(&stage, &houses),
+        followers: houses.iter().map(|house| Follower::new(&stage, Arc::clone(house))).collect(),
+        told: Vec::new(),
+        stage: Arc::clone(&stage),
+        houses,
+    };
+    let end = Duration::from_millis(plan.duration_ms);
+    while sim.elapsed() < end {
+        if let Err((invariant, text)) = run.step(&mut sim) {
+            let at = sim.elapsed();
+            stage.scene().checks.violated(at, invariant, text);
+        }
+        if stage.scene().checks.violation().is_some() {
+            break;
+        }
+    }
+    let at = sim.elapsed();
+    if stage.scene().checks.violation().is_none()
+        && let Err((invariant, text)) = run.at_the_end()
+    {
+        stage.scene().checks.violated(at, invariant, text);
+    }
+    let outcome = run.outcome(at);
+    // The hosts' tasks end with it, and still note what they let go of.
+    let mut text = stage.scene().tape.take_text();
+    drop(sim);
+    if text.is_empty() && with_text {
+        text.push(b'\n');
+    }
+    (outcome, text)
+}
+
+fn build(plan: &TierBPlan) -> Sim<'static> {
+    let mut builder = Builder::new();
+    builder
+        .simulation_duration(Duration::from_millis(plan.duration_ms * 2))
+        .tick_duration(Duration::from_millis(plan.tick_ms))
+        .min_message_latency(Duration::from_millis(plan.latency_ms.0))
+        .max_message_latency(Duration::from_millis(plan.latency_ms.1))
+        .tcp_capacity(TCP_CAPACITY)
+        .rng_seed(plan.seed)
+        .epoch(std::time::SystemTime::UNIX_EPOCH);
+    builder.build()
+}
+
+fn settle_in(sim: &mut Sim<'static>, stage: &Arc<Stage>, houses: &[Arc<House>]) {
+    for index in 0..stage.plan.replicas {
+        let stage = Arc::clone(stage);
+        sim.host(replica(index), move || replicas::serve(Arc::clone(&stage), index));
+    }
+    for house in houses {
+        let house = Arc::clone(house);
+        sim.host(gateway(house.index), move || Arc::clone(&house).live());
+    }
+    for index in 0..stage.plan.clients {
+        let stage = Arc::clone(stage);
+        sim.host(client(index), move || clients::run(Arc::clone(&stage), index));
+    }
+}
+
+struct Run {
+    stage: Arc<Stage>,
+    houses: Vec<Arc<House>>,
+    nemesis: Nemesis,
+    followers: Vec<Follower>,
+    /// Clean ends whose gateway has gone since: held against what its next life knows.
+    told: Vec<Acknowledged>,
+}
+
+impl Run {
+    /// One tick.
+    fn step(&mut self, sim: &mut Sim<'_>) -> Result<(), (u8, String)> {
+        let now = sim.elapsed();
+        self.stage.scene().now = now;
+        for death in self.nemesis.act(sim, now)? {
+            self.followers[usize::from(death.gateway)].died(death.may_lose);
+            if death.may_lose {
+                self.told.retain(|told| told.gateway != death.gateway);
+            }
+        }
+        sim.step().map_err(|error| (7, format!("a host failed: {error}")))?;
+        let now = sim.elapsed();
+        self.stage.scene().now = now;
+        for follower in &mut self.followers {
+            follower.look(&self.stage, now)?;
+            for charge in follower.take_charges() {
+                self.stage.scene().checks.charged(now, &charge);
+            }
+        }
+        self.stage.scene().checks.look(now);
+        self.told.extend(self.stage.scene().checks.take_acknowledged());
+        for told in std::mem::take(&mut self.told) {
+            let follower = &self.followers[usize::from(told.gateway)];
+            if follower.is_current() {
+                follower.acknowledged(&told)?;
+            } else {
+                self.told.push(told);
+            }
+        }
+        panics::take().map_or(Ok(()), |panic| Err((7, format!("somebody panicked: {panic}"))))
+    }
+
+    /// Long after everything was mended nothing is under way, and the books agree.
+    fn at_the_end(&mut self) -> Result<(), (u8, String)> {
+        for (house, follower) in self.houses.iter().zip(&self.followers) {
+            let Some(gateway) = house.gateway() else {
+                return Err((9, format!("gateway-{} is not there at the end", house.index)));
+            };
+            let (requests, held) = (gateway.requests(), follower.book().live());
+            if requests > 0 || held > 0 {
+                let text = format!(
+                    "gateway-{} ends with {requests} requests and {held} reservations",
+                    house.index
+                );
+                return Err((9, text));
+            }
+            follower.reconciles()?;
+        }
+        Ok(())
+    }
+
+    fn outcome(&self, simulated: Duration) -> Outcome {
+        let scene = self.stage.scene();
+        let (events, trace_hash) = scene.tape.sum();
+        let violation = scene.checks.violation();
+        Outcome {
+            violation: violation.map(|found| (found.invariant, found.text.clone(), found.at)),
+            trace_hash,
+            events,
+            requests: scene.checks.tries() as u64,
+            simulated,
+            last_words: match violation {
+                Some(_) => scene.tape.last_words(),
+                None => Vec::new(),
+            },
+        }
+    }
+}

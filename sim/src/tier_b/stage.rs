@@ -1,0 +1,81 @@
+//! What all hosts of a run share: the trace, the checkers, and how replicas are told to behave.
+//!
+//! Everything runs on one thread; the lock is there because the product's types must be `Send`, and is never waited for.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use control::Wall;
+
+use super::check::Checks;
+use super::plan::{Mode, TierBPlan, client, gateway, replica};
+use super::tape::{Event, Net, Tape};
+
+/// A run's common ground.
+pub(super) struct Stage {
+    pub plan: TierBPlan,
+    scene: Mutex<Scene>,
+}
+
+/// What changes in it.
+pub(super) struct Scene {
+    pub tape: Tape,
+    pub checks: Checks,
+    /// How each replica behaves now.
+    pub modes: Vec<Mode>,
+    /// What each gateway's calendar is off by.
+    pub wall_offsets: Vec<i64>,
+    /// Processes that ended themselves since the last step: gateway and reason.
+    pub aborted: Vec<(u8, String)>,
+    /// The simulated time, between two steps.
+    pub now: Duration,
+    /// Names answers of replicas.
+    pub nonces: u64,
+}
+
+impl Stage {
+    pub fn new(plan: &TierBPlan, with_text: bool) -> Arc<Self> {
+        let names = (0..plan.gateways).map(gateway);
+        let names = names.chain((0..plan.replicas).map(replica));
+        let names = names.chain((0..plan.clients).map(client)).collect();
+        let scene = Scene {
+            tape: Tape::new(names, with_text),
+            checks: Checks::new(plan),
+            modes: vec![Mode::Healthy; usize::from(plan.replicas)],
+            wall_offsets: vec![0; usize::from(plan.gateways)],
+            aborted: Vec::new(),
+            now: Duration::ZERO,
+            nonces: 0,
+        };
+        Arc::new(Self { plan: plan.clone(), scene: Mutex::new(scene) })
+    }
+
+    /// Do not hold it while anything of the product runs.
+    pub fn scene(&self) -> MutexGuard<'_, Scene> {
+        self.scene.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The simulated time.
+    pub fn now(&self) -> Duration {
+        turmoil::sim_elapsed().unwrap_or_else(|| self.scene().now)
+    }
+
+    pub fn net(&self, host: u8, peer: u8, kind: Net, length: usize) {
+        let at = self.now();
+        let length = length as u64;
+        self.scene().tape.note(at, Event::Net { host, peer, kind, length });
+    }
+
+    pub fn word(&self, text: String) {
+        let at = self.now();
+        self.scene().tape.note(at, Event::Word(text));
+    }
+
+    /// A gateway's calendar.
+    pub fn wall(&self, gateway: u8) -> Wall {
+        let since = self.now().as_millis() as u64;
+        let offset = self.scene().wall_offsets[usize::from(gateway)];
+        let shown = self.plan.knobs.wall_ms + since;
+        Wall::from_millis(shown.saturating_add_signed(offset))
+    }
+}
