@@ -104,8 +104,8 @@ fn title(plan: &Plan, faults: &[Fault]) -> String {
 /// A plan that its seed still gives is run by its seed; any other by its file.
 fn command(plan: &Plan) -> String {
     match plan::draw(plan.seed) == *plan {
-        true => format!("pointsman-sim run --seed {}", plan.seed),
-        false => "pointsman-sim run --plan PLAN.json".to_owned(),
+        true => format!("cargo sim run --seed {}", plan.seed),
+        false => "cargo sim run --plan PLAN.json".to_owned(),
     }
 }
 
@@ -141,7 +141,13 @@ fn fault_of(fault: &plan::Fault, duration_ns: u64) -> Fault {
     );
     let until = fault.until_ms.map(|until| until * 1_000_000);
     let end_ns = if lasts { until.filter(|until| *until <= duration_ns) } else { Some(start_ns) };
-    Fault { start_ns, end_ns, hosts: hosts.into_iter().map(id_of).collect(), kind: kind.to_owned(), text }
+    Fault {
+        start_ns,
+        end_ns,
+        hosts: hosts.into_iter().map(id_of).collect(),
+        kind: kind.to_owned(),
+        text,
+    }
 }
 
 /// Whom and which request a violation's text names.
@@ -152,7 +158,7 @@ fn violation_of(broken: &check::Violation, notes: &Notes) -> Violation {
     let named = hosts_in(&broken.text);
     let gateway = named.iter().find_map(|host| match host {
         Host::Gateway(index) => Some(*index),
-        _ => None,
+        Host::Replica(_) | Host::Store | Host::Registry | Host::Clients => None,
     });
     let near = gateway.unwrap_or(latest_gateway);
     let request = words_of(&broken.text).find_map(|word| request_in(word, near, notes));

@@ -15,7 +15,11 @@ fn a_story_of_a_small_plan_contains_every_request() {
         assert!(!request.explanation.is_empty(), "{} says why", request.id);
         assert!(request.ended_ns.is_some(), "{} of a calm world ends", request.id);
         let arrived = request.arrived_ns;
-        assert!(request.attempts.iter().all(|attempt| attempt.start_ns >= arrived), "{}", request.id);
+        assert!(
+            request.attempts.iter().all(|attempt| attempt.start_ns >= arrived),
+            "{}",
+            request.id
+        );
     }
     let mut ids: Vec<&str> = story.requests.iter().map(|request| request.id.as_str()).collect();
     ids.sort_unstable();
@@ -56,7 +60,10 @@ fn whoever_is_named_in_a_story_is_one_of_its_hosts() {
         let known = |id: &u32| story.hosts.iter().any(|host| host.id == *id);
         assert!(story.faults.iter().flat_map(|fault| &fault.hosts).all(known), "seed {seed}");
         assert!(story.marks.iter().map(|mark| &mark.host).all(known), "seed {seed}");
-        assert!(story.breakers.iter().all(|b| known(&b.gateway) && known(&b.replica)), "seed {seed}");
+        assert!(
+            story.breakers.iter().all(|b| known(&b.gateway) && known(&b.replica)),
+            "seed {seed}"
+        );
         let homes = story.moves.iter().flat_map(|moved| moved.from.iter().chain(&moved.to));
         assert!(homes.into_iter().all(known), "seed {seed}");
         for request in &story.requests {
@@ -71,7 +78,8 @@ fn clients_of_a_killed_gateway_are_told_of_with_the_kill() {
     let kill = FaultKind::Kill { gateway: 0, again: 0, upgrade: false };
     let plan = small(2, &[Fault { at_ms: 3_000, until_ms: Some(6_000), kind: kill }]);
     let story = tell::story(&plan);
-    let gateway = story.hosts.iter().find(|host| host.kind == HostKind::Gateway).map(|host| host.id);
+    let gateway =
+        story.hosts.iter().find(|host| host.kind == HostKind::Gateway).map(|host| host.id);
     let marks: Vec<&str> = story
         .marks
         .iter()
@@ -80,7 +88,8 @@ fn clients_of_a_killed_gateway_are_told_of_with_the_kill() {
         .collect();
     assert!(marks.iter().any(|text| text.contains("is killed")), "{marks:?}");
     assert!(marks.iter().any(|text| text.contains("life 2")), "{marks:?}");
-    let turned_away = story.requests.iter().filter(|request| request.outcome.contains("it is down"));
+    let turned_away =
+        story.requests.iter().filter(|request| request.outcome.contains("it is down"));
     let while_down = plan.asks.iter().filter(|ask| (3_010_000..5_990_000).contains(&ask.at_us));
     assert!(turned_away.count() >= while_down.count());
 }

@@ -60,8 +60,15 @@ fn mending_the_flagged_key_makes_a_bad_configuration_good() {
 fn a_report_shows_every_scenario_and_what_was_assumed() {
     let text = tried("bad-limits.yaml").to_string();
     let scenarios = [
-        "calm", "hiccup", "one dies", "one hangs", "one fails fast", "key revoked", "half is slow",
-        "burst", "nemesis",
+        "calm",
+        "hiccup",
+        "one dies",
+        "one hangs",
+        "one fails fast",
+        "key revoked",
+        "half is slow",
+        "burst",
+        "nemesis",
     ];
     for scenario in scenarios {
         assert!(text.lines().any(|line| line.starts_with(scenario)), "{scenario} in {text}");
@@ -84,7 +91,10 @@ fn a_traffic_file_with_a_bad_line_is_refused_with_its_number() {
         ("at_ms,model,tenant,prompt,output\n0,qwenn,acme,10,20\n", ":2: no model \"qwenn\""),
         ("at_ms,model,tenant,prompt,output\n0,qwen,acme,1,1\n\n9,qwen,evil,1,1\n", ":4: no tenant"),
         ("{\"timestamp\": 0, \"input_length\": 5, \"output_length\": 6}\n{}\n", ":2: timestamp is"),
-        ("TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:17:03,1,-2\n", ":2: GeneratedTokens"),
+        (
+            "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:17:03,1,-2\n",
+            ":2: GeneratedTokens",
+        ),
     ];
     for (number, (text, expected)) in cases.into_iter().enumerate() {
         let file = Scratch::new(&format!("traffic-{number}.csv"), text);
@@ -101,7 +111,10 @@ fn traffic_of_a_file_goes_to_whom_it_names() {
     let args = Args { traffic: Some(file.0.clone()), ..args(&committed("bad-limits.yaml")) };
     let report = run(&args).unwrap();
     let why = reason(&report, "tenants.acme.daily_tokens");
-    assert!(!why.is_empty() && !report.findings().iter().any(|f| f.key.contains("globex")), "{report}");
+    assert!(
+        !why.is_empty() && !report.findings().iter().any(|f| f.key.contains("globex")),
+        "{report}"
+    );
 }
 
 #[test]

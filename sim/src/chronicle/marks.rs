@@ -100,6 +100,7 @@ impl Marks {
     }
 
     /// What the gateway noticed.
+    #[allow(clippy::wildcard_enum_match_arm, reason = "the rest is told with its request")]
     pub fn observed(&mut self, step: &Step<'_>, names: &Names) {
         let host = Host::Gateway(step.gateway);
         let (mut joined, mut left) = (Vec::new(), Vec::new());
@@ -112,14 +113,16 @@ impl Marks {
                 Observation::EndpointRemoved { name, .. } => left.push(name.to_string()),
                 Observation::SourceRefused { why, .. } => refused = Some(why.to_string()),
                 Observation::QuotaDegraded(true) => {
-                    let text = "cannot reach the quota store: spends what it drew before".to_owned();
+                    let text =
+                        "cannot reach the quota store: spends what it drew before".to_owned();
                     self.add(step.at, host, text);
                 }
                 Observation::QuotaDegraded(false) => {
                     self.add(step.at, host, "reaches the quota store again".to_owned());
                 }
                 Observation::ChargeLost { reservation, actual } => {
-                    let text = format!("{reservation} of {} tokens is lost to the store", actual.tokens.0);
+                    let text =
+                        format!("{reservation} of {} tokens is lost to the store", actual.tokens.0);
                     self.add(step.at, host, names.named(step.gateway, &text));
                 }
                 _ => {}

@@ -45,7 +45,8 @@ impl Names {
     pub fn learn(&mut self, step: &Step<'_>) {
         for observation in step.observed {
             if let Observation::EndpointAdded(id) = observation
-                && let Some(replica) = step.plane.endpoint_name(*id).and_then(crate::world::replica_of)
+                && let Some(replica) =
+                    step.plane.endpoint_name(*id).and_then(crate::world::replica_of)
             {
                 self.endpoints.insert((step.gateway, *id), replica);
             }

@@ -23,12 +23,7 @@ type Line = (AccountId, WindowKind, Unit);
 
 impl Quotas {
     /// A ledger took entries.
-    pub fn moved<'a>(
-        &mut self,
-        at: u64,
-        made: impl Iterator<Item = &'a Entry>,
-        ledger: &Ledger,
-    ) {
+    pub fn moved<'a>(&mut self, at: u64, made: impl Iterator<Item = &'a Entry>, ledger: &Ledger) {
         let mut any = false;
         for entry in made {
             any = true;
@@ -55,7 +50,8 @@ impl Quotas {
                     Unit::Tokens => amount.tokens.0,
                     Unit::Money => amount.money.0,
                 };
-                let (spent, out) = (of(sums.spent).saturating_add(of(sums.carried)), of(sums.outstanding));
+                let (spent, out) =
+                    (of(sums.spent).saturating_add(of(sums.carried)), of(sums.outstanding));
                 let line = self.lines.entry((account, kind, unit)).or_default();
                 match line.last_mut() {
                     Some(last) if (last.1, last.2) == (spent, out) => {}
@@ -114,8 +110,8 @@ fn open(ledger: &Ledger) -> BTreeMap<(AccountId, WindowKind), Sums> {
         match kind {
             WindowKind::Day | WindowKind::Month => *known = *sums,
             WindowKind::Rolling => {
-                known.spent = known.spent + sums.spent;
-                known.outstanding = known.outstanding + sums.outstanding;
+                known.spent += sums.spent;
+                known.outstanding += sums.outstanding;
             }
         }
     }

@@ -3,13 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use control::Instant;
+use control::attempt::Why;
 use control::id::{AttemptId, Principal, RequestId};
 use control::journal::Explanation;
 use control::outcome::AttemptEnd;
-use control::attempt::Why;
-use control::plane::{
-    Arrival, Effect, Input, Observation, Outcome, Refusal, request_of_attempt,
-};
+use control::plane::{Arrival, Effect, Input, Observation, Outcome, Refusal, request_of_attempt};
 
 use super::{Names, id_of, words};
 use crate::check::Step;
@@ -111,9 +109,9 @@ impl Requests {
     }
 
     fn arrived(&mut self, step: &Step<'_>, arrival: &Arrival, names: &Names) {
-        let admitted = step.effects.iter().find_map(|effect| match effect {
-            Effect::Admitted { request, .. } => Some(*request),
-            _ => None,
+        let admitted = step.effects.iter().find_map(|effect| {
+            let Effect::Admitted { request, .. } = effect else { return None };
+            Some(*request)
         });
         let Some(id) = admitted else { return };
         let index = self.all.len();
@@ -183,6 +181,7 @@ impl Requests {
     }
 
     /// What a plane noticed.
+    #[allow(clippy::wildcard_enum_match_arm, reason = "the rest is told by the explanation alone")]
     pub fn observed(&mut self, step: &Step<'_>, observation: &Observation) {
         let Some(request) = concerns(observation) else {
             if let Observation::Breaker(_) = observation {
@@ -393,7 +392,8 @@ fn asked(arrival: &Arrival) -> String {
     let most = most.unwrap_or_default();
     let patience = arrival.patience.map(|p| format!(", waits {}", words::span(p)));
     let key = arrival.idempotency.map_or("", |_| ", with an idempotency key");
-    let turn = arrival.session.map_or("", |s| if s.stored { ", a turn of a stored session" } else { "" });
+    let turn =
+        arrival.session.map_or("", |s| if s.stored { ", a turn of a stored session" } else { "" });
     format!(
         "+0 ms: asks {} for {how} to a prompt of {} tokens{most}{}{key}{turn}",
         arrival.model,

@@ -24,8 +24,13 @@ pub(crate) fn fault_words(kind: &FaultKind) -> (&'static str, String, Vec<Host>)
         }
         FaultKind::Ill { replica, with } => ill(*replica, *with),
         FaultKind::ReplicaCrash { replica, power } => match power {
-            true => ("replica off", format!("replica-{replica} loses power: nothing answers there")),
-            false => ("replica crash", format!("replica-{replica} crashes: connections are reset and refused")),
+            true => {
+                ("replica off", format!("replica-{replica} loses power: nothing answers there"))
+            }
+            false => (
+                "replica crash",
+                format!("replica-{replica} crashes: connections are reset and refused"),
+            ),
         },
         FaultKind::Drain { replica } => {
             ("drain", format!("an operator drains replica-{replica} at every gateway"))
@@ -40,7 +45,10 @@ pub(crate) fn fault_words(kind: &FaultKind) -> (&'static str, String, Vec<Host>)
         }
         FaultKind::PowerLoss { gateway, torn } => {
             let torn = if *torn { ", and the last record is torn" } else { "" };
-            ("power loss", format!("gateway-{gateway} loses power: what was not synced is gone{torn}"))
+            (
+                "power loss",
+                format!("gateway-{gateway} loses power: what was not synced is gone{torn}"),
+            )
         }
         FaultKind::Pause { gateway } => {
             ("long pause", format!("gateway-{gateway} stops, and wakes as if nothing had been"))
@@ -92,7 +100,9 @@ fn listed(hosts: &[Host]) -> String {
 fn ill(replica: u32, with: ReplicaIllness) -> (&'static str, String) {
     let (name, what) = match with {
         ReplicaIllness::Slow { times } => ("slow replica", format!("takes {times} times as long")),
-        ReplicaIllness::Silent => ("silent replica", "accepts connections and says nothing".to_owned()),
+        ReplicaIllness::Silent => {
+            ("silent replica", "accepts connections and says nothing".to_owned())
+        }
         ReplicaIllness::Stalls { after } => {
             ("half-dead replica", format!("stalls after {after} tokens"))
         }
@@ -130,7 +140,9 @@ const fn lie_words(lie: RegistryLie) -> &'static str {
 fn trouble_words(trouble: StoreTrouble) -> String {
     match trouble {
         StoreTrouble::Down => "the quota store is gone".to_owned(),
-        StoreTrouble::Mute => "the quota store does what it is asked, and its answers are lost".to_owned(),
+        StoreTrouble::Mute => {
+            "the quota store does what it is asked, and its answers are lost".to_owned()
+        }
         StoreTrouble::Slow { ms } => format!("the quota store takes up to {ms} ms longer"),
         StoreTrouble::Twice => "messages to the quota store come twice and out of order".to_owned(),
     }

@@ -36,7 +36,8 @@ pub(super) fn of(story: &Story, ran: &Ran) -> Vec<(String, String)> {
     let ejections = story.breakers.iter().filter(|turn| turn.to == "open").count();
     add("ejections", ejections.to_string());
     let placed = story.moves.iter().filter(|moved| moved.to.is_some()).count();
-    let moved = story.moves.iter().filter(|moved| moved.to.is_some() && moved.from.is_some()).count();
+    let moved =
+        story.moves.iter().filter(|moved| moved.to.is_some() && moved.from.is_some()).count();
     add("homes of sessions", format!("{placed} found, {moved} of them moved"));
     for (outcome, count) in commonest(requests) {
         add(&outcome, count.to_string());
@@ -58,7 +59,8 @@ fn waits(requests: &[Request], of: impl Fn(&Request) -> Option<u64>) -> Vec<u64>
 
 /// Half of them, and all but one in a hundred, took no longer.
 fn halves(sorted: &[u64]) -> String {
-    let at = |part: usize| sorted.get((sorted.len() * part / 100).min(sorted.len().saturating_sub(1)));
+    let at =
+        |part: usize| sorted.get((sorted.len() * part / 100).min(sorted.len().saturating_sub(1)));
     match (at(50), at(99)) {
         (Some(half), Some(most)) => format!("{} ms, p99 {} ms", half / 1_000_000, most / 1_000_000),
         _ => "none".to_owned(),

@@ -67,7 +67,9 @@ pub(super) fn read(
                 whose(row, subject, rng).map_err(|why| format!("{file}:{line}: {why}"))?;
             asks.push(ask(at_us, (tenant, &caller, model), row.prompt, row.output));
             if asks.len() > REQUESTS_MAX {
-                return Err(format!("{file}: more than {REQUESTS_MAX} requests in {seconds} s; thin it out"));
+                return Err(format!(
+                    "{file}: more than {REQUESTS_MAX} requests in {seconds} s; thin it out"
+                ));
             }
         }
         round += lasts + 1.0;
@@ -87,7 +89,8 @@ fn rows(file: &str, text: &str) -> Result<Vec<(usize, Row)>, String> {
     let Some((line, head)) = lines.peek().copied() else {
         return Err(format!("{file}:1: the file is empty"));
     };
-    let form = form_of(head.trim_start_matches('\u{feff}')).map_err(|why| format!("{file}:{line}: {why}"))?;
+    let form = form_of(head.trim_start_matches('\u{feff}'))
+        .map_err(|why| format!("{file}:{line}: {why}"))?;
     if !matches!(form, Form::Mooncake) {
         lines.next();
     }
@@ -145,7 +148,11 @@ fn mooncake(line: &str) -> Result<Row, String> {
     };
     let length = |name: &str| {
         let length = number(name)?;
-        if length > TOKENS_MAX { Err(format!("{name} is {length}: no model takes more than {TOKENS_MAX}")) } else { Ok(length) }
+        if length > TOKENS_MAX {
+            Err(format!("{name} is {length}: no model takes more than {TOKENS_MAX}"))
+        } else {
+            Ok(length)
+        }
     };
     Ok(Row {
         at_ms: number("timestamp")? as f64,
@@ -180,7 +187,8 @@ fn clock(cell: &str) -> Result<f64, String> {
         let mut time = time.trim_end_matches('Z').trim_end_matches("+00:00").split(':');
         let (hour, minute): (u64, u64) = (time.next()?.parse().ok()?, time.next()?.parse().ok()?);
         let second: f64 = time.next()?.parse().ok()?;
-        let in_range = month <= 12 && day <= 31 && hour < 24 && minute < 60 && (0.0..61.0).contains(&second);
+        let in_range =
+            month <= 12 && day <= 31 && hour < 24 && minute < 60 && (0.0..61.0).contains(&second);
         // A month counts as 31 days: a trace that spans two is shifted there, and no request lost.
         let minutes = ((month * 31 + day) * 24 + hour) * 60 + minute;
         in_range.then_some(minutes as f64 * 60_000.0 + second * 1_000.0)
@@ -232,7 +240,8 @@ mod tests {
                      2023-11-16 18:17:04.0319600,3180,8\r\n";
         let azure = rows("a", azure).expect("azure");
         assert!((azure[1].1.at_ms - azure[0].1.at_ms - 52.0).abs() < 0.01);
-        let mooncake = r#"{"timestamp": 7, "input_length": 6758, "output_length": 500, "hash_ids": []}"#;
+        let mooncake =
+            r#"{"timestamp": 7, "input_length": 6758, "output_length": 500, "hash_ids": []}"#;
         let mooncake = rows("a", mooncake).expect("mooncake");
         assert_eq!((mooncake[0].1.prompt, mooncake[0].1.output), (6_758, 500));
     }
@@ -242,12 +251,18 @@ mod tests {
         let cases = [
             ("", "f:1: the file is empty"),
             ("what,ever\n1,2\n", "f:1: neither"),
-            ("at_ms,model,tenant,prompt,output\n1,m,t,2,3\n\n2,m,t,-2,3\n", "f:4: prompt is \"-2\""),
+            (
+                "at_ms,model,tenant,prompt,output\n1,m,t,2,3\n\n2,m,t,-2,3\n",
+                "f:4: prompt is \"-2\"",
+            ),
             ("at_ms,model,tenant,prompt,output\nNaN,m,t,2,3\n", "f:2: at_ms is \"NaN\""),
             ("at_ms,model,tenant,prompt,output\n1,m,t\n", "f:2: 3 columns, not 5"),
             ("{\"timestamp\": 1}\n", "f:1: input_length is missing"),
             ("{\"timestamp\": 1, \"input_length\": 2, \"output_length\": 3}\n{]\n", "f:2: no JSON"),
-            ("TIMESTAMP,ContextTokens,GeneratedTokens\n2023-13-01 00:00:00,1,2\n", "f:2: TIMESTAMP is"),
+            (
+                "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-13-01 00:00:00,1,2\n",
+                "f:2: TIMESTAMP is",
+            ),
         ];
         for (text, expected) in cases {
             let why = rows("f", text).expect_err(expected);

@@ -11,10 +11,10 @@ use control::id::AccountId;
 use control::outcome::Stage;
 use control::quota::{Unit, WindowKind};
 
+use super::Tried;
 use super::measure::{Cause, Counts, GaveUp, Lived};
 use super::scenario::Scenario;
 use super::subject::Subject;
-use super::Tried;
 use crate::plan::Plan;
 
 /// Something in the configuration that does harm.
@@ -69,7 +69,9 @@ pub(super) fn of(tried: &Tried) -> Vec<Finding> {
         for model in 0..subject.models.len() as u32 {
             let calm = tried.calm(model);
             if scenario.spares_some() {
-                spared(subject, *scenario, (lived, &calm), model).into_iter().for_each(|found| add(Some(found)));
+                spared(subject, *scenario, (lived, &calm), model)
+                    .into_iter()
+                    .for_each(|found| add(Some(found)));
             }
             if is_sound(&calm) {
                 add(stays_away(subject, *scenario, lived, model));
@@ -106,9 +108,10 @@ pub(super) fn is_sound(calm: &Counts) -> bool {
 
 /// The causes that hit too many.
 fn harmful(counts: &Counts, percent_max: f64) -> Vec<(Cause, u64)> {
-    let causes = counts.causes.iter().filter(|(_, count)| {
-        **count >= REQUESTS_MIN && counts.percent(**count) > percent_max
-    });
+    let causes = counts
+        .causes
+        .iter()
+        .filter(|(_, count)| **count >= REQUESTS_MIN && counts.percent(**count) > percent_max);
     causes.map(|(cause, count)| (cause.clone(), *count)).collect()
 }
 
@@ -136,7 +139,18 @@ fn limited(
             let what = format!("its {} requests came evenly", counts.asked);
             ("rpm".to_owned(), format!("{limit} requests"), what)
         }
-        _ => return None,
+        // Another account of the same caller holds it back, or none does.
+        Cause::Quota(..)
+        | Cause::Rate(..)
+        | Cause::Busy
+        | Cause::Full
+        | Cause::Ejected
+        | Cause::NobodyLeft
+        | Cause::Timed(_)
+        | Cause::Unheard
+        | Cause::Failed(_)
+        | Cause::Broken
+        | Cause::Other(_) => return None,
     };
     Some(Finding {
         key: format!("{}.{key}", subject.key_of(account)),
@@ -174,9 +188,14 @@ fn crowded(
     count: u64,
 ) -> Option<Finding> {
     let name = &subject.models[model as usize];
-    let seen = format!("in calm, {} of the requests for {name} fail: {}", share(counts, count), cause.word());
+    let seen = format!(
+        "in calm, {} of the requests for {name} fail: {}",
+        share(counts, count),
+        cause.word()
+    );
     let pool = subject.pool(model);
-    let room: u32 = pool.iter().map(|at| subject.topology.replicas[*at as usize].in_flight_max).sum();
+    let room: u32 =
+        pool.iter().map(|at| subject.topology.replicas[*at as usize].in_flight_max).sum();
     let longest = quantile(&counts.whole_ms, 99);
     match cause {
         Cause::Full => Some(Finding {
@@ -254,12 +273,16 @@ fn spared(
     model: u32,
 ) -> Vec<Finding> {
     let pool = subject.pool(model);
-    let Some(counts) = lived.models.get(&model).filter(|_| pool.len() > 1) else { return Vec::new() };
+    let Some(counts) = lived.models.get(&model).filter(|_| pool.len() > 1) else {
+        return Vec::new();
+    };
     let name = &subject.models[model as usize];
     let mut found = Vec::new();
     for (cause, count) in harmful(counts, SPARED_PERCENT_MAX) {
         let before = calm.causes.get(&cause).map_or(0.0, |count| calm.percent(*count));
-        if counts.percent(count) - before <= SPARED_PERCENT_MAX || (cause.is_consequence() && !is_sound(calm)) {
+        if counts.percent(count) - before <= SPARED_PERCENT_MAX
+            || (cause.is_consequence() && !is_sound(calm))
+        {
             continue;
         }
         let seen = format!(
@@ -347,10 +370,8 @@ fn stays_away(subject: &Subject, scenario: Scenario, lived: &Lived, model: u32) 
     };
     let back = lived.back_after.get(&model).copied().filter(|back| back.after_ms > most)?;
     let pool = subject.pool(model);
-    let (longest, whose) = pool
-        .iter()
-        .filter_map(|replica| Some((*lived.ejections.get(replica)?, *replica)))
-        .max()?;
+    let (longest, whose) =
+        pool.iter().filter_map(|replica| Some((*lived.ejections.get(replica)?, *replica))).max()?;
     let breaker = &subject.config.breaker;
     // Jitter takes off up to a share of it: what is shorter than the first one is the first one.
     let first = longest <= breaker.ejection_base;

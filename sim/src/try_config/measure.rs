@@ -114,9 +114,8 @@ impl Lived {
             let worst = self.back_after.entry(model).or_default();
             *worst = (*worst).max(back);
         }
-        let counted = |record: &&&Record| {
-            scenario == Scenario::Calm || (from..until).contains(&record.at)
-        };
+        let counted =
+            |record: &&&Record| scenario == Scenario::Calm || (from..until).contains(&record.at);
         for record in records.iter().filter(counted) {
             self.all.add(record);
             if let Some(model) = model_of(record) {
@@ -162,7 +161,8 @@ impl Counts {
         self.asked += 1;
         self.attempts += u64::from(record.attempts);
         self.sent += u64::from(record.attempts > 0);
-        let millis = |until: u64| u32::try_from((until - record.at) / 1_000_000).unwrap_or(u32::MAX);
+        let millis =
+            |until: u64| u32::try_from((until - record.at) / 1_000_000).unwrap_or(u32::MAX);
         self.first_ms.extend(record.first.map(millis));
         match cause_of(record) {
             Some(cause) => *self.causes.entry(cause).or_default() += 1,
@@ -239,7 +239,7 @@ fn model_of(record: &Record) -> Option<u32> {
 
 /// Why it was not answered whole; nothing where it was.
 fn cause_of(record: &Record) -> Option<Cause> {
-    let Some((_, end)) = &record.end else { return Some(Cause::Other("never ended")) };
+    let Some((_, end)) = &record.end else { return Some(Cause::Other("lost with its record")) };
     Some(match end {
         End::Finished(Outcome::Completed) => return None,
         End::Finished(Outcome::Broken(Failure::Timeout(stage))) => Cause::Timed(*stage),

@@ -51,7 +51,8 @@ const REST_MS_MAX: u64 = 1_500_000;
 impl Times {
     pub fn of(subject: &Subject) -> Self {
         let breaker = &subject.config.breaker;
-        let millis = |duration: std::time::Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+        let millis =
+            |duration: std::time::Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
         let after = millis(breaker.ejection_base).saturating_mul(2).saturating_add(60_000);
         let after = after.clamp(*AFTER_MS.start(), *AFTER_MS.end());
         let until = WARM_MS + TROUBLE_MS + after;
@@ -64,7 +65,8 @@ impl Times {
         let rest = request.saturating_add(ejected).saturating_add(probed.saturating_mul(2));
         let rest = rest.saturating_add(26_000);
         // A world whose rest is too long to be awaited still lets its last requests end.
-        let rest = if rest > REST_MS_MAX { REST_MS_MAX.min(request.saturating_add(20_000)) } else { rest };
+        let rest =
+            if rest > REST_MS_MAX { REST_MS_MAX.min(request.saturating_add(20_000)) } else { rest };
         Self { from: WARM_MS, until, end: until + rest }
     }
 
@@ -107,14 +109,22 @@ impl Scenario {
             Self::Calm => "nothing happens".to_owned(),
             Self::Hiccup => format!("no endpoint can be reached for {} s", HICCUP_MS / 1_000),
             Self::OneDies => format!("one endpoint of each model is down for {trouble} s"),
-            Self::OneHangs => format!("one endpoint of each model accepts and says nothing for {trouble} s"),
-            Self::OneFails => format!("one endpoint of each model answers 500 at once for {trouble} s"),
+            Self::OneHangs => {
+                format!("one endpoint of each model accepts and says nothing for {trouble} s")
+            }
+            Self::OneFails => {
+                format!("one endpoint of each model answers 500 at once for {trouble} s")
+            }
             Self::KeyRevoked => format!("one endpoint of each model answers 401 for {trouble} s"),
             Self::HalfSlow => {
                 format!("half of the endpoints take {SLOW_TIMES} times as long for {trouble} s")
             }
-            Self::Burst => format!("{BURST_TIMES} times as many requests for {} s", BURST_MS / 1_000),
-            Self::Nemesis => format!("what a seed brings in {} s: crashes, cuts, lies", NEMESIS_MS / 1_000),
+            Self::Burst => {
+                format!("{BURST_TIMES} times as many requests for {} s", BURST_MS / 1_000)
+            }
+            Self::Nemesis => {
+                format!("what a seed brings in {} s: crashes, cuts, lies", NEMESIS_MS / 1_000)
+            }
         }
     }
 
@@ -182,9 +192,7 @@ impl Scenario {
             Self::OneHangs => all(victims(subject, seed), &ill(ReplicaIllness::Silent)),
             Self::OneFails => all(victims(subject, seed), &ill(fails(500))),
             Self::KeyRevoked => all(victims(subject, seed), &ill(fails(401))),
-            Self::HalfSlow => {
-                all(half(subject), &ill(ReplicaIllness::Slow { times: SLOW_TIMES }))
-            }
+            Self::HalfSlow => all(half(subject), &ill(ReplicaIllness::Slow { times: SLOW_TIMES })),
             Self::Nemesis => {
                 let mut faults = trouble_for(&subject.topology, &subject.config, rng.fork("drawn"));
                 for fault in &mut faults {
@@ -232,11 +240,13 @@ fn crowd(asks: &mut Vec<Ask>, times: Times, rng: &mut Rng) {
         .iter()
         .filter(|ask| window.contains(&ask.at_us))
         .flat_map(|ask| {
-            (1..BURST_TIMES).map(|_| Ask {
-                at_us: ask.at_us + rng.below(500_000),
-                session: None,
-                ..ask.clone()
-            }).collect::<Vec<_>>()
+            (1..BURST_TIMES)
+                .map(|_| Ask {
+                    at_us: ask.at_us + rng.below(500_000),
+                    session: None,
+                    ..ask.clone()
+                })
+                .collect::<Vec<_>>()
         })
         .collect();
     asks.extend(more);

@@ -16,8 +16,12 @@ impl fmt::Display for Report {
         assumptions(self, f)?;
         table(&self.tried, f)?;
         hanging(&self.tried, f)?;
-        for (seed, violation) in &self.broken {
-            writeln!(f, "\nPointsman itself broke a promise (seed {seed}): {violation}")?;
+        for (scenario, seed, violation) in &self.broken {
+            let name = scenario.name();
+            writeln!(
+                f,
+                "\nPointsman itself broke a promise, please report it ({name}, seed {seed}): {violation}"
+            )?;
         }
         if self.findings.is_empty() {
             let fine = if self.broken.is_empty() { "Nothing dangerous was found." } else { "" };
@@ -63,8 +67,8 @@ fn assumptions(report: &Report, f: &mut fmt::Formatter<'_>) -> fmt::Result {
 fn table(tried: &Tried, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     writeln!(
         f,
-        "\n{:<15} {:>6} {:>8} {:>21} {:>21} {:>6} {:>7}  {}",
-        "scenario", "asked", "served", "first p50/p99", "whole p50/p99", "tries", "back", "not served"
+        "\n{:<15} {:>6} {:>8} {:>21} {:>21} {:>6} {:>7}  not served",
+        "scenario", "asked", "served", "first p50/p99", "whole p50/p99", "tries", "back",
     )?;
     let calm = tried.lived.iter().find(|(scenario, _)| *scenario == Scenario::Calm);
     for (scenario, lived) in &tried.lived {
@@ -86,7 +90,8 @@ fn table(tried: &Tried, f: &mut fmt::Formatter<'_>) -> fmt::Result {
 fn hanging(tried: &Tried, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     let hangs = tried.lived.iter().find(|(scenario, _)| *scenario == Scenario::OneHangs);
     let unheard = hangs.and_then(|(_, lived)| lived.all.causes.get(&Cause::Unheard));
-    let alone = (0..tried.subject.models.len() as u32).all(|model| tried.subject.pool(model).len() < 2);
+    let alone =
+        (0..tried.subject.models.len() as u32).all(|model| tried.subject.pool(model).len() < 2);
     let Some(count) = unheard.filter(|_| !alone) else { return Ok(()) };
     let request = tried.subject.config.timeouts.request;
     writeln!(
@@ -155,8 +160,7 @@ fn causes(lived: &Lived) -> String {
     }
     words.sort_by(|one, other| (other.1, one.0).cmp(&(one.1, other.0)));
     let shown = words.iter().take(CAUSES_MAX);
-    let shown: Vec<String> = shown
-        .map(|(word, count)| format!("{word} {:.1} %", lived.all.percent(*count)))
-        .collect();
+    let shown: Vec<String> =
+        shown.map(|(word, count)| format!("{word} {:.1} %", lived.all.percent(*count))).collect();
     shown.join(", ")
 }

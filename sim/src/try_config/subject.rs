@@ -174,7 +174,8 @@ fn models_of(config: &Config, routes: &BTreeMap<Box<str>, Route>, demo: bool) ->
 }
 
 fn replica(route: &Route, index: &BTreeMap<&str, u32>) -> ReplicaPlan {
-    let models: Vec<u32> = route.models.keys().filter_map(|name| index.get(&**name).copied()).collect();
+    let models: Vec<u32> =
+        route.models.keys().filter_map(|name| index.get(&**name).copied()).collect();
     replica_of(&models, route.weight, route.tier, Some(route.in_flight_max), route.rps_max)
 }
 
@@ -246,7 +247,9 @@ fn tenants_of(
         tenants = without_keys(config, &all);
     }
     if tenants.len() > TENANTS_MAX || tenants.iter().any(|t| t.callers.len() > CALLERS_MAX) {
-        notes.push(format!("tried with the first {TENANTS_MAX} tenants and {CALLERS_MAX} callers of each"));
+        notes.push(format!(
+            "tried with the first {TENANTS_MAX} tenants and {CALLERS_MAX} callers of each"
+        ));
         tenants.truncate(TENANTS_MAX);
         tenants.iter_mut().for_each(|tenant| tenant.callers.truncate(CALLERS_MAX));
     }
@@ -323,7 +326,8 @@ fn limits_under(
 ) -> Option<AccountConfig> {
     if let Some(user) = key.strip_prefix(&format!("tenants.{tenant}.users.")) {
         let own = accounts.get(&ids.user(tenant, user)).cloned()?;
-        let mut keys = config.keys.iter().filter(|k| k.tenant == tenant && k.user.as_deref() == Some(user));
+        let mut keys =
+            config.keys.iter().filter(|k| k.tenant == tenant && k.user.as_deref() == Some(user));
         return match (keys.next(), keys.next()) {
             (Some(only), None) => {
                 let of_key = accounts.get(&ids.key(&only.name))?;

@@ -11,8 +11,8 @@ use control::units::MicroUsd;
 
 use super::findings::counted;
 use super::subject::{Caller, Subject};
-use crate::plan::shape::{CHAT_OUTPUT, CHAT_PROMPT, length};
 use crate::plan::Ask;
+use crate::plan::shape::{CHAT_OUTPUT, CHAT_PROMPT, length};
 
 /// What clients ask, and in which words to say so.
 #[derive(Clone, Debug)]
@@ -67,7 +67,8 @@ pub(super) fn default(subject: &Subject, seconds: u64, rng: &mut Rng) -> Traffic
             let others = Caller { user: None, models: Vec::new() };
             let tenant = subject.tenants.len() as u32;
             fill(&mut traffic.asks, missing, seconds, (tenant, &others, model), rng);
-            let more = format!(" and {missing:.2}/s from others without limits, to load its endpoints");
+            let more =
+                format!(" and {missing:.2}/s from others without limits, to load its endpoints");
             traffic.described.last_mut().expect("it was just pushed").push_str(&more);
         }
     }
@@ -87,7 +88,8 @@ pub(super) fn default(subject: &Subject, seconds: u64, rng: &mut Rng) -> Traffic
 /// Everybody who may call a model.
 pub(super) fn callers_of(subject: &Subject, model: u32) -> Vec<(usize, &Caller)> {
     let all = subject.tenants.iter().enumerate();
-    let callers = all.flat_map(|(at, tenant)| tenant.callers.iter().map(move |caller| (at, caller)));
+    let callers =
+        all.flat_map(|(at, tenant)| tenant.callers.iter().map(move |caller| (at, caller)));
     callers.filter(|(_, caller)| caller.models.contains(&model)).collect()
 }
 
@@ -141,7 +143,12 @@ fn fill(
         let output_max = (rng.below(100) < BOUNDED).then_some(output * 2);
         let prompt = length(&CHAT_PROMPT, rng) / PROMPT_PART;
         let session = session.map(|session| session << 8 | model);
-        asks.push(Ask { session, stream, output_max, ..ask(at_us, (tenant, caller, model), prompt, output) });
+        asks.push(Ask {
+            session,
+            stream,
+            output_max,
+            ..ask(at_us, (tenant, caller, model), prompt, output)
+        });
     }
 }
 
