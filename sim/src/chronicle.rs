@@ -151,15 +151,9 @@ impl Notes {
             self.turn(step, observation);
         }
         self.marks.observed(step, &self.names);
-        let entries = step.effects.iter().filter_map(|effect| match effect {
-            Effect::Persist(Durable::Entry(entry)) => Some(entry),
-            Effect::Admitted { .. }
-            | Effect::Reserve(_)
-            | Effect::Dispatch(_)
-            | Effect::Cancel { .. }
-            | Effect::Persist(_)
-            | Effect::Reject { .. }
-            | Effect::Finish { .. } => None,
+        let entries = step.effects.iter().filter_map(|effect| {
+            let Effect::Persist(Durable::Entry(entry)) = effect else { return None };
+            Some(entry)
         });
         if let Some(ledger) = step.plane.ledger().ledger() {
             self.quotas.moved(step.at, entries, ledger);

@@ -15,10 +15,12 @@ mod meta;
 mod mutants;
 mod progress;
 mod regress;
+mod report;
 mod run;
 mod shrink;
 mod source;
 mod swarm;
+mod try_config;
 
 use std::process::ExitCode;
 
@@ -46,6 +48,10 @@ enum Command {
     Diff(diff::Args),
     /// Looks for each planted bug: by which seed is it found, after how long, by the right alarm?
     Mutants(mutants::Args),
+    /// Draws one run as a page for a browser
+    Report(report::Args),
+    /// Tries your own configuration: what breaks, and what your clients would see of it
+    Try(try_config::Args),
     /// Shows which marks no seed ever hits
     Coverage(coverage::Args),
     /// Runs the plans that once failed; all have to hold
@@ -67,6 +73,8 @@ pub fn main() -> ExitCode {
         Command::Shrink(args) => shrink::run(&args),
         Command::Diff(args) => diff::run(&args),
         Command::Mutants(args) => mutants::run(&args),
+        Command::Report(args) => report::run(&args),
+        Command::Try(args) => try_config::run(&args),
         Command::Coverage(args) => coverage::run(&args),
         Command::Regress(args) => regress::run(&args),
         Command::Gate(args) => gate::run(&args),

@@ -4,9 +4,9 @@ use std::cell::{Cell, RefCell};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use crate::check::{Figures, Invariant, Violation};
-use crate::chronicle::Chronicle;
 use crate::coverage::{self, Coverage};
 use crate::plan::Plan;
+use crate::chronicle::Chronicle;
 use crate::trace::Trace;
 use crate::world;
 pub use crate::world::Outcome;
@@ -21,9 +21,8 @@ pub struct Ran {
 }
 
 thread_local! {
-    static PANIC: RefCell<Option<String>> = const { RefCell::new(None) };
-    /// Whether this thread runs a plan.
     static RUNNING: Cell<bool> = const { Cell::new(false) };
+    static PANIC: RefCell<Option<String>> = const { RefCell::new(None) };
 }
 
 /// Runs a plan. A machine that panics broke invariant 7; its message is told, not printed.
@@ -62,10 +61,10 @@ pub(crate) fn run_with<'a>(plan: &'a Plan, trace: Trace<'a>, notes: Chronicle) -
 fn listen_to_panics() {
     static ONCE: std::sync::Once = std::sync::Once::new();
     ONCE.call_once(|| {
-        let printed = std::panic::take_hook();
+        let others = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |info| match RUNNING.get() {
             true => PANIC.set(Some(info.to_string())),
-            false => printed(info),
+            false => others(info),
         }));
     });
 }

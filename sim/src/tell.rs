@@ -104,8 +104,8 @@ fn title(plan: &Plan, faults: &[Fault]) -> String {
 /// A plan that its seed still gives is run by its seed; any other by its file.
 fn command(plan: &Plan) -> String {
     match plan::draw(plan.seed) == *plan {
-        true => format!("pointsman-sim run --seed {}", plan.seed),
-        false => "pointsman-sim run --plan PLAN.json".to_owned(),
+        true => format!("cargo sim run --seed {}", plan.seed),
+        false => "cargo sim run --plan PLAN.json".to_owned(),
     }
 }
 

@@ -58,7 +58,7 @@ pub struct Report {
     seeds: u64,
     tried: Tried,
     findings: Vec<Finding>,
-    broken: Vec<(u64, Violation)>,
+    broken: Vec<(Scenario, u64, Violation)>,
 }
 
 /// Every scenario with its figures.
@@ -87,11 +87,13 @@ pub fn run(args: &Args) -> Result<Report, String> {
     subject.topology.tenants += 1;
     let lived = live_through(&subject, &traffic, times, args);
     let tried = Tried { subject, described: traffic.described, lived };
-    let violations = tried.lived.iter().flat_map(|(_, lived)| &lived.violations);
+    let broken = tried.lived.iter().flat_map(|(scenario, lived)| {
+        lived.violations.iter().map(|(seed, violation)| (*scenario, *seed, violation.clone()))
+    });
     Ok(Report {
         file: args.config.display().to_string(),
         seeds: args.seeds.max(1),
-        broken: violations.cloned().collect(),
+        broken: broken.collect(),
         findings: findings::of(&tried),
         tried,
     })

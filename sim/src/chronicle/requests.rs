@@ -109,14 +109,9 @@ impl Requests {
     }
 
     fn arrived(&mut self, step: &Step<'_>, arrival: &Arrival, names: &Names) {
-        let admitted = step.effects.iter().find_map(|effect| match effect {
-            Effect::Admitted { request, .. } => Some(*request),
-            Effect::Reserve(_)
-            | Effect::Dispatch(_)
-            | Effect::Cancel { .. }
-            | Effect::Persist(_)
-            | Effect::Reject { .. }
-            | Effect::Finish { .. } => None,
+        let admitted = step.effects.iter().find_map(|effect| {
+            let Effect::Admitted { request, .. } = effect else { return None };
+            Some(*request)
         });
         let Some(id) = admitted else { return };
         let index = self.all.len();
@@ -186,6 +181,7 @@ impl Requests {
     }
 
     /// What a plane noticed.
+    #[allow(clippy::wildcard_enum_match_arm, reason = "the rest is told by the explanation alone")]
     pub fn observed(&mut self, step: &Step<'_>, observation: &Observation) {
         let Some(request) = concerns(observation) else {
             if let Observation::Breaker(_) = observation {
@@ -224,22 +220,7 @@ impl Requests {
                 noted.conclude(step.at, words::outcome(*outcome));
                 self.live.entry(step.gateway).or_default().remove(&index);
             }
-            Observation::Arrived { .. }
-            | Observation::Granted { .. }
-            | Observation::Denied { .. }
-            | Observation::Nobody { .. }
-            | Observation::Accepted { .. }
-            | Observation::Retrying { .. }
-            | Observation::Bound { .. }
-            | Observation::Breaker(_)
-            | Observation::Lost { .. }
-            | Observation::EndpointAdded(_)
-            | Observation::EndpointRemoved { .. }
-            | Observation::SourceRefused { .. }
-            | Observation::Configured { .. }
-            | Observation::ChargeLost { .. }
-            | Observation::QuotaDegraded(_)
-            | Observation::Stale(_) => {}
+            _ => {}
         }
     }
 

@@ -139,6 +139,7 @@ fn limited(
             let what = format!("its {} requests came evenly", counts.asked);
             ("rpm".to_owned(), format!("{limit} requests"), what)
         }
+        // Another account of the same caller holds it back, or none does.
         Cause::Quota(..)
         | Cause::Rate(..)
         | Cause::Busy

@@ -239,7 +239,7 @@ fn model_of(record: &Record) -> Option<u32> {
 
 /// Why it was not answered whole; nothing where it was.
 fn cause_of(record: &Record) -> Option<Cause> {
-    let Some((_, end)) = &record.end else { return Some(Cause::Other("never ended")) };
+    let Some((_, end)) = &record.end else { return Some(Cause::Other("lost with its record")) };
     Some(match end {
         End::Finished(Outcome::Completed) => return None,
         End::Finished(Outcome::Broken(Failure::Timeout(stage))) => Cause::Timed(*stage),

@@ -16,8 +16,12 @@ impl fmt::Display for Report {
         assumptions(self, f)?;
         table(&self.tried, f)?;
         hanging(&self.tried, f)?;
-        for (seed, violation) in &self.broken {
-            writeln!(f, "\nPointsman itself broke a promise (seed {seed}): {violation}")?;
+        for (scenario, seed, violation) in &self.broken {
+            let name = scenario.name();
+            writeln!(
+                f,
+                "\nPointsman itself broke a promise, please report it ({name}, seed {seed}): {violation}"
+            )?;
         }
         if self.findings.is_empty() {
             let fine = if self.broken.is_empty() { "Nothing dangerous was found." } else { "" };
@@ -64,7 +68,7 @@ fn table(tried: &Tried, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     writeln!(
         f,
         "\n{:<15} {:>6} {:>8} {:>21} {:>21} {:>6} {:>7}  not served",
-        "scenario", "asked", "served", "first p50/p99", "whole p50/p99", "tries", "back"
+        "scenario", "asked", "served", "first p50/p99", "whole p50/p99", "tries", "back",
     )?;
     let calm = tried.lived.iter().find(|(scenario, _)| *scenario == Scenario::Calm);
     for (scenario, lived) in &tried.lived {
