@@ -141,7 +141,6 @@ impl Marks {
                 | Observation::Finished { .. }
                 | Observation::Lost { .. }
                 | Observation::Configured { .. }
-                | Observation::QuotaDegraded(_)
                 | Observation::Stale(_) => {}
             }
         }
