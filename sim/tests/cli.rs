@@ -122,6 +122,28 @@ fn regression_plans_are_run_and_the_broken_one_is_named() {
 }
 
 #[test]
+fn a_report_is_a_page_with_the_command_that_runs_it_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let (plan, page) = (forgetful(folder.path()), path(folder.path(), "page.html"));
+    let report = sim(&["report", "--plan", &plan, "--html", &page]);
+    assert_eq!(report.status.code(), Some(0), "{}", complaint(&report));
+    assert!(said(&report).contains("invariant 3 (one outcome) broke"), "{}", said(&report));
+    let other_tier = sim(&["report", "--seed", "1", "--tier", "b", "--html", "x.html"]);
+    assert_eq!(other_tier.status.code(), Some(2), "{}", said(&other_tier));
+    let page = fs::read_to_string(&page).unwrap();
+    assert!(page.starts_with("<!"), "{}", &page[..80]);
+    assert!(page.contains(&format!("cargo sim run --plan {plan}")));
+}
+
+#[test]
+fn a_dangerous_configuration_fails_with_its_reason() {
+    let config = concat!(env!("CARGO_MANIFEST_DIR"), "/configs/bad-breaker.yaml");
+    let tried = sim(&["try", "--config", config, "--seeds", "4"]);
+    assert_eq!(tried.status.code(), Some(1), "{}", complaint(&tried));
+    assert!(said(&tried).contains("routing.breaker.ejection_base"), "{}", said(&tried));
+}
+
+#[test]
 fn coverage_that_lacks_marks_fails_and_names_them() {
     let coverage = sim(&["coverage", "--seeds", "1", "--from", "13"]);
     assert_eq!(coverage.status.code(), Some(1));

@@ -22,9 +22,7 @@ pub(super) struct Args {
 /// The run's own verdict is in the page: the command succeeds when that is written.
 pub(super) fn run(args: &Args) -> Verdict {
     let AnyPlan::A(plan) = args.source.plan(&args.how)? else {
-        return Err(
-            "only runs of tier a are told: leave `--tier` out, or give a plan of tier a".to_owned()
-        );
+        return Err("only runs of tier a are drawn; `run` tells one of tier b in words".to_owned());
     };
     let mut story = tell::story(&plan);
     story.command = args.source.again(&args.how);
