@@ -9,8 +9,8 @@
 
 mod affinity;
 mod balance;
-mod breakers;
 mod book;
+mod breakers;
 mod ends;
 mod ledger;
 mod members;
@@ -185,7 +185,15 @@ impl Judge {
                 self.requests.by_attempt(step.gateway, *attempt)
             }
             Input::ClientGone { caller } => self.requests.of(*caller),
-            _ => None,
+            Input::Restarted { .. }
+            | Input::WallTime(_)
+            | Input::Configured(_)
+            | Input::Membership { .. }
+            | Input::SourceLost { .. }
+            | Input::Drain { .. }
+            | Input::RequestArrived(_)
+            | Input::StoreAnswered(_)
+            | Input::Timeout => None,
         };
         if let Some(request) = request.filter(|request| request.end.is_none()) {
             rows::met(request.phase(), &step.input);
@@ -255,7 +263,28 @@ impl Judge {
             Observation::Picked { attempt, chosen, .. } if *attempt == order.attempt => {
                 Some(&**chosen)
             }
-            _ => None,
+            Observation::Arrived { .. }
+            | Observation::Granted { .. }
+            | Observation::Denied { .. }
+            | Observation::Picked { .. }
+            | Observation::Nobody { .. }
+            | Observation::Accepted { .. }
+            | Observation::FirstToken { .. }
+            | Observation::Ended { .. }
+            | Observation::Retrying { .. }
+            | Observation::GaveUp { .. }
+            | Observation::Bound { .. }
+            | Observation::Breaker(_)
+            | Observation::Refused { .. }
+            | Observation::Finished { .. }
+            | Observation::Lost { .. }
+            | Observation::EndpointAdded(_)
+            | Observation::EndpointRemoved { .. }
+            | Observation::SourceRefused { .. }
+            | Observation::Configured { .. }
+            | Observation::ChargeLost { .. }
+            | Observation::QuotaDegraded(_)
+            | Observation::Stale(_) => None,
         });
         let config = self.requests.config(step.gateway);
         let panic = picked.is_some_and(|chosen| chosen.panic);

@@ -7,13 +7,15 @@ mod names;
 
 use std::cell::Cell;
 
+use serde::{Deserialize, Serialize};
+
 pub use names::NAMES;
 
 /// Words of a set: 64 marks each.
 const WORDS: usize = 4;
 
 /// The marks of one run, or of many.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Coverage([u64; WORDS]);
 
 thread_local! {

@@ -7,8 +7,6 @@
 //! The selection is the process's: it is changed only while no world runs. In a build without the feature there is nothing
 //! to select, and whoever asks is told how to build one that has.
 
-use crate::plan::Plan;
-
 #[cfg(feature = "mutants")]
 mod hunt;
 
@@ -35,23 +33,21 @@ pub fn choose(name: Option<&str>) -> Result<(), String> {
     name.map_or(Ok(()), |_| Err(MISSING.to_owned()))
 }
 
-/// Whether a plan that breaks something holds without the planted bug. Always, where none is wanted. Called while no other
-/// world runs in this process.
-#[must_use]
+/// Asks something without the planted bug, which is in place again afterwards. Called while no other world runs in this
+/// process.
 #[cfg(feature = "mutants")]
-pub fn is_to_blame(name: Option<&str>, plan: &Plan) -> bool {
-    let Some(mutant) = name.and_then(|name| hunt::named(name).ok()) else { return true };
+pub fn without<T>(ask: impl FnOnce() -> T) -> T {
+    let mutant = control::mutant::selected();
     control::mutant::select(None);
-    let holds = crate::tier::run_plan(plan).violation.is_none();
-    control::mutant::select(Some(mutant));
-    holds
+    let answer = ask();
+    control::mutant::select(mutant);
+    answer
 }
 
-/// Whether a plan that breaks something holds without the planted bug. This build has none.
-#[must_use]
+/// Asks something without the planted bug. This build has none.
 #[cfg(not(feature = "mutants"))]
-pub fn is_to_blame(_name: Option<&str>, _plan: &Plan) -> bool {
-    true
+pub fn without<T>(ask: impl FnOnce() -> T) -> T {
+    ask()
 }
 
 /// Said where planted bugs are asked of a build that has none.

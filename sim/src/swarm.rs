@@ -7,12 +7,14 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::path::PathBuf;
+use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::check::Violation;
+use crate::check::{Invariant, Violation};
 use crate::coverage::{Coverage, NAMES};
 use crate::tier::{Seen, Tier};
 
@@ -29,6 +31,17 @@ pub struct Swarm {
     pub null: bool,
     /// After how many failures to stop. `None`: never.
     pub stop_after: Option<usize>,
+    /// Where runs of one process take turns, each seed runs in a process of its own. `None`: all run in this one.
+    pub apart: Option<Apart>,
+}
+
+/// How a process is started that runs one seed and prints what came of it as JSON.
+#[derive(Clone, Debug)]
+pub struct Apart {
+    /// The program.
+    pub program: PathBuf,
+    /// Its arguments, but for the seed.
+    pub arguments: Vec<String>,
 }
 
 /// What a swarm has come to so far.
@@ -61,8 +74,8 @@ pub struct Failure {
     pub violation: Violation,
 }
 
-/// How long a seed may run. The largest worlds take some seconds on a busy machine.
-const ENDLESS: Duration = Duration::from_secs(60);
+/// How long a seed may run. The largest worlds take some seconds on a busy machine, of either tier.
+const ENDLESS: Duration = Duration::from_secs(120);
 
 /// How often whoever watches is told.
 const WATCH_EVERY: Duration = Duration::from_millis(100);
@@ -97,7 +110,10 @@ impl Swarm {
                 return;
             }
             locked(tally).running.insert(seed, Instant::now());
-            let seen = self.tier.run(seed, self.null);
+            let seen = match &self.apart {
+                None => self.tier.run(seed, self.null),
+                Some(apart) => apart.run(seed),
+            };
             let mut tally = locked(tally);
             tally.add(seen);
             if let Some(nth) = self.stop_after.and_then(|wanted| wanted.checked_sub(1))
@@ -105,6 +121,33 @@ impl Swarm {
             {
                 last.store(failure.seed, Ordering::Relaxed);
             }
+        }
+    }
+}
+
+impl Apart {
+    /// A process that does not come to its end has broken what bounds it.
+    fn run(&self, seed: u64) -> Seen {
+        let mut command = Command::new(&self.program);
+        let done = command.args(&self.arguments).args(["--seed", &seed.to_string()]).output();
+        let text = match done {
+            Err(why) => format!("{} does not start: {why}", self.program.display()),
+            Ok(done) => match serde_json::from_slice(&done.stdout) {
+                Ok(seen) => return seen,
+                Err(_) => {
+                    let complaint = String::from_utf8_lossy(&done.stderr);
+                    format!("its process broke ({}): {}", done.status, complaint.trim())
+                }
+            },
+        };
+        Seen {
+            seed,
+            hash: 0,
+            events: 0,
+            requests: 0,
+            simulated: Duration::ZERO,
+            violation: Some(Violation { invariant: Invariant::Bounds, at: 0, text }),
+            coverage: Coverage::default(),
         }
     }
 }
@@ -157,7 +200,7 @@ mod tests {
     use super::*;
 
     fn swarm(seeds: Range<u64>, jobs: usize) -> Swarm {
-        Swarm { tier: Tier::A, seeds, jobs, null: true, stop_after: None }
+        Swarm { tier: Tier::A, seeds, jobs, null: true, stop_after: None, apart: None }
     }
 
     #[test]
@@ -173,13 +216,27 @@ mod tests {
         let mut tally = Tally::default();
         for seed in [5, 3, 9] {
             let text = "planted".to_owned();
-            let invariant = crate::check::Invariant::Bound;
+            let invariant = Invariant::Bound;
             let mut seen = Tier::A.run(8, true);
             (seen.seed, seen.violation) = (seed, Some(Violation { invariant, at: 1, text }));
             tally.add(seen);
         }
         let seeds: Vec<u64> = tally.failures.iter().map(|failure| failure.seed).collect();
         assert_eq!(seeds, [3, 5, 9]);
+    }
+
+    #[test]
+    fn a_seed_in_a_process_of_its_own_is_read_from_what_it_prints() {
+        let seen = Tier::A.run(8, true);
+        let text = serde_json::to_string(&seen).expect("what came of it is plain data");
+        let apart = |script: &str| Apart {
+            program: "/bin/sh".into(),
+            arguments: vec!["-c".into(), script.into(), "run".into()],
+        };
+        let read = apart(&format!("echo '{text}'")).run(8);
+        assert_eq!((read.hash, read.coverage), (seen.hash, seen.coverage));
+        let broke = apart("echo dead >&2; exit 9").run(8).violation.expect("it broke");
+        assert!(broke.text.contains("dead"), "{}", broke.text);
     }
 
     #[test]

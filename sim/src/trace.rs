@@ -14,6 +14,7 @@ use control::quota::Entry;
 use control::rng::hash_bytes;
 
 pub use tail::Tail;
+pub(crate) use words::plain;
 
 /// A trace in the making.
 pub struct Trace<'a> {

@@ -88,6 +88,18 @@ fn a_swarm_without_faults_holds_and_tells_its_speed() {
 }
 
 #[test]
+fn tier_b_runs_from_a_seed_as_from_its_saved_plan_and_in_processes_of_its_own() {
+    let folder = tempfile::tempdir().unwrap();
+    let plan = path(folder.path(), "b.json");
+    let seed = sim(&["run", "--tier", "b", "--seed", "3", "--save", &plan]);
+    assert_eq!(seed.status.code(), Some(0), "{}", said(&seed));
+    assert_eq!(said(&seed)[..16], said(&sim(&["run", "--plan", &plan]))[..16]);
+    let swarm = sim(&["swarm", "--tier", "b", "--seeds", "2", "--from", "3", "--jobs", "2"]);
+    assert_eq!(swarm.status.code(), Some(0), "{}", said(&swarm));
+    assert!(said(&swarm).contains("2 seeds in"), "{}", said(&swarm));
+}
+
+#[test]
 fn pairs_in_separate_processes_are_the_same() {
     let meta = sim(&["meta", "--pairs", "2", "--from", "8", "--whole", "1"]);
     assert_eq!(meta.status.code(), Some(0), "{}{}", said(&meta), complaint(&meta));

@@ -21,7 +21,7 @@ pub(super) struct Tier {
     ejected: Field,
     counts: [u32; Class::ALL.len()],
     trie: Trie,
-    /// The deadline of the latest turn.
+    /// The deadline of the latest turn, as far as the turns were in order: nobody's in the pick set lies before it.
     virtual_now: u128,
 }
 
@@ -143,10 +143,15 @@ impl Tier {
         true
     }
 
-    /// Ends what `lift` began.
+    /// Ends what `lift` began. A turn that was taken meanwhile was taken out of order: virtual time goes no further than
+    /// to whoever still waits for an earlier one. Were it to run ahead, by the hundred turns that a light member is worth,
+    /// a member that returns would wait behind all that the others have to catch up.
     pub(super) fn lower(&mut self, place: u32) {
-        if self.places[place as usize].lifted {
-            self.places[place as usize].lifted = false;
+        let member = &mut self.places[place as usize];
+        if core::mem::take(&mut member.lifted) {
+            if member.facts.class == Class::Open {
+                self.virtual_now = self.virtual_now.min(member.deadline);
+            }
             self.enter(place);
         }
     }
@@ -233,6 +238,8 @@ impl Tier {
             assert!(!member.lifted, "a member was left out after a pick");
             assert!(member.facts.weight > 0 && member.weight > 0);
             assert_eq!(self.open.contains(place), member.facts.class == Class::Open);
+            let behind = member.facts.class == Class::Open && member.deadline < self.virtual_now;
+            assert!(!behind, "a turn lies behind those that were taken");
             assert_eq!(self.ejected.contains(place), member.facts.class == Class::Ejected);
         }
         assert_eq!(counts, self.counts);

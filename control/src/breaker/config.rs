@@ -77,7 +77,7 @@ impl Default for Config {
 
 impl Config {
     /// Probe slots of a half-open endpoint.
-    pub(super) fn probe_slots(&self) -> u32 {
+    pub(crate) fn probe_slots(&self) -> u32 {
         // 64 probes at once are no longer probes; also bounds the list of their deadlines.
         self.probes_max.clamp(1, 64)
     }

@@ -1,6 +1,7 @@
 //! Arrival: idempotency, rate, concurrency, turn, reservation.
 
 use alloc::boxed::Box;
+use alloc::collections::BTreeSet;
 use alloc::vec::Vec;
 
 use super::ControlPlane;
@@ -88,7 +89,8 @@ impl ControlPlane {
         if max.is_some_and(|max| self.concurrency.in_flight(model) >= max) {
             return Err(Refusal::ModelBusy { retry_after: PLACE_FREES });
         }
-        let admitted = self.concurrency.admit(self.now, model);
+        let least = self.no_overload(model);
+        let admitted = self.concurrency.admit(self.now, model, least);
         admitted.map_err(|busy| Refusal::ModelBusy { retry_after: busy.retry_after })?;
         let limits = self.rate_limits(arrival);
         let tokens = arrival.prompt + self.first_slice(arrival);
@@ -100,6 +102,14 @@ impl ControlPlane {
             limit: refusal.limit,
             retry_after: refusal.retry_after,
         })
+    }
+
+    /// Requests of a model at once that overload nobody: of each replica as many as its probes may hold up, for as long as
+    /// a request lasts, and one that is answered.
+    fn no_overload(&self, model: &str) -> u32 {
+        let replicas = self.registry.pool(model).map_or(0, BTreeSet::len);
+        let each = self.config.breaker.probe_slots() + 1;
+        u32::try_from(replicas).unwrap_or(u32::MAX).saturating_mul(each)
     }
 
     fn rate_limits(&self, arrival: &Arrival) -> Rates {

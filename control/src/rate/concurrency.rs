@@ -10,7 +10,10 @@
 //! latency, which for generated text follows the answer's length rather than the load.
 //!
 //! **Edge cases.** The limit begins at its maximum, so it bites only after overload was reported. Failures that are not
-//! overload leave it alone: a broken replica is the breaker's matter. More models than the table holds go unlimited: this
+//! overload leave it alone: a broken replica is the breaker's matter. But one that never answers looks like a full one, and
+//! what it never answers stays in flight until its deadline: a few of those would use up a small limit, and the replicas
+//! that are well would idle behind it. So whoever asks says how many at once are no overload, however few the reports have
+//! left: see [`Concurrency::admit`]. More models than the table holds go unlimited: this
 //! protects replicas, it is nobody's entitlement. An idle model's limit stays as learned until there is room needed.
 
 use alloc::boxed::Box;
@@ -131,11 +134,12 @@ impl Concurrency {
         self.config = config;
     }
 
-    /// Counts one more request in flight. Each must be [`released`](Self::released), once.
+    /// Counts one more request in flight. Each must be [`released`](Self::released), once. While fewer than `least` are
+    /// in flight it is admitted whatever was reported, though never beyond the configured maximum.
     ///
     /// # Errors
     /// The model bears no more just now; nothing is counted.
-    pub fn admit(&mut self, _now: Instant, model: &str) -> Result<(), Overloaded> {
+    pub fn admit(&mut self, _now: Instant, model: &str, least: u32) -> Result<(), Overloaded> {
         if !self.models.contains_key(model) {
             if !self.make_room() {
                 return Ok(());
@@ -145,7 +149,7 @@ impl Concurrency {
             self.models.insert(model.into(), new);
         }
         let Some(known) = self.models.get_mut(model) else { return Ok(()) };
-        let limit = known.limit as u32;
+        let limit = (known.limit as u32).max(least.min(self.config.max));
         if known.in_flight >= limit {
             return Err(Overloaded { limit, retry_after: RETRY });
         }
@@ -172,7 +176,7 @@ impl Concurrency {
         }
     }
 
-    /// The limit of a model just now; the maximum for one never seen.
+    /// The limit of a model just now, as learned; the maximum for one never seen.
     #[must_use]
     pub fn limit(&self, model: &str) -> u32 {
         self.models.get(model).map_or(self.config.max, |known| known.limit as u32)

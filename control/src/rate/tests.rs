@@ -232,6 +232,7 @@ proptest! {
     #[test]
     fn the_adaptive_limit_keeps_its_bounds_and_its_count(
         steps in prop::collection::vec((0_u64..700, any::<bool>(), 0_u8..3), 1..300),
+        least in 0_u32..30,
     ) {
         let bounds = ConcurrencyConfig { min: 2, max: 20, ..ConcurrencyConfig::default() };
         let mut limiter = Concurrency::new(bounds);
@@ -239,8 +240,8 @@ proptest! {
         for (wait, begin, signal) in steps {
             now += wait;
             if begin {
-                let free = flying < limiter.limit("m");
-                prop_assert_eq!(limiter.admit(at(now), "m").is_ok(), free);
+                let free = flying < limiter.limit("m").max(least.min(20));
+                prop_assert_eq!(limiter.admit(at(now), "m", least).is_ok(), free);
                 flying += u32::from(free);
             } else if flying > 0 {
                 let signal = [Signal::Success, Signal::Overload, Signal::Neutral][usize::from(signal)];
@@ -266,7 +267,7 @@ fn saturate(limiter: &mut Concurrency, from: u64, seconds: u64) -> u32 {
             }
             *end > now
         });
-        while flying.len() < 200 && limiter.admit(at(now), "m").is_ok() {
+        while flying.len() < 200 && limiter.admit(at(now), "m", 0).is_ok() {
             let full = flying.len() >= 40;
             let signal = if full { Signal::Overload } else { Signal::Success };
             flying.push((if full { now + 10 } else { now + 1_000 }, signal));
@@ -289,9 +290,9 @@ fn under_backpressure_the_limit_settles_near_what_the_replicas_bear() {
 fn without_overload_the_limit_never_bites() {
     let mut limiter = Concurrency::new(ConcurrencyConfig::default());
     for _ in 0..4_096 {
-        limiter.admit(at(0), "m").unwrap();
+        limiter.admit(at(0), "m", 0).unwrap();
     }
-    let refusal = limiter.admit(at(0), "m").unwrap_err();
+    let refusal = limiter.admit(at(0), "m", 0).unwrap_err();
     assert_eq!(refusal.limit, 4_096);
 }
 
@@ -299,7 +300,7 @@ fn without_overload_the_limit_never_bites() {
 fn one_full_moment_counts_once_however_many_report_it() {
     let mut limiter = Concurrency::new(ConcurrencyConfig::default());
     for _ in 0..100 {
-        limiter.admit(at(0), "m").unwrap();
+        limiter.admit(at(0), "m", 0).unwrap();
     }
     for _ in 0..50 {
         limiter.released(at(10), "m", Signal::Overload);
@@ -312,15 +313,15 @@ fn an_idle_model_makes_room_and_too_many_busy_ones_go_unlimited() {
     let bounds =
         ConcurrencyConfig { models_max: 1, max: 1, min: 1, ..ConcurrencyConfig::default() };
     let mut limiter = Concurrency::new(bounds);
-    limiter.admit(at(0), "a").unwrap();
+    limiter.admit(at(0), "a", 0).unwrap();
     for _ in 0..5 {
-        limiter.admit(at(0), "b").unwrap();
+        limiter.admit(at(0), "b", 0).unwrap();
         limiter.released(at(0), "b", Signal::Success);
     }
-    assert!(limiter.admit(at(0), "a").is_err());
+    assert!(limiter.admit(at(0), "a", 0).is_err());
     limiter.released(at(0), "a", Signal::Success);
-    limiter.admit(at(0), "b").unwrap();
-    assert!(limiter.admit(at(0), "b").is_err());
+    limiter.admit(at(0), "b", 0).unwrap();
+    assert!(limiter.admit(at(0), "b", 0).is_err());
     limiter.invariants();
 }
 

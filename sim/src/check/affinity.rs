@@ -49,7 +49,17 @@ impl Affinity {
             Input::AttemptAccepted { attempt }
             | Input::FirstToken { attempt }
             | Input::AttemptEnded { attempt, .. } => Some(*attempt),
-            _ => None,
+            Input::Restarted { .. }
+            | Input::WallTime(_)
+            | Input::Configured(_)
+            | Input::Membership { .. }
+            | Input::SourceLost { .. }
+            | Input::Drain { .. }
+            | Input::RequestArrived(_)
+            | Input::StoreAnswered(_)
+            | Input::Progress { .. }
+            | Input::ClientGone { .. }
+            | Input::Timeout => None,
         };
         let request = attempt.and_then(|attempt| requests.by_attempt(step.gateway, attempt));
         let earned = request.is_some_and(|request| {
@@ -102,13 +112,7 @@ impl Affinity {
     }
 
     /// What was recovered knows no older homes than were recorded.
-    pub fn recovered(
-        &self,
-        gateway: u32,
-        plane: &ControlPlane,
-        at: u64,
-        verdict: &mut Verdict,
-    ) {
+    pub fn recovered(&self, gateway: u32, plane: &ControlPlane, at: u64, verdict: &mut Verdict) {
         for (session, homes) in &self.gateways[gateway as usize] {
             let Some(last) = homes.last() else { continue };
             let Some(binding) = plane.binding(*session) else { continue };

@@ -102,7 +102,18 @@ impl Members {
                     (member.in_flight, member.stay.running) = (0, 0);
                 }
             }
-            _ => {}
+            Input::WallTime(_)
+            | Input::Configured(_)
+            | Input::Membership { .. }
+            | Input::SourceLost { .. }
+            | Input::RequestArrived(_)
+            | Input::StoreAnswered(_)
+            | Input::AttemptAccepted { .. }
+            | Input::FirstToken { .. }
+            | Input::Progress { .. }
+            | Input::AttemptEnded { .. }
+            | Input::ClientGone { .. }
+            | Input::Timeout => {}
         }
     }
 
@@ -124,18 +135,30 @@ impl Members {
                 }
             }
             Observation::Breaker(moved) => pool.moved(step, moved),
-            _ => {}
+            Observation::Arrived { .. }
+            | Observation::Granted { .. }
+            | Observation::Denied { .. }
+            | Observation::Picked { .. }
+            | Observation::Nobody { .. }
+            | Observation::Accepted { .. }
+            | Observation::FirstToken { .. }
+            | Observation::Ended { .. }
+            | Observation::Retrying { .. }
+            | Observation::GaveUp { .. }
+            | Observation::Bound { .. }
+            | Observation::Refused { .. }
+            | Observation::Finished { .. }
+            | Observation::Lost { .. }
+            | Observation::SourceRefused { .. }
+            | Observation::Configured { .. }
+            | Observation::ChargeLost { .. }
+            | Observation::QuotaDegraded(_)
+            | Observation::Stale(_) => {}
         }
     }
 
     /// An attempt begins.
-    pub fn begins(
-        &mut self,
-        gateway: u32,
-        attempt: AttemptId,
-        endpoint: EndpointId,
-        panic: bool,
-    ) {
+    pub fn begins(&mut self, gateway: u32, attempt: AttemptId, endpoint: EndpointId, panic: bool) {
         let pool = self.pool(gateway);
         if let Some(member) = pool.members.get_mut(&endpoint) {
             member.in_flight += 1;

@@ -300,7 +300,19 @@ impl Requests {
                     verdict.fail(Invariant::Bounds, step.at, text);
                 }
             }
-            _ => {}
+            Input::Restarted { .. }
+            | Input::WallTime(_)
+            | Input::Configured(_)
+            | Input::Membership { .. }
+            | Input::SourceLost { .. }
+            | Input::Drain { .. }
+            | Input::RequestArrived(_)
+            | Input::StoreAnswered(_)
+            | Input::AttemptAccepted { .. }
+            | Input::FirstToken { .. }
+            | Input::Progress { .. }
+            | Input::AttemptEnded { .. }
+            | Input::Timeout => {}
         }
     }
 
@@ -341,13 +353,7 @@ impl Requests {
     }
 
     /// Time passes at a gateway that is awake.
-    pub fn look(
-        &mut self,
-        gateway: u32,
-        shows: Instant,
-        at: u64,
-        verdict: &mut Verdict,
-    ) {
+    pub fn look(&mut self, gateway: u32, shows: Instant, at: u64, verdict: &mut Verdict) {
         let own = &self.gateways[gateway as usize];
         for call in &own.live {
             let Some(request) = self.all[*call as usize].as_deref() else { continue };

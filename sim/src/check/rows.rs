@@ -41,7 +41,6 @@ pub(super) fn met(phase: Phase, input: &Input) {
         (Phase::Attempting, Input::AttemptAccepted { .. }) => sometimes!("row_attempting_accepted"),
         (Phase::Attempting, Input::FirstToken { .. }) => sometimes!("row_attempting_first_token"),
         (Phase::Begun, Input::Progress { .. }) => sometimes!("row_begun_progress"),
-        (Phase::Cutting, Input::Progress { .. }) => sometimes!("row_cutting_progress"),
         (_, Input::AttemptEnded { end, .. }) => ended(phase, end),
         (Phase::Waiting, Input::ClientGone { .. }) => sometimes!("row_waiting_client_gone"),
         (Phase::Reserving, Input::ClientGone { .. }) => sometimes!("row_reserving_client_gone"),
@@ -69,8 +68,6 @@ pub(super) fn moved(phase: Phase, step: &Step<'_>, effect: &Effect) {
     match (phase, effect) {
         (Phase::Waiting, Effect::Reject { .. }) if timer => sometimes!("row_waiting_timer"),
         (Phase::Reserving, Effect::Reject { .. }) if timer => sometimes!("row_reserving_timer"),
-        (Phase::Attempting, Effect::Reject { .. }) if timer => sometimes!("row_attempting_timer"),
-        (Phase::Begun, Effect::Finish { .. }) if timer => sometimes!("row_begun_timer"),
         (Phase::Cutting, Effect::Finish { .. }) if timer => sometimes!("row_cutting_timer"),
         (Phase::Backoff, Effect::Dispatch(_)) if timer => sometimes!("row_backoff_timer"),
         (Phase::Backoff, Effect::Dispatch(_)) => sometimes!("row_failed_and_tried_again"),

@@ -125,7 +125,24 @@ impl Marks {
                         format!("{reservation} of {} tokens is lost to the store", actual.tokens.0);
                     self.add(step.at, host, names.named(step.gateway, &text));
                 }
-                _ => {}
+                Observation::Arrived { .. }
+                | Observation::Granted { .. }
+                | Observation::Denied { .. }
+                | Observation::Picked { .. }
+                | Observation::Nobody { .. }
+                | Observation::Accepted { .. }
+                | Observation::FirstToken { .. }
+                | Observation::Ended { .. }
+                | Observation::Retrying { .. }
+                | Observation::GaveUp { .. }
+                | Observation::Bound { .. }
+                | Observation::Breaker(_)
+                | Observation::Refused { .. }
+                | Observation::Finished { .. }
+                | Observation::Lost { .. }
+                | Observation::Configured { .. }
+                | Observation::QuotaDegraded(_)
+                | Observation::Stale(_) => {}
             }
         }
         let known = self.gateways.entry(step.gateway).or_default();

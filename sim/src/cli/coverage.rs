@@ -1,16 +1,12 @@
-//! `coverage`: which marks no seed ever hits.
+//! `coverage`: which marks no seed of tier A ever hits.
 
 use super::source::How;
 use super::{Verdict, jobs, swarm};
 use crate::coverage::NAMES;
-use crate::swarm::Swarm;
 use crate::tier::Tier;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Which simulator: `a` drives the machines alone
-    #[arg(long, value_enum, default_value = "a")]
-    tier: Tier,
     /// How many seeds
     #[arg(long, value_name = "N")]
     seeds: u64,
@@ -23,13 +19,9 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args) -> Verdict {
-    let swarm = Swarm {
-        tier: args.tier,
-        seeds: args.from..args.from.saturating_add(args.seeds),
-        jobs: jobs(args.jobs),
-        null: false,
-        stop_after: None,
-    };
+    let seeds = args.from..args.from.saturating_add(args.seeds);
+    let how = How { tier: Tier::A, null: false, mutant: None };
+    let swarm = swarm::of(seeds, &how, jobs(args.jobs))?;
     let (tally, meter) = swarm::watched(&swarm);
     let mut rows: Vec<(u64, &str)> =
         tally.hits.iter().copied().zip(NAMES.iter().copied()).collect();
@@ -39,7 +31,6 @@ pub(super) fn run(args: &Args) -> Verdict {
     }
     println!("{}", swarm::speeds(&tally, &meter));
     if !tally.failures.is_empty() {
-        let how = How { tier: args.tier, null: false, mutant: None };
         print!("not asked, and told all the same: {}", swarm::failures(&tally.failures, &how));
     }
     let missing = tally.coverage.missing();

@@ -1,4 +1,4 @@
-//! What a run costs: time of this process on all its cores.
+//! What a run costs: time of this process, and of those it started, on all cores.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -36,10 +36,11 @@ fn used() -> Option<Duration> {
     // The name of the process stands in parentheses and may hold anything.
     let mut numbers = stat.rsplit_once(')')?.1.split_whitespace().skip(USER_AT);
     let mut ticks = || numbers.next()?.parse::<u64>().ok();
-    Some(Duration::from_millis((ticks()? + ticks()?) * 10))
+    // Of the process, and of those it started and has waited for, each as user and as system.
+    Some(Duration::from_millis((ticks()? + ticks()? + ticks()? + ticks()?) * 10))
 }
 
-/// Fields after the name and before the user's ticks; those of the system follow.
+/// Fields after the name and before the first ticks; three more follow.
 const USER_AT: usize = 11;
 
 #[cfg(test)]

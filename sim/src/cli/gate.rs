@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 
 use super::source::How;
 use super::{Verdict, jobs, meta, mutants, regress, swarm};
-use crate::swarm::Swarm;
 use crate::tier::Tier;
 
 #[derive(Debug, clap::Args)]
@@ -16,7 +15,10 @@ pub(super) struct Args {
     /// How many seeds of tier A
     #[arg(long, value_name = "N", default_value_t = 4_000)]
     tier_a: u64,
-    /// How many pairs
+    /// How many seeds of tier B
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    tier_b: u64,
+    /// How many pairs of tier A; of tier B, a quarter as many
     #[arg(long, value_name = "N", default_value_t = 20)]
     pairs: u64,
     /// How many seeds each planted bug gets
@@ -36,6 +38,7 @@ pub(super) struct Args {
 /// Pairs that are compared by their whole traces; of the others, the hashes say the same, and cost no disk.
 const WHOLE: u64 = 5;
 
+/// What the gate runs.
 const PLAIN: How = How { tier: Tier::A, null: false, mutant: None };
 
 /// One thing the gate looks at: how many of what it saw held, and how many did not.
@@ -52,7 +55,9 @@ pub(super) fn run(args: &Args) -> Verdict {
     let steps = [
         step("regression plans", || regress::all(&folder)),
         step("tier A seeds", || seeds(Tier::A, from(args.tier_a), jobs)),
-        step("pairs", || pairs(from(args.pairs), jobs)),
+        step("tier B seeds", || seeds(Tier::B, from(args.tier_b), jobs)),
+        step("tier A pairs", || pairs(Tier::A, from(args.pairs), jobs)),
+        step("tier B pairs", || pairs(Tier::B, from(args.pairs.div_ceil(4)), jobs)),
         step("planted bugs", || mutants::all(&PLAIN, from(args.mutant_seeds), jobs)),
     ];
     println!();
@@ -83,18 +88,18 @@ impl Step {
 }
 
 fn seeds(tier: Tier, seeds: std::ops::Range<u64>, jobs: usize) -> Result<(u64, u64), String> {
-    let swarm = Swarm { tier, seeds, jobs, null: false, stop_after: None };
+    let how = How { tier, ..PLAIN };
+    let swarm = swarm::of(seeds, &how, jobs)?;
     let (tally, meter) = swarm::watched(&swarm);
     println!("{}", swarm::speeds(&tally, &meter));
-    let how = How { tier, ..PLAIN };
     print!("{}", swarm::failures(&tally.failures, &how));
     let broke = tally.failures.len() as u64;
     Ok((tally.seeds - broke, broke))
 }
 
-fn pairs(seeds: std::ops::Range<u64>, jobs: usize) -> Result<(u64, u64), String> {
+fn pairs(tier: Tier, seeds: std::ops::Range<u64>, jobs: usize) -> Result<(u64, u64), String> {
     let count = seeds.end - seeds.start;
-    let parted = meta::compare(seeds, WHOLE, jobs, &PLAIN)?;
+    let parted = meta::compare(seeds, WHOLE, jobs, &How { tier, ..PLAIN })?;
     for (seed, parting) in &parted {
         println!("seed {seed} is not the same twice: {parting}");
     }

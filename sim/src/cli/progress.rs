@@ -50,11 +50,15 @@ impl Progress {
         let (done, total) = (tally.seeds, self.total.max(1));
         let minutes = self.started.elapsed().as_secs_f64() / 60.0;
         let rate = done as f64 / minutes.max(1e-6);
-        let (failures, marks, of) = (tally.failures.len(), tally.coverage.count(), NAMES.len());
-        format!(
-            "{} {done}/{total} seeds, {rate:.0} a minute, {failures} failures, {marks}/{of} marks",
+        let failures = tally.failures.len();
+        let text = format!(
+            "{} {done}/{total} seeds, {rate:.0} a minute, {failures} failures",
             bar(done, total)
-        )
+        );
+        match tally.coverage.count() {
+            0 => text,
+            marks => format!("{text}, {marks}/{} marks", NAMES.len()),
+        }
     }
 }
 
@@ -78,6 +82,9 @@ mod tests {
     #[test]
     fn progress_tells_rate_failures_and_coverage() {
         let text = Progress::new(40).text(&Tally { seeds: 10, ..Tally::default() });
+        assert!(!text.contains("marks"), "none was hit, as in tier B: {text}");
+        let coverage = crate::tier::Tier::A.run(8, true).coverage;
+        let text = Progress::new(40).text(&Tally { seeds: 10, coverage, ..Tally::default() });
         for part in ["10/40 seeds", "a minute", "0 failures", "marks"] {
             assert!(text.contains(part), "{text}");
         }

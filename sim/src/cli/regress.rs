@@ -4,7 +4,6 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::{Verdict, failure, source};
-use crate::tier;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -40,14 +39,14 @@ pub(super) fn all(folder: &Path) -> Result<(u64, u64), String> {
     for path in paths {
         let plan = source::read(&path)?;
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        match tier::run_plan(&plan).violation {
+        match plan.run().violation {
             None => {
                 held += 1;
-                println!("ok     {name}: {}", plan.what);
+                println!("ok     {name}: {}", plan.what());
             }
             Some(violation) => {
                 broke += 1;
-                println!("BROKEN {name}: {}", plan.what);
+                println!("BROKEN {name}: {}", plan.what());
                 let again = format!("cargo sim run --plan {}", path.display());
                 print!("{}", failure::told(&name, &plan, &violation, &again));
             }

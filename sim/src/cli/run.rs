@@ -7,10 +7,7 @@ use std::path::{Path, PathBuf};
 use super::cpu::{Meter, rate};
 use super::source::{How, Source};
 use super::{Verdict, failure, source};
-use crate::plan::Plan;
-use crate::run;
-use crate::tier::{self, Seen};
-use crate::trace::Trace;
+use crate::tier::{AnyPlan, Seen};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -24,6 +21,9 @@ pub(super) struct Args {
     /// Writes the plan, to be edited, shrunk or kept
     #[arg(long, value_name = "FILE")]
     save: Option<PathBuf>,
+    /// Prints what came of it as JSON, in one line, and nothing else
+    #[arg(long)]
+    json: bool,
 }
 
 pub(super) fn run(args: &Args) -> Verdict {
@@ -34,8 +34,12 @@ pub(super) fn run(args: &Args) -> Verdict {
     let meter = Meter::start();
     let seen = match &args.trace {
         Some(path) => traced(&plan, path)?,
-        None => tier::run_plan(&plan),
+        None => plan.run(),
     };
+    if args.json {
+        println!("{}", serde_json::to_string(&seen).map_err(|why| why.to_string())?);
+        return Ok(seen.violation.is_none());
+    }
     let second = std::time::Duration::from_secs(1);
     if let Some(cpu) = meter.cpu() {
         let speed = rate(seen.simulated.as_secs_f64(), cpu, second);
@@ -60,10 +64,10 @@ fn line(name: &str, seen: &Seen) -> String {
     format!("{hash:016x} {name} {verdict}: {events} events, {requests} requests, {seconds:.3} s")
 }
 
-fn traced(plan: &Plan, path: &Path) -> Result<Seen, String> {
+fn traced(plan: &AnyPlan, path: &Path) -> Result<Seen, String> {
     let fails = |why| format!("{} cannot be written: {why}", path.display());
     let mut file = BufWriter::new(File::create(path).map_err(fails)?);
-    let ran = run::run(plan, Trace::written(&mut file));
+    let seen = plan.run_traced(&mut file);
     file.flush().map_err(fails)?;
-    Ok(tier::seen(plan, ran))
+    Ok(seen)
 }

@@ -6,8 +6,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 
 use crate::mutants;
-use crate::plan::Plan;
-use crate::tier::{self, Tier};
+use crate::tier::{AnyPlan, Tier};
 
 /// A seed or a file.
 #[derive(Args, Clone, Debug)]
@@ -24,7 +23,7 @@ pub(super) struct Source {
 /// How the plan is run.
 #[derive(Args, Clone, Debug)]
 pub(super) struct How {
-    /// Which simulator: `a` drives the machines alone
+    /// Which simulator: `a` drives the machines alone, `b` the real gateway; a saved plan knows its own
     #[arg(long, value_enum, default_value = "a")]
     pub tier: Tier,
     /// Without the plan's faults
@@ -37,14 +36,14 @@ pub(super) struct How {
 
 impl Source {
     /// The plan itself, and the planted bug put in place.
-    pub fn plan(&self, how: &How) -> Result<Plan, String> {
+    pub fn plan(&self, how: &How) -> Result<AnyPlan, String> {
         mutants::choose(how.mutant.as_deref())?;
         let mut plan = match (self.seed, &self.plan) {
             (_, Some(path)) => read(path)?,
-            (seed, None) => return Ok(tier::plan_of(seed.unwrap_or(0), how.null)),
+            (seed, None) => return Ok(how.tier.plan(seed.unwrap_or(0), how.null)),
         };
         if how.null {
-            tier::without_faults(&mut plan);
+            plan.drop_faults();
         }
         Ok(plan)
     }
@@ -94,14 +93,14 @@ impl How {
 }
 
 /// Reads a saved plan.
-pub(super) fn read(path: &Path) -> Result<Plan, String> {
+pub(super) fn read(path: &Path) -> Result<AnyPlan, String> {
     let name = path.display();
     let text = fs::read_to_string(path).map_err(|why| format!("{name} cannot be read: {why}"))?;
-    Plan::parse(&text).map_err(|why| format!("{name}: {why}"))
+    AnyPlan::parse(&text).map_err(|why| format!("{name}: {why}"))
 }
 
 /// Writes a plan, one ask and one fault on each line.
-pub(super) fn write(path: &Path, plan: &Plan) -> Result<(), String> {
+pub(super) fn write(path: &Path, plan: &AnyPlan) -> Result<(), String> {
     let name = path.display();
-    fs::write(path, plan.to_text()).map_err(|why| format!("{name} cannot be written: {why}"))
+    fs::write(path, plan.to_text()?).map_err(|why| format!("{name} cannot be written: {why}"))
 }

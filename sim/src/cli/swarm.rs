@@ -1,6 +1,7 @@
 //! `swarm`: many seeds, and what they came to.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::time::Duration;
 
 use super::cpu::{Meter, rate};
@@ -8,8 +9,9 @@ use super::progress::Progress;
 use super::source::How;
 use super::{Verdict, failure, jobs};
 use crate::check::Invariant;
-use crate::swarm::{Failure, Swarm, Tally};
-use crate::{mutants, tier};
+use crate::mutants;
+use crate::swarm::{Apart, Failure, Swarm, Tally};
+use crate::tier::Tier;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -34,18 +36,28 @@ const SEEDS_LISTED: usize = 8;
 
 pub(super) fn run(args: &Args) -> Verdict {
     mutants::choose(args.how.mutant.as_deref())?;
-    let swarm = Swarm {
-        tier: args.how.tier,
-        seeds: args.from..args.from.saturating_add(args.seeds),
-        jobs: jobs(args.jobs),
-        null: args.how.null,
-        stop_after: args.stop_after,
-    };
+    let seeds = args.from..args.from.saturating_add(args.seeds);
+    let swarm = Swarm { stop_after: args.stop_after, ..of(seeds, &args.how, jobs(args.jobs))? };
     let (tally, meter) = watched(&swarm);
     println!("{}", speeds(&tally, &meter));
-    println!("{}", marks(&tally));
+    if args.how.tier == Tier::A {
+        println!("{}", marks(&tally));
+    }
     print!("{}", failures(&tally.failures, &args.how));
     Ok(tally.failures.is_empty())
+}
+
+/// A swarm that runs as it is said, on so many cores.
+pub(super) fn of(seeds: Range<u64>, how: &How, jobs: usize) -> Result<Swarm, String> {
+    let mut apart = None;
+    if how.tier.takes_turns() && jobs > 1 {
+        let program = std::env::current_exe();
+        let program = program.map_err(|why| format!("this program has no path: {why}"))?;
+        let mut arguments = vec!["run".to_owned(), "--json".to_owned()];
+        arguments.extend(how.arguments());
+        apart = Some(Apart { program, arguments });
+    }
+    Ok(Swarm { tier: how.tier, seeds, jobs, null: how.null, stop_after: None, apart })
 }
 
 /// Runs a swarm with its progress on stderr.
@@ -117,7 +129,7 @@ pub(super) fn failures(failures: &[Failure], how: &How) -> String {
         text.push_str(&format!("  {}\n", of[0].violation.text));
         text.push_str(&format!("  again: {}\n", how.again(&format!("--seed {}", of[0].seed))));
     }
-    let plan = tier::plan_of(first.seed, how.null);
+    let plan = how.tier.plan(first.seed, how.null);
     let again = how.again(&format!("--seed {}", first.seed));
     text.push_str("the first of them:\n");
     text + &failure::told(&format!("seed {}", first.seed), &plan, &first.violation, &again)

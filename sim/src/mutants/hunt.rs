@@ -56,7 +56,8 @@ pub fn hunt(
     let (mut from, mut false_alarms) = (seeds.start, Vec::new());
     let found = loop {
         let left = from..seeds.end;
-        let swarm = Swarm { tier, seeds: left, jobs, null: false, stop_after: Some(1) };
+        let swarm =
+            Swarm { tier, seeds: left, jobs, null: false, stop_after: Some(1), apart: None };
         select(Some(mutant));
         let tally = swarm.run(watch);
         select(None);

@@ -63,7 +63,8 @@ fn topology(rng: &mut Rng) -> Topology {
     let models = 1 + rng.below(3.min(replicas)) as u32;
     let mut core = |index: u64| index == 0 || chance(80, rng);
     let cores: Vec<bool> = (0..gateways.max(replicas)).map(&mut core).collect();
-    let drift = one_of(&[0, 50, 200, 1_000], rng);
+    // Two clocks may part by twice `drift_max` (200 ms at least) within a reservation's life (24 s at most).
+    let drift = one_of(&[0, 50, 1_000, 8_000], rng);
     let ppm = |rng: &mut Rng| rng.below(2 * drift + 1) as i32 - drift as i32;
     Topology {
         shared: gateways > 1 || chance(20, rng),
@@ -161,14 +162,7 @@ struct Habits {
 }
 
 impl Habits {
-    fn ask(
-        &self,
-        at_us: u64,
-        prompt: u64,
-        output: u64,
-        topology: &Topology,
-        rng: &mut Rng,
-    ) -> Ask {
+    fn ask(&self, at_us: u64, prompt: u64, output: u64, topology: &Topology, rng: &mut Rng) -> Ask {
         let tenant = shape::tenant(topology.tenants, rng);
         let session = chance(self.session, rng).then(|| rng.below(self.sessions.into()) as u32);
         let key = chance(self.key, rng);
@@ -228,11 +222,14 @@ impl Nemesis<'_> {
     fn fault(&mut self, kind: u64, config: &Config) -> Option<Fault> {
         let at_ms = self.rng.below(HEAL_AT_MS - 2_000);
         let longest = FAULT_MS_MAX.min(HEAL_AT_MS - at_ms - 1_000);
-        let length = 50 + self.rng.below(longest);
+        let shortest = if kind == 20 { longest / 2 } else { 0 };
+        let length = 50 + shortest + self.rng.below(longest - shortest);
         let kind = self.kind(kind, config)?;
         let lasts = !matches!(
             kind,
-            FaultKind::StoreFailover { .. } | FaultKind::Reload { .. } | FaultKind::ClockJump { .. }
+            FaultKind::StoreFailover { .. }
+                | FaultKind::Reload { .. }
+                | FaultKind::ClockJump { .. }
         );
         Some(Fault { at_ms, until_ms: lasts.then_some(at_ms + length), kind })
     }
@@ -275,6 +272,8 @@ impl Nemesis<'_> {
                 let config = knobs::edit(config, self.topology, self.load, rng);
                 FaultKind::Reload { config: Box::new(config) }
             }
+            // Long enough for what was drawn ahead to run out of time.
+            20 if shared => FaultKind::Store { trouble: StoreTrouble::Down },
             _ => return None,
         })
     }
@@ -338,7 +337,7 @@ impl Nemesis<'_> {
 }
 
 /// Kinds of fault that [`Nemesis::kind`] knows.
-const KINDS: u64 = 20;
+const KINDS: u64 = 21;
 
 fn illness(rng: &mut Rng) -> ReplicaIllness {
     match rng.below(9) {
@@ -361,8 +360,7 @@ fn illness(rng: &mut Rng) -> ReplicaIllness {
 }
 
 fn lie(rng: &mut Rng) -> RegistryLie {
-    let lies =
-        [RegistryLie::Stale, RegistryLie::Partial, RegistryLie::Empty, RegistryLie::Silent];
+    let lies = [RegistryLie::Stale, RegistryLie::Partial, RegistryLie::Empty, RegistryLie::Silent];
     one_of(&lies, rng)
 }
 
@@ -384,7 +382,20 @@ fn separate(faults: &mut Vec<Fault>) {
             FaultKind::Kill { gateway, .. }
             | FaultKind::PowerLoss { gateway, .. }
             | FaultKind::Pause { gateway } => gateway,
-            _ => return true,
+            FaultKind::Cut { .. }
+            | FaultKind::Flap { .. }
+            | FaultKind::Latency { .. }
+            | FaultKind::Ill { .. }
+            | FaultKind::ReplicaCrash { .. }
+            | FaultKind::Drain { .. }
+            | FaultKind::ClockJump { .. }
+            | FaultKind::DiskFull { .. }
+            | FaultKind::DiskSlow { .. }
+            | FaultKind::SyncFails { .. }
+            | FaultKind::Registry { .. }
+            | FaultKind::Store { .. }
+            | FaultKind::StoreFailover { .. }
+            | FaultKind::Reload { .. } => return true,
         };
         let (from, until) = (fault.at_ms, fault.until_ms.unwrap_or(u64::MAX));
         let clash = busy.iter().any(|(of, a, b)| *of == gateway && from <= *b && *a <= until);

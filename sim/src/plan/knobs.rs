@@ -127,7 +127,8 @@ fn quota(config: &mut Config, topology: &Topology, rng: &mut Rng) {
     quota.answer_timeout = millis(20 + rng.below(300));
     quota.probe_every = millis(200 + rng.below(1_500));
     quota.retry_max = millis(500 + rng.below(2_500));
-    let drawn = one_of(&[0, 256, 1_024, 4_096], rng);
+    // The largest outlasts any silence of the store: then time ends it, not use.
+    let drawn = one_of(&[0, 256, 1_024, 4_096, 200_000], rng);
     quota.allotment = Amount { tokens: Tokens(drawn), money: MicroUsd(drawn * 20) };
     quota.allotments_max = 1 + rng.below(16) as usize;
     quota.allotment_ttl = seconds(4 + rng.below(8));
@@ -170,8 +171,7 @@ fn accounts(config: &mut Config, topology: &Topology, load: u64, rng: &mut Rng) 
         if chance(20, rng) {
             let cap = Cap { tokens: Some(Tokens(expected / 3 + 50)), money: None };
             let limits = Limits { day: cap, ..Limits::default() };
-            account.per_user =
-                Some(Box::new(AccountConfig { limits, ..AccountConfig::default() }));
+            account.per_user = Some(Box::new(AccountConfig { limits, ..AccountConfig::default() }));
         }
         config.accounts.insert(tenant_account(tenant), account);
     }

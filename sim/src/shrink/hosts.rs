@@ -6,7 +6,7 @@ use crate::plan::{Fault, FaultKind, Host, Plan, tenant_account, user_account};
 /// Users that a tenant may have; see the drawing of asks.
 const USERS: u32 = 3;
 
-impl Shrinker<'_> {
+impl Shrinker<'_, Plan> {
     pub(super) fn fewer_hosts(&mut self) {
         // Half of a crowd at a time, then one by one from the last.
         while self.best.topology.replicas.len() > 3 {

@@ -38,7 +38,7 @@ const HALVINGS: u32 = 8;
 /// Asks of which each is made plainer by itself; of more, only all together.
 const ASKS_ONE_BY_ONE: usize = 40;
 
-impl Shrinker<'_> {
+impl Shrinker<'_, Plan> {
     pub(super) fn simpler_values(&mut self) {
         for plainer in PLAINER_WORLDS {
             self.attempt(plainer);

@@ -21,7 +21,7 @@ pub struct Tail {
     lines: VecDeque<Line>,
     /// Which request is behind each id that a gateway uses for it.
     callers: BTreeMap<(u32, CallerToken), RequestId>,
-    attempts: BTreeMap<(u32, AttemptId), RequestId>,
+    attempts: BTreeMap<(u32, AttemptId), (RequestId, Box<str>)>,
     asks: BTreeMap<(u32, OpId), RequestId>,
 }
 
@@ -77,7 +77,10 @@ impl Tail {
     pub(super) fn step(&mut self, at: u64, gateway: u32, input: &Input, effects: &[Effect]) {
         let request = self.learn(gateway, input, effects);
         let done: Vec<String> = effects.iter().map(words::effect).collect();
-        let seen = words::input(input);
+        let mut seen = words::input(input);
+        if let (Some(seen), Some(replica)) = (&mut seen, self.replica(gateway, input)) {
+            seen.push_str(&format!(" at {replica}"));
+        }
         if seen.is_none() && done.is_empty() {
             return;
         }
@@ -110,6 +113,18 @@ impl Tail {
         self.lines.push_back(Line { at, gateway, text });
     }
 
+    /// Where the attempt is that an input is about.
+    fn replica(&self, gateway: u32, input: &Input) -> Option<&str> {
+        let (Input::AttemptAccepted { attempt }
+        | Input::FirstToken { attempt }
+        | Input::Progress { attempt, .. }
+        | Input::AttemptEnded { attempt, .. }) = input
+        else {
+            return None;
+        };
+        self.attempts.get(&(gateway, *attempt)).map(|(_, replica)| &**replica)
+    }
+
     /// Notes which ids mean which request, and says which one this step is about.
     fn learn(&mut self, gateway: u32, input: &Input, effects: &[Effect]) -> Option<RequestId> {
         for effect in effects {
@@ -118,7 +133,8 @@ impl Tail {
                     self.callers.insert((gateway, *caller), *request);
                 }
                 Effect::Dispatch(order) => {
-                    self.attempts.insert((gateway, order.attempt), order.request);
+                    let to = (order.request, order.endpoint_name.clone());
+                    self.attempts.insert((gateway, order.attempt), to);
                 }
                 Effect::Reserve(_)
                 | Effect::Cancel { .. }
@@ -133,7 +149,9 @@ impl Tail {
             Input::AttemptAccepted { attempt }
             | Input::FirstToken { attempt }
             | Input::Progress { attempt, .. }
-            | Input::AttemptEnded { attempt, .. } => self.attempts.get(&(gateway, *attempt)),
+            | Input::AttemptEnded { attempt, .. } => {
+                self.attempts.get(&(gateway, *attempt)).map(|(request, _)| request)
+            }
             Input::StoreAnswered(answer) => self.asks.get(&(gateway, answer.op)),
             Input::Restarted { .. }
             | Input::WallTime(_)

@@ -8,7 +8,7 @@ use std::fmt::Debug;
 
 use control::outcome::AttemptEnd;
 use control::plane::{Arrival, Durable, Effect, Input};
-use control::quota::{Ask, Fact, HoldId};
+use control::quota::{Ask, Fact, HoldId, Reply};
 
 /// An input as somebody would tell it. What happens all the time and says nothing is `None`.
 pub(super) fn input(input: &Input) -> Option<String> {
@@ -25,7 +25,7 @@ pub(super) fn input(input: &Input) -> Option<String> {
         Input::Drain { endpoint, on: false } => format!("is told to use {endpoint} again"),
         Input::RequestArrived(arrival) => arrived(arrival),
         Input::StoreAnswered(answer) => {
-            format!("hears from the store, op {}: {}", answer.op.0, plain(&answer.reply))
+            format!("hears from the store, op {}: {}", answer.op.0, reply(&answer.reply))
         }
         Input::AttemptAccepted { attempt } => format!("{attempt} is accepted"),
         Input::FirstToken { attempt } => format!("{attempt} brings its first token"),
@@ -95,13 +95,23 @@ fn ask(ask: &Ask) -> String {
     }
 }
 
+fn reply(reply: &Reply) -> String {
+    match reply {
+        Reply::Granted { hold, total, .. } => format!("{} is {}", held(hold), total.tokens),
+        Reply::Denied(denied) => format!("no, {}", plain(denied)),
+        Reply::Done => "done".to_owned(),
+        Reply::OtherRun => "I am another run than you believe".to_owned(),
+        Reply::Here => "here".to_owned(),
+    }
+}
+
 fn held(hold: &HoldId) -> String {
     let what = if hold.allotment { "allotment " } else { "" };
     format!("{what}{} of owner {}", hold.id, hold.owner.0)
 }
 
 /// Anything that can be printed for debugging, without its punctuation, and cut where it gets long.
-pub(super) fn plain(value: &impl Debug) -> String {
+pub(crate) fn plain(value: &impl Debug) -> String {
     let text = format!("{value:?}");
     let mut words = String::with_capacity(text.len());
     let mut rest = text.as_str();

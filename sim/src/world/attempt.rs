@@ -240,7 +240,9 @@ impl World<'_> {
         let illness = self.replicas[replica as usize].illness();
         match illness {
             Some(ReplicaIllness::Stalls { .. }) if !stream => return,
-            Some(ReplicaIllness::Dies { .. }) if !stream => return self.fail(id, Failure::Truncated),
+            Some(ReplicaIllness::Dies { .. }) if !stream => {
+                return self.fail(id, Failure::Truncated);
+            }
             Some(ReplicaIllness::Garbage) => return self.fail(id, Failure::Garbage),
             _ => {}
         }
@@ -377,7 +379,12 @@ impl Run {
 fn slowness(illness: ReplicaIllness) -> u64 {
     match illness {
         ReplicaIllness::Slow { times } => u64::from(times.max(1)),
-        _ => 1,
+        ReplicaIllness::Silent
+        | ReplicaIllness::Stalls { .. }
+        | ReplicaIllness::Garbage
+        | ReplicaIllness::Dies { .. }
+        | ReplicaIllness::Fails { .. }
+        | ReplicaIllness::Lies { .. } => 1,
     }
 }
 

@@ -82,6 +82,8 @@ impl Gateway {
 impl World<'_> {
     /// Something happened to a gateway. Does nothing where its process is dead.
     pub(super) fn submit(&mut self, index: u32, input: Input) {
+        // The store's clock runs whether or not anybody asks it.
+        self.store_expires();
         let at = self.now;
         let gateway = &mut self.gateways[index as usize];
         let Some(plane) = &mut gateway.plane else { return };
@@ -147,7 +149,14 @@ impl World<'_> {
     }
 
     /// The client hears of the end once its record is written.
-    fn conclude(&mut self, caller: CallerToken, gateway: Host, position: u64, at: Nanos, good: bool) {
+    fn conclude(
+        &mut self,
+        caller: CallerToken,
+        gateway: Host,
+        position: u64,
+        at: Nanos,
+        good: bool,
+    ) {
         let call = caller.0 as u32;
         self.calls[call as usize].concluded = Some(self.now);
         let event = Event::Answered { call, good };

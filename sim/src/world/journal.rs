@@ -72,11 +72,6 @@ impl Journal {
         }
     }
 
-    /// The position of the next record.
-    pub fn next(&self) -> u64 {
-        self.next
-    }
-
     /// Appends a record. Returns its position, and when what depends on it may be sent: once it is written, or synced,
     /// where every group is.
     pub fn append(&mut self, now: Nanos, record: &[u8]) -> (u64, Nanos) {

@@ -93,9 +93,11 @@ impl World<'_> {
         let gateway = &mut self.gateways[index as usize];
         gateway.forget();
         let left = gateway.journal.die(now, power, torn);
-        let lost_calls: Vec<u32> = (0..).zip(&self.calls).filter(|(_, call)| {
-            call.gateway == index && call.arrived && call.answered.is_none()
-        }).map(|(id, _)| id).collect();
+        let lost_calls: Vec<u32> = (0..)
+            .zip(&self.calls)
+            .filter(|(_, call)| call.gateway == index && call.arrived && call.answered.is_none())
+            .map(|(id, _)| id)
+            .collect();
         self.judge.died(index, left.next, power, now);
         self.chronicle.died(now, index, power);
         for call in lost_calls {
@@ -140,7 +142,9 @@ impl World<'_> {
     ) -> Result<ControlPlane, String> {
         let mut replay = match snapshot {
             None => Replay::from(self.fresh_plane(index)),
-            Some(bytes) => Replay::restore(bytes).map_err(|why| format!("gateway-{index}: {why}"))?,
+            Some(bytes) => {
+                Replay::restore(bytes).map_err(|why| format!("gateway-{index}: {why}"))?
+            }
         };
         for (number, record) in tail.iter().enumerate() {
             let taken = match number < facts {
@@ -176,7 +180,21 @@ impl World<'_> {
             FaultKind::Kill { gateway, .. } | FaultKind::PowerLoss { gateway, .. } => {
                 gateway == index
             }
-            _ => false,
+            FaultKind::Cut { .. }
+            | FaultKind::Flap { .. }
+            | FaultKind::Latency { .. }
+            | FaultKind::Ill { .. }
+            | FaultKind::ReplicaCrash { .. }
+            | FaultKind::Drain { .. }
+            | FaultKind::Pause { .. }
+            | FaultKind::ClockJump { .. }
+            | FaultKind::DiskFull { .. }
+            | FaultKind::DiskSlow { .. }
+            | FaultKind::SyncFails { .. }
+            | FaultKind::Registry { .. }
+            | FaultKind::Store { .. }
+            | FaultKind::StoreFailover { .. }
+            | FaultKind::Reload { .. } => false,
         })
     }
 
@@ -210,7 +228,8 @@ impl Twin {
         let snapshot = || postcard::to_allocvec(plane).expect("the plane's state is plain data");
         let Some(replay) = &mut self.replay else {
             let restored = Replay::restore(&snapshot());
-            self.replay = Some(restored.map_err(|why| format!("a snapshot is not read back: {why}"))?);
+            self.replay =
+                Some(restored.map_err(|why| format!("a snapshot is not read back: {why}"))?);
             return Ok(());
         };
         self.steps -= 1;

@@ -44,6 +44,20 @@ fn who_comes_back_gets_no_burst() {
 }
 
 #[test]
+fn who_comes_back_waits_for_no_turns_that_others_missed_to_retries() {
+    let mut balancer = pool(Policy::RoundRobin, &[1, 100, 100, 100]);
+    balancer.set_admitted(id(3), false);
+    for _ in 0..3 {
+        let tried = [id(1), id(2)];
+        assert_eq!(slot(&mut balancer, &query(&tried)), 0, "out of order: its turn is far away");
+    }
+    balancer.set_admitted(id(3), true);
+    balancer.invariants();
+    let after = counts(&mut balancer, 9, 4);
+    assert!(after[1..].iter().all(|count| (2..=4).contains(count)), "{after:?}");
+}
+
+#[test]
 fn slow_start_ends_when_the_share_is_whole_again_not_a_long_turn_later() {
     let mut balancer = pool(Policy::RoundRobin, &[100, 100]);
     balancer.set_admitted(id(0), false);

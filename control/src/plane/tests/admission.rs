@@ -2,7 +2,7 @@
 
 use super::world::{Ask, World, rated, seconds};
 use crate::id::AccountId;
-use crate::outcome::Failure;
+use crate::outcome::{Failure, Stage};
 use crate::plane::{Effect, Input, Observation, Outcome, Refusal, Stale};
 use crate::rate::RateUnit;
 
@@ -202,4 +202,18 @@ fn no_patience_is_a_deadline_that_has_passed() {
     let caller = world.ask(Ask::new().patience(seconds(0)));
     assert!(matches!(world.refusal(caller), Refusal::Failed { attempts: 0, .. }));
     world.is_quiet();
+}
+
+#[test]
+fn a_replica_that_never_answers_does_not_shut_its_model_while_others_idle() {
+    let mut world = World::of(&["a", "b", "c"]);
+    world.configure(|config| config.attempt.attempts_max = 1);
+    let callers: Vec<_> = (0..3).map(|_| world.ask(Ask::new())).collect();
+    world.fail(callers[0], Failure::Timeout(Stage::FirstToken));
+    let admitted = (0..20).filter(|_| {
+        let caller = world.ask(Ask::new());
+        world.runs(caller)
+    });
+    let in_flight = 2 + admitted.count();
+    assert_eq!(in_flight, 6, "one for each replica, and one more for what a probe holds up");
 }

@@ -67,7 +67,8 @@ impl Requests {
             let text = format!("has deadline {:?}, not {:?}", order.deadline, request.deadline);
             wrong(Invariant::Deadlines, text);
         }
-        let model = own.config.as_ref().and_then(|config| config.models.get(&request.arrival.model));
+        let model =
+            own.config.as_ref().and_then(|config| config.models.get(&request.arrival.model));
         let timeouts = model.and_then(|model| model.timeouts.as_ref());
         let timeouts = timeouts.or(own.config.as_ref().map(|config| &config.timeouts));
         if timeouts.is_some_and(|timeouts| order.gap_max != timeouts.between_tokens) {
@@ -85,18 +86,15 @@ impl Requests {
         if request.attempts > 1 && Self::costs(request.last_end.as_ref()) {
             own.retries += 1;
             if u128::from(own.retries) * 100 > own.budget + 100 {
-                let text = format!(
-                    "is retry {}, and {} have been earned",
-                    own.retries,
-                    own.budget / 100
-                );
+                let text =
+                    format!("is retry {}, and {} have been earned", own.retries, own.budget / 100);
                 wrong(Invariant::Bounds, text);
             }
         }
         request.tried.push(order.endpoint);
         request.dispatches.push(step.position);
-        let (attempt, endpoint, number) = (order.attempt, order.endpoint, order.number);
-        request.running = Some(Running { attempt, endpoint, number, cancelled: false });
+        let (attempt, number) = (order.attempt, order.number);
+        request.running = Some(Running { attempt, number, cancelled: false });
         self.figures.attempts += 1;
     }
 
@@ -141,7 +139,18 @@ impl Requests {
         let named = match refusal {
             Refusal::QuotaSpent(spent) => Some(spent.account),
             Refusal::RateLimited { account, .. } => Some(*account),
-            _ => None,
+            Refusal::UnknownModel
+            | Refusal::QuotaUnavailable { .. }
+            | Refusal::ModelBusy { .. }
+            | Refusal::TurnConflict
+            | Refusal::IdempotencyInFlight { .. }
+            | Refusal::IdempotencyDone { .. }
+            | Refusal::IdempotencyMismatch { .. }
+            | Refusal::NobodyLeft { .. }
+            | Refusal::Failed { .. }
+            | Refusal::ClientGone
+            | Refusal::Overloaded
+            | Refusal::Lost => None,
         };
         if let Some(named) = named.filter(|named| !request.accounts.contains(named)) {
             let text = format!("{id:?} is refused because {named}, which is not its own, is spent");

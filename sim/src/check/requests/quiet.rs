@@ -13,7 +13,22 @@ use crate::plan::Plan;
 pub(super) fn within(plan: &Plan) -> u64 {
     let configs = plan.faults.iter().filter_map(|fault| match &fault.kind {
         crate::plan::FaultKind::Reload { config } => Some(&**config),
-        _ => None,
+        crate::plan::FaultKind::Cut { .. }
+        | crate::plan::FaultKind::Flap { .. }
+        | crate::plan::FaultKind::Latency { .. }
+        | crate::plan::FaultKind::Ill { .. }
+        | crate::plan::FaultKind::ReplicaCrash { .. }
+        | crate::plan::FaultKind::Drain { .. }
+        | crate::plan::FaultKind::Kill { .. }
+        | crate::plan::FaultKind::PowerLoss { .. }
+        | crate::plan::FaultKind::Pause { .. }
+        | crate::plan::FaultKind::ClockJump { .. }
+        | crate::plan::FaultKind::DiskFull { .. }
+        | crate::plan::FaultKind::DiskSlow { .. }
+        | crate::plan::FaultKind::SyncFails { .. }
+        | crate::plan::FaultKind::Registry { .. }
+        | crate::plan::FaultKind::Store { .. }
+        | crate::plan::FaultKind::StoreFailover { .. } => None,
     });
     let longest = configs.chain([&plan.config]).map(|config| {
         let requests = config.timeouts.request;
