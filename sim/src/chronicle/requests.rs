@@ -360,7 +360,7 @@ impl Noted {
         }
         self.over = true;
         (self.told.outcome, self.told.good) = (outcome, good);
-        self.stop_attempts(at, "stopped", good);
+        self.stop_attempts(at, "its request ended", good);
     }
 
     fn stop_attempts(&mut self, at: u64, why: &str, good: bool) {

@@ -65,8 +65,11 @@ pub(crate) fn fault_words(kind: &FaultKind) -> (&'static str, String, Vec<Host>)
         FaultKind::SyncFails { gateway } => {
             ("no sync", format!("the disk of gateway-{gateway} does not sync"))
         }
-        FaultKind::Registry { lie } => ("registry", lie_words(*lie).to_owned()),
-        FaultKind::Store { trouble } => ("store", trouble_words(*trouble)),
+        FaultKind::Registry { lie } => {
+            let (name, text) = lie_words(*lie);
+            (name, text.to_owned())
+        }
+        FaultKind::Store { trouble } => trouble_words(*trouble),
         FaultKind::StoreFailover { lose } => (
             "store failover",
             format!("another store takes over; it never heard of the last {lose} entries"),
@@ -128,24 +131,31 @@ fn ill(replica: u32, with: ReplicaIllness) -> (&'static str, String) {
     (name, format!("replica-{replica} {what}"))
 }
 
-const fn lie_words(lie: RegistryLie) -> &'static str {
+const fn lie_words(lie: RegistryLie) -> (&'static str, &'static str) {
     match lie {
-        RegistryLie::Stale => "the registry repeats an old answer under its old version",
-        RegistryLie::Partial => "the registry lists every other replica only",
-        RegistryLie::Empty => "the registry says that nobody is there",
-        RegistryLie::Silent => "the registry does not answer",
+        RegistryLie::Stale => {
+            ("stale registry", "the registry repeats an old answer under its old version")
+        }
+        RegistryLie::Partial => ("partial registry", "the registry lists every other replica only"),
+        RegistryLie::Empty => ("empty registry", "the registry says that nobody is there"),
+        RegistryLie::Silent => ("silent registry", "the registry does not answer"),
     }
 }
 
-fn trouble_words(trouble: StoreTrouble) -> String {
-    match trouble {
-        StoreTrouble::Down => "the quota store is gone".to_owned(),
+fn trouble_words(trouble: StoreTrouble) -> (&'static str, String) {
+    let (name, text) = match trouble {
+        StoreTrouble::Down => ("store down", "the quota store is gone"),
         StoreTrouble::Mute => {
-            "the quota store does what it is asked, and its answers are lost".to_owned()
+            ("mute store", "the quota store does what it is asked, and its answers are lost")
         }
-        StoreTrouble::Slow { ms } => format!("the quota store takes up to {ms} ms longer"),
-        StoreTrouble::Twice => "messages to the quota store come twice and out of order".to_owned(),
-    }
+        StoreTrouble::Twice => {
+            ("doubled messages", "messages to the quota store come twice and out of order")
+        }
+        StoreTrouble::Slow { ms } => {
+            return ("slow store", format!("the quota store takes up to {ms} ms longer"));
+        }
+    };
+    (name, text.to_owned())
 }
 
 /// How a request was refused, and whether that is what should have happened to it.
@@ -207,6 +217,7 @@ fn failed(failure: Failure, produced: u64) -> String {
 /// A duration as people say it.
 pub(super) fn span(duration: Duration) -> String {
     match duration.as_millis() {
+        0 if duration.is_zero() => "0 ms".to_owned(),
         0 => format!("{} us", duration.as_micros()),
         millis @ 1..10_000 => format!("{millis} ms"),
         _ => format!("{:.1} s", duration.as_secs_f64()),
