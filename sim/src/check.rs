@@ -9,8 +9,8 @@
 
 mod affinity;
 mod balance;
-mod breakers;
 mod book;
+mod breakers;
 mod ends;
 mod ledger;
 mod members;

@@ -3,8 +3,8 @@
 //! A seed is drawn out into a [`plan`], a plan is run by a world, and a judge looks on. What breaks is told with the one
 //! command that breaks it again. `docs/simulation.md` says what is covered, and what is not.
 
-mod chronicle;
 pub mod check;
+mod chronicle;
 pub mod coverage;
 pub mod plan;
 pub mod report;

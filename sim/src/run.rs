@@ -4,9 +4,9 @@ use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use crate::check::{Figures, Invariant, Violation};
+use crate::chronicle::Chronicle;
 use crate::coverage::{self, Coverage};
 use crate::plan::Plan;
-use crate::chronicle::Chronicle;
 use crate::trace::Trace;
 use crate::world;
 pub use crate::world::Outcome;

@@ -13,22 +13,27 @@
 //! a process for each.
 //!
 //! What it does not cover: TLS, HTTP/2, more than one thread, the operating system's sockets and files, sled, the admin
-//! socket; and turmoil's network delivers in whole ticks and never sends again what a cut link lost.
+//! socket; and turmoil's network delivers in whole ticks and never sends again what a cut link lost. Turmoil cannot stop a
+//! host's clock: a paused gateway is one that nothing reaches and nothing leaves, while its own timers go on.
 
 mod book;
 mod check;
 mod client;
+mod damage;
 mod draw;
 mod entropy;
 mod follow;
 mod gateway;
+mod mirror;
 mod nemesis;
 mod panics;
 mod plan;
 mod replica;
 mod run;
+mod shares;
 mod stage;
 mod tape;
+mod tenancy;
 mod wire;
 
 use std::io::{self, Write};

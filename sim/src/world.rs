@@ -27,10 +27,11 @@ use control::plane::Config;
 use control::rng::Rng;
 
 use crate::check::{Judge, Violation};
-use crate::plan::{Ask, Host, Plan};
 use crate::chronicle::Chronicle;
+use crate::plan::{Ask, Host, Plan};
 use crate::trace::Trace;
 use attempt::Run;
+pub(crate) use attempt::replica_of;
 use client::Call;
 use clock::{MICRO, MILLI, Nanos, SECOND};
 use event::{Agenda, Event};
@@ -38,7 +39,6 @@ use gateway::Gateway;
 use journal::{Journal, Left};
 use life::Twin;
 use nemesis::Replica;
-pub(crate) use attempt::replica_of;
 use network::Network;
 use registry::Registry;
 use store::{EXPIRE_EVERY, Store};
@@ -105,7 +105,11 @@ const FULL_CHECK_EVERY: u64 = 5_003;
 /// Runs a plan to its end, or to the first invariant that breaks.
 ///
 /// A panic of a machine is not caught here: see [`crate::run`].
-pub(crate) fn run<'a>(plan: &'a Plan, trace: Trace<'a>, chronicle: Chronicle) -> (Outcome, Chronicle) {
+pub(crate) fn run<'a>(
+    plan: &'a Plan,
+    trace: Trace<'a>,
+    chronicle: Chronicle,
+) -> (Outcome, Chronicle) {
     let mut world = World::new(plan, trace, chronicle);
     world.begin_all();
     while let Some((at, event)) = world.agenda.next() {
@@ -158,9 +162,8 @@ impl<'a> World<'a> {
         let mut twins = root.fork("twins");
         let gateways = topology.gateways.len() as u64;
         let steps = 1 + plan.asks.len() as u64 * 6;
-        world.twins = (0..2)
-            .map(|_| Twin::new(twins.below(gateways) as u32, twins.below(steps)))
-            .collect();
+        world.twins =
+            (0..2).map(|_| Twin::new(twins.below(gateways) as u32, twins.below(steps))).collect();
         world
     }
 
@@ -312,8 +315,7 @@ impl<'a> World<'a> {
             for gateway in 0..self.gateways.len() as u32 {
                 let (from, to) = (Host::Gateway(gateway), Host::Replica(replica));
                 let own = &self.gateways[gateway as usize];
-                let reachable =
-                    self.network.is_well(from, to) && own.is_up() && own.paused == 0;
+                let reachable = self.network.is_well(from, to) && own.is_up() && own.paused == 0;
                 let well = well.filter(|_| reachable);
                 self.judge.health(gateway, replica, well, self.now);
             }

@@ -9,8 +9,8 @@ use std::time::Instant;
 
 use sim::tier_b;
 
-/// A few seeds, each a minute with faults on; the swarm is longer.
-const SEEDS: u64 = 4;
+/// So few that a debug build is through them in seconds; the swarm, in a build that is made for it, runs hundreds.
+const SEEDS: u64 = 2;
 
 #[test]
 fn the_first_seeds_hold() {
@@ -23,12 +23,11 @@ fn the_first_seeds_hold() {
 
 #[test]
 fn a_seed_leaves_the_same_trace_in_two_processes() {
-    for seed in [1, 4] {
-        let (first, second) = (trace_of(seed), trace_of(seed));
-        assert!(first.len() > 100_000, "the trace holds what happened: {} bytes", first.len());
-        let differs = first.iter().zip(&second).position(|(a, b)| a != b);
-        assert!(first == second, "seed {seed} differs from byte {differs:?} on");
-    }
+    let seed = 4;
+    let (first, second) = (trace_of(seed), trace_of(seed));
+    assert!(first.len() > 100_000, "the trace holds what happened: {} bytes", first.len());
+    let differs = first.iter().zip(&second).position(|(a, b)| a != b);
+    assert!(first == second, "seed {seed} differs from byte {differs:?} on");
 }
 
 #[test]
@@ -89,7 +88,7 @@ fn a_swarm_of_seeds_holds_and_says_how_fast_it_was() {
 
 /// Enough for several faults. It ends in the middle of them, so what it finds at its end means nothing.
 fn short_plan(seed: u64) -> tier_b::TierBPlan {
-    tier_b::TierBPlan { duration_ms: 20_000, quiet_ms: 1_000, ..tier_b::plan(seed) }
+    tier_b::TierBPlan { duration_ms: 12_000, quiet_ms: 1_000, ..tier_b::plan(seed) }
 }
 
 fn trace_of(seed: u64) -> Vec<u8> {

@@ -177,6 +177,11 @@ impl Health {
         self.notes().shadow = Some(shadow);
     }
 
+    /// How far the shadow plane is, where there is one.
+    pub fn shadow(&self) -> Option<Arc<Progress>> {
+        self.notes().shadow.clone()
+    }
+
     fn notes(&self) -> std::sync::MutexGuard<'_, Notes> {
         self.notes.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -102,13 +102,7 @@ impl Affinity {
     }
 
     /// What was recovered knows no older homes than were recorded.
-    pub fn recovered(
-        &self,
-        gateway: u32,
-        plane: &ControlPlane,
-        at: u64,
-        verdict: &mut Verdict,
-    ) {
+    pub fn recovered(&self, gateway: u32, plane: &ControlPlane, at: u64, verdict: &mut Verdict) {
         for (session, homes) in &self.gateways[gateway as usize] {
             let Some(last) = homes.last() else { continue };
             let Some(binding) = plane.binding(*session) else { continue };

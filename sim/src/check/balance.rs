@@ -109,7 +109,10 @@ fn eligible(members: &Members, pool: &Pool, request: &Request, panic: bool) -> V
             Phase::Open => panic,
             Phase::HalfOpen => false,
         };
-        if admitted && member.in_flight < plan.in_flight_max && !pool.drained.contains(&member.replica) {
+        if admitted
+            && member.in_flight < plan.in_flight_max
+            && !pool.drained.contains(&member.replica)
+        {
             let weight = u64::from(plan.weight) * u64::from(member.share) / 1_000;
             let (in_flight, limited) = (u64::from(member.in_flight), plan.rps_max.is_some());
             open.push(Open { id: *id, weight: weight.max(1), in_flight, limited });

@@ -5,8 +5,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use control::id::AccountId;
 use control::Wall;
+use control::id::AccountId;
 use control::quota::{
     BalanceKey, Cap, Entry, Fact, HoldId, Ledger, Limits, Sums, Window, WindowKind,
 };
@@ -63,8 +63,17 @@ impl Row {
     }
 
     fn add(&mut self, other: &Self) {
-        let Self { held, overrun, charged, refunded, expired, outstanding, late, forgiven, carried } =
-            other;
+        let Self {
+            held,
+            overrun,
+            charged,
+            refunded,
+            expired,
+            outstanding,
+            late,
+            forgiven,
+            carried,
+        } = other;
         for (mine, others) in [
             (&mut self.held, held),
             (&mut self.overrun, overrun),
@@ -104,7 +113,9 @@ impl Book {
             Fact::Settle { hold, actual, .. } => self.settle(*hold, pair(*actual))?,
             Fact::Refund { hold } => self.give_back(*hold, false)?,
             Fact::Expire { hold } => self.give_back(*hold, true)?,
-            Fact::Late { hold, pins, actual, .. } => self.charge_late(*hold, pins, pair(*actual))?,
+            Fact::Late { hold, pins, actual, .. } => {
+                self.charge_late(*hold, pins, pair(*actual))?
+            }
             Fact::Forgive { key, amount } => {
                 self.row(key).forgive(pair(*amount));
             }
@@ -130,7 +141,9 @@ impl Book {
         let limits = self.limits.get(&key.account).copied().unwrap_or_default();
         let own = self.rows.get(key).map_or([0, 0], Row::used);
         let others = self.rows.range(..).filter(|(other, _)| {
-            other.account == key.account && other.window.kind() == key.window.kind() && *other != key
+            other.account == key.account
+                && other.window.kind() == key.window.kind()
+                && *other != key
         });
         let cap = match key.window.kind() {
             WindowKind::Day => limits.day,
@@ -151,7 +164,9 @@ impl Book {
         // Debt of windows that are over and still wait for a reservation counts already.
         let cap = [cap.tokens.map(|t| t.0), cap.money.map(|m| m.0)];
         let debts = others.filter(|(other, _)| other.window < key.window).map(|(_, row)| {
-            let debt = |unit: usize| cap[unit].map_or(0, |cap| (row.used()[unit] - i128::from(cap)).max(0));
+            let debt = |unit: usize| {
+                cap[unit].map_or(0, |cap| (row.used()[unit] - i128::from(cap)).max(0))
+            };
             [debt(0), debt(1)]
         });
         debts.fold(own, plus)
@@ -170,7 +185,9 @@ impl Book {
         }
         let (mine, theirs) = (self.live.len(), ledger.outstanding());
         if mine != theirs {
-            return Err(format!("{mine} reservations are live by the entries, {theirs} by the ledger"));
+            return Err(format!(
+                "{mine} reservations are live by the entries, {theirs} by the ledger"
+            ));
         }
         Ok(())
     }
@@ -178,9 +195,8 @@ impl Book {
     /// The sums of an account over all windows of a kind, closed ones included.
     pub fn total(&self, account: AccountId, kind: WindowKind) -> Row {
         let mut total = self.closed.get(&(account, kind)).copied().unwrap_or_default();
-        let open = self.rows.iter().filter(|(key, _)| {
-            key.account == account && key.window.kind() == kind
-        });
+        let open =
+            self.rows.iter().filter(|(key, _)| key.account == account && key.window.kind() == kind);
         open.for_each(|(_, row)| total.add(row));
         total
     }
@@ -192,9 +208,13 @@ impl Book {
         }
         match ledger.balance(key) {
             Some(sums) if same(&row, sums) => Ok(()),
-            Some(sums) => Err(format!("the entries of {key:?} add up to {row:?}, and it says {sums:?}")),
+            Some(sums) => {
+                Err(format!("the entries of {key:?} add up to {row:?}, and it says {sums:?}"))
+            }
             None if row == Row::default() => Ok(()),
-            None => Err(format!("{key:?} has {row:?} by its entries, and the ledger does not know it")),
+            None => {
+                Err(format!("{key:?} has {row:?} by its entries, and the ledger does not know it"))
+            }
         }
     }
 
@@ -261,7 +281,12 @@ impl Book {
         Ok(())
     }
 
-    fn charge_late(&mut self, hold: HoldId, pins: &[BalanceKey], actual: Pair) -> Result<(), String> {
+    fn charge_late(
+        &mut self,
+        hold: HoldId,
+        pins: &[BalanceKey],
+        actual: Pair,
+    ) -> Result<(), String> {
         if self.live.contains_key(&hold) {
             return Err(format!("{hold:?} is charged late while it is live"));
         }
@@ -333,7 +358,8 @@ pub(super) fn above(one: Pair, two: Pair) -> Pair {
 }
 
 fn same(row: &Row, sums: &Sums) -> bool {
-    let Row { held, overrun, charged, refunded, expired, outstanding, late, forgiven, carried } = *row;
+    let Row { held, overrun, charged, refunded, expired, outstanding, late, forgiven, carried } =
+        *row;
     [held, overrun, charged, refunded, expired, outstanding, late, forgiven, carried, row.spent()]
         == [
             pair(sums.held),

@@ -37,10 +37,7 @@ const PASSED_OVER_MAX: u32 = 60;
 impl Breakers {
     pub fn new(plan: &Plan) -> Self {
         let (gateways, replicas) = (plan.topology.gateways.len(), plan.topology.replicas.len());
-        Self {
-            well: vec![vec![Some(0); replicas]; gateways],
-            failed: None,
-        }
+        Self { well: vec![vec![Some(0); replicas]; gateways], failed: None }
     }
 
     /// What ended, before it is known what follows.
@@ -96,7 +93,9 @@ impl Breakers {
         }
         let stay = &member.stay;
         match moved.cause {
-            Cause::ConsecutiveFailures { .. } if stay.seen && stay.consecutive < config.breaker.consecutive_failures => {
+            Cause::ConsecutiveFailures { .. }
+                if stay.seen && stay.consecutive < config.breaker.consecutive_failures =>
+            {
                 wrong(format!("is ejected after {} failures in a row", stay.consecutive));
             }
             Cause::FailureRate { failed, .. } if stay.seen && stay.failed < failed => {
@@ -105,7 +104,9 @@ impl Breakers {
             Cause::Fault(_) if self.failed != Some((moved.id, Guilt::Faulty)) => {
                 wrong("is ejected for a fault that nobody reported".into());
             }
-            Cause::ProbesSucceeded if stay.seen && stay.succeeded < config.breaker.probes_to_close.max(1) => {
+            Cause::ProbesSucceeded
+                if stay.seen && stay.succeeded < config.breaker.probes_to_close.max(1) =>
+            {
                 wrong(format!("is closed after {} good probes", stay.succeeded));
             }
             Cause::ProbeFailed if stay.seen && stay.failed == 0 => {
@@ -122,7 +123,8 @@ impl Breakers {
             let again = matches!(moved.cause, Cause::ProbeFailed | Cause::ProbeExpired);
             if let Some(before) = stay.ejected_for.filter(|_| again && stay.seen) {
                 let doubled = (before * 2).min(breaker.ejection_max.as_nanos() as u64);
-                let least = doubled / 100 * u64::from(100 - breaker.ejection_jitter_percent.min(99));
+                let least =
+                    doubled / 100 * u64::from(100 - breaker.ejection_jitter_percent.min(99));
                 if (length.as_nanos() as u64) + 1_000 < least {
                     wrong(format!("is ejected again for {length:?}, after {before} ns"));
                 }
@@ -149,9 +151,8 @@ impl Breakers {
             wrong(format!("is at fault, and its breaker is {}", member.phase));
         }
         // One may always be ejected: where nobody else is, there is no excuse.
-        let others = pool.members.iter().any(|(id, other)| {
-            *id != endpoint && other.phase != Phase::Closed
-        });
+        let others =
+            pool.members.iter().any(|(id, other)| *id != endpoint && other.phase != Phase::Closed);
         let stay = &member.stay;
         let often = stay.consecutive >= config.breaker.consecutive_failures.max(1);
         if guilt == Guilt::Fails && often && member.phase == Phase::Closed && !others {
@@ -190,7 +191,8 @@ impl Breakers {
             let tier = members.plan(member.replica).tier;
             let peers = pool.members.values().filter(|other| {
                 let plan = members.plan(other.replica);
-                let shares = plan.models.iter().any(|m| members.plan(member.replica).models.contains(m));
+                let shares =
+                    plan.models.iter().any(|m| members.plan(member.replica).models.contains(m));
                 plan.tier == tier && shares && !pool.drained.contains(&other.replica)
             });
             let (mut live, mut closed) = (0_u32, 0_u32);
@@ -232,7 +234,10 @@ impl Breakers {
                 verdict.fail(Invariant::Breakers, at, text);
             };
             let stay = &member.stay;
-            if member.until.is_some_and(|until| member.phase == Phase::Open && shows > until + LATE_MAX) {
+            if member
+                .until
+                .is_some_and(|until| member.phase == Phase::Open && shows > until + LATE_MAX)
+            {
                 wrong("its ejection is over, and it is not let back".into());
             }
             if member.phase != Phase::HalfOpen || !stay.seen || stay.panicked {
@@ -248,7 +253,10 @@ impl Breakers {
             let well = self.well[gateway as usize][member.replica as usize];
             let passed_over = stay.passed_over > PASSED_OVER_MAX + 4 * pool.members.len() as u32;
             if passed_over && well.is_some_and(|since| since < stay.since) {
-                wrong(format!("is well, half-open, and was passed over {} times", stay.passed_over));
+                wrong(format!(
+                    "is well, half-open, and was passed over {} times",
+                    stay.passed_over
+                ));
             }
         }
     }
@@ -294,8 +302,12 @@ fn guilt(
 /// Every way a breaker moves, for coverage.
 fn covered(moved: &Transition) {
     match (moved.from, moved.to, moved.cause) {
-        (Phase::Closed, Phase::Open, Cause::ConsecutiveFailures { .. }) => sometimes!("breaker_closed_open_consecutive"),
-        (Phase::Closed, Phase::Open, Cause::FailureRate { .. }) => sometimes!("breaker_closed_open_rate"),
+        (Phase::Closed, Phase::Open, Cause::ConsecutiveFailures { .. }) => {
+            sometimes!("breaker_closed_open_consecutive")
+        }
+        (Phase::Closed, Phase::Open, Cause::FailureRate { .. }) => {
+            sometimes!("breaker_closed_open_rate")
+        }
         (Phase::Closed, Phase::Open, Cause::Fault(_)) => sometimes!("breaker_closed_open_fault"),
         (Phase::Open, Phase::Open, _) => sometimes!("breaker_open_named_fault"),
         (Phase::Open, Phase::HalfOpen, _) => sometimes!("breaker_open_half_open"),
@@ -307,4 +319,3 @@ fn covered(moved: &Transition) {
         _ => {}
     }
 }
-

@@ -141,7 +141,9 @@ fn noted(fact: &Fact) {
 /// Something was noticed.
 pub(super) fn observed(observation: &Observation) {
     match observation {
-        Observation::Ended { end: control::outcome::AttemptEnd::Failed { failure, .. }, .. } => {
+        Observation::Ended {
+            end: control::outcome::AttemptEnd::Failed { failure, .. }, ..
+        } => {
             failed(*failure);
         }
         Observation::GaveUp { why, .. } => coverage::mark(gave_up(*why)),

@@ -9,8 +9,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use control::id::{AccountId, RequestId};
 use control::plane::{ControlPlane, Refusal};
 use control::quota::{
-    Ask, BalanceKey, Denied, DenyReason, Entry, Fact, HoldId, Ledger, Reply, StoreAnswer, StoreOp, Unit,
-    WindowKind,
+    Ask, BalanceKey, Denied, DenyReason, Entry, Fact, HoldId, Ledger, Reply, StoreAnswer, StoreOp,
+    Unit, WindowKind,
 };
 
 use super::book::{Book, Pair, above, caps_of, pair, plus};
@@ -95,9 +95,8 @@ impl Ledgers {
         let index = step.gateway as usize;
         self.learn(entry);
         let granted = self.fits(index, entry);
-        let added = granted.and_then(|()| {
-            self.books[index].add(entry).map_err(|why| (Invariant::Algebra, why))
-        });
+        let added = granted
+            .and_then(|()| self.books[index].add(entry).map_err(|why| (Invariant::Algebra, why)));
         if let Err((invariant, why)) = added {
             verdict.fail(invariant, step.at, why);
         }
@@ -142,8 +141,8 @@ impl Ledgers {
             self.learn(entry);
             // What an owner says it holds is taken as a fact, whatever the limits say.
             let granted = if told { Ok(()) } else { self.fits(0, entry) };
-            let added =
-                granted.and_then(|()| self.books[0].add(entry).map_err(|why| (Invariant::Algebra, why)));
+            let added = granted
+                .and_then(|()| self.books[0].add(entry).map_err(|why| (Invariant::Algebra, why)));
             if let Err((invariant, why)) = added {
                 verdict.fail(invariant, at, why);
             }
@@ -205,9 +204,10 @@ impl Ledgers {
             return;
         }
         let book = &self.books[step.gateway as usize];
-        let keys = book.rows.keys().filter(|key| {
-            key.account == spent.account && key.window.kind() == spent.window
-        });
+        let keys = book
+            .rows
+            .keys()
+            .filter(|key| key.account == spent.account && key.window.kind() == spent.window);
         // The latest of them is the one that is open; without any nothing is used yet.
         let used = keys.last().map_or([0, 0], |key| book.used(key, step.plane.wall()));
         let unit = spent.unit as usize;
@@ -318,9 +318,7 @@ impl Ledgers {
             for unit in 0..2 {
                 let (used, ever) = (truth.used[unit], truth.ever[unit]);
                 // A replica that claims more than any entry may say is cut to that, entry by entry.
-                if ever < AMOUNT_MAX
-                    && (spent[unit] > ever || spent[unit] + lost[unit] < used)
-                {
+                if ever < AMOUNT_MAX && (spent[unit] > ever || spent[unit] + lost[unit] < used) {
                     let text = format!(
                         "{account} used {used} ({} unit), and {} are charged; {} may be lost",
                         if unit == 0 { "token" } else { "money" },
@@ -396,8 +394,9 @@ impl Ledgers {
         answer: &StoreAnswer,
         ledger: &Ledger,
     ) -> Result<(), String> {
-        let Reply::Denied(Denied { reason: DenyReason::Spent { account, window, unit, .. }, .. }) =
-            answer.reply
+        let Reply::Denied(Denied {
+            reason: DenyReason::Spent { account, window, unit, .. }, ..
+        }) = answer.reply
         else {
             return Ok(());
         };
@@ -411,10 +410,13 @@ impl Ledgers {
                 let held = book.live.get(hold).map_or([0, 0], |(_, total)| *total);
                 (above(pair(*total), held), None)
             }
-            Ask::Probe | Ask::Assert { .. } | Ask::Settle { .. } | Ask::Refund { .. } => return Ok(()),
+            Ask::Probe | Ask::Assert { .. } | Ask::Settle { .. } | Ask::Refund { .. } => {
+                return Ok(());
+            }
         };
         let caps = limits.map_or_else(|| book.caps(account, window), |l| caps_of(&l, window));
-        let key = book.rows.keys().rfind(|key| key.account == account && key.window.kind() == window);
+        let key =
+            book.rows.keys().rfind(|key| key.account == account && key.window.kind() == window);
         let used = key.map_or([0, 0], |key| book.used(key, ledger.wall()));
         let unit = match unit {
             Unit::Tokens => 0,
@@ -477,4 +479,3 @@ fn covered(op: &StoreOp, answer: &StoreAnswer) {
         (Ask::Refund { .. }, _) => sometimes!("store_refund"),
     }
 }
-

@@ -129,13 +129,7 @@ impl Members {
     }
 
     /// An attempt begins.
-    pub fn begins(
-        &mut self,
-        gateway: u32,
-        attempt: AttemptId,
-        endpoint: EndpointId,
-        panic: bool,
-    ) {
+    pub fn begins(&mut self, gateway: u32, attempt: AttemptId, endpoint: EndpointId, panic: bool) {
         let pool = self.pool(gateway);
         if let Some(member) = pool.members.get_mut(&endpoint) {
             member.in_flight += 1;

@@ -71,7 +71,10 @@ impl Owners {
         let owner = &mut self.gateways[step.gateway as usize];
         if let Err(why) = owner.add(step.at, entry, &self.accounts) {
             // A second end breaks the algebra; what is lent beyond what was drawn breaks the bound.
-            let lends = matches!(&entry.fact, Fact::Reserve { from: Some(_), .. } | Fact::Extend { from: Some(_), .. });
+            let lends = matches!(
+                &entry.fact,
+                Fact::Reserve { from: Some(_), .. } | Fact::Extend { from: Some(_), .. }
+            );
             let invariant = if lends { Invariant::Bound } else { Invariant::Algebra };
             verdict.fail(invariant, step.at, format!("gateway-{}: {why}", step.gateway));
         }
@@ -101,12 +104,7 @@ impl Owners {
         owners.fold([0, 0], |sum, owner| plus(sum, owner.pending(account, &self.accounts)))
     }
 
-    pub fn finish(
-        &self,
-        planes: &[Option<&ControlPlane>],
-        at: u64,
-        verdict: &mut Verdict,
-    ) {
+    pub fn finish(&self, planes: &[Option<&ControlPlane>], at: u64, verdict: &mut Verdict) {
         for (index, (owner, plane)) in self.gateways.iter().zip(planes).enumerate() {
             if plane.is_none() {
                 continue;
@@ -188,7 +186,9 @@ impl Owner {
         from: Option<ReservationId>,
         amount: Pair,
     ) -> Result<(), String> {
-        if hold.allotment && let Some(lent) = self.lent.get_mut(&hold.id) {
+        if hold.allotment
+            && let Some(lent) = self.lent.get_mut(&hold.id)
+        {
             lent.drawn = plus(lent.drawn, amount);
         }
         if let Some(from) = from {
@@ -214,7 +214,9 @@ impl Owner {
         let Some(held) = self.live.remove(&hold) else {
             return Err(format!("{hold:?} ends and is not held: a second terminal fact"));
         };
-        if hold.allotment && let Some(lent) = self.lent.get_mut(&hold.id) {
+        if hold.allotment
+            && let Some(lent) = self.lent.get_mut(&hold.id)
+        {
             lent.over = true;
         }
         match held.from.and_then(|from| self.lent.get_mut(&from)).filter(|lent| !lent.over) {
@@ -239,9 +241,10 @@ impl Owner {
 
     /// What of an account's use the store may not know yet.
     fn pending(&self, account: AccountId, accounts: &BTreeMap<HoldId, Vec<AccountId>>) -> Pair {
-        let ends = self.unacknowledged.iter().filter(|(hold, _)| {
-            accounts.get(hold).is_some_and(|own| own.contains(&account))
-        });
+        let ends = self
+            .unacknowledged
+            .iter()
+            .filter(|(hold, _)| accounts.get(hold).is_some_and(|own| own.contains(&account)));
         let sum = ends.fold([0, 0], |sum, (_, (_, owed))| plus(sum, *owed));
         let lent = self.lent.values().flat_map(|lent| &lent.spent);
         let lent = lent.filter(|(own, _)| *own == account);

@@ -193,9 +193,8 @@ fn is_limited(config: &Config, arrival: &Arrival) -> bool {
 /// Tokens and money, each side of the price rounded up.
 fn cost(price: Price, prompt: u64, completion: u64) -> Pair {
     let (prompt, completion) = (i128::from(prompt), i128::from(completion));
-    let part = |tokens: i128, per_million: u64| {
-        (tokens * i128::from(per_million) + 999_999) / 1_000_000
-    };
+    let part =
+        |tokens: i128, per_million: u64| (tokens * i128::from(per_million) + 999_999) / 1_000_000;
     let money = part(prompt, price.input.0) + part(completion, price.output.0);
     [(prompt + completion).min(AMOUNT_MAX), money.min(AMOUNT_MAX)]
 }

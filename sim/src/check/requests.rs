@@ -331,13 +331,7 @@ impl Requests {
     }
 
     /// Time passes at a gateway that is awake.
-    pub fn look(
-        &mut self,
-        gateway: u32,
-        shows: Instant,
-        at: u64,
-        verdict: &mut Verdict,
-    ) {
+    pub fn look(&mut self, gateway: u32, shows: Instant, at: u64, verdict: &mut Verdict) {
         let own = &self.gateways[gateway as usize];
         for call in &own.live {
             let Some(request) = self.all[*call as usize].as_deref() else { continue };

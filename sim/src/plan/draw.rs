@@ -153,14 +153,7 @@ struct Habits {
 }
 
 impl Habits {
-    fn ask(
-        &self,
-        at_us: u64,
-        prompt: u64,
-        output: u64,
-        topology: &Topology,
-        rng: &mut Rng,
-    ) -> Ask {
+    fn ask(&self, at_us: u64, prompt: u64, output: u64, topology: &Topology, rng: &mut Rng) -> Ask {
         let tenant = shape::tenant(topology.tenants, rng);
         let session = chance(self.session, rng).then(|| rng.below(self.sessions.into()) as u32);
         let key = chance(self.key, rng);
@@ -224,7 +217,9 @@ impl Nemesis<'_> {
         let kind = self.kind(kind, config)?;
         let lasts = !matches!(
             kind,
-            FaultKind::StoreFailover { .. } | FaultKind::Reload { .. } | FaultKind::ClockJump { .. }
+            FaultKind::StoreFailover { .. }
+                | FaultKind::Reload { .. }
+                | FaultKind::ClockJump { .. }
         );
         Some(Fault { at_ms, until_ms: lasts.then_some(at_ms + length), kind })
     }
@@ -353,8 +348,7 @@ fn illness(rng: &mut Rng) -> ReplicaIllness {
 }
 
 fn lie(rng: &mut Rng) -> RegistryLie {
-    let lies =
-        [RegistryLie::Stale, RegistryLie::Partial, RegistryLie::Empty, RegistryLie::Silent];
+    let lies = [RegistryLie::Stale, RegistryLie::Partial, RegistryLie::Empty, RegistryLie::Silent];
     one_of(&lies, rng)
 }
 

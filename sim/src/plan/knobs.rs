@@ -170,8 +170,7 @@ fn accounts(config: &mut Config, topology: &Topology, load: u64, rng: &mut Rng) 
         if chance(20, rng) {
             let cap = Cap { tokens: Some(Tokens(expected / 3 + 50)), money: None };
             let limits = Limits { day: cap, ..Limits::default() };
-            account.per_user =
-                Some(Box::new(AccountConfig { limits, ..AccountConfig::default() }));
+            account.per_user = Some(Box::new(AccountConfig { limits, ..AccountConfig::default() }));
         }
         config.accounts.insert(tenant_account(tenant), account);
     }

@@ -26,8 +26,8 @@ pub(super) const CHAT_OUTPUT: Quantiles = [
 
 /// Prompts of a coding assistant (Azure, 2023).
 pub(super) const CODE_PROMPT: Quantiles = [
-    3, 75, 147, 232, 385, 578, 770, 938, 1075, 1261, 1469, 1690, 1909, 2164, 2433, 2745, 3193, 3923,
-    5194, 7315, 7437,
+    3, 75, 147, 232, 385, 578, 770, 938, 1075, 1261, 1469, 1690, 1909, 2164, 2433, 2745, 3193,
+    3923, 5194, 7315, 7437,
 ];
 
 /// Answers of a coding assistant (Azure, 2023).
@@ -40,8 +40,8 @@ pub(super) const CODE_BURST: Quantiles =
 
 /// The share of the load of the heaviest tenants, in ten-thousandths (ServeGen, large model).
 pub(super) const TENANT_SHARES: [u64; 24] = [
-    2803, 1660, 1339, 631, 343, 342, 245, 242, 202, 200, 191, 182, 121, 109, 95, 92, 76, 65, 63, 62, 54, 53,
-    50, 48,
+    2803, 1660, 1339, 631, 343, 342, 245, 242, 202, 200, 191, 182, 121, 109, 95, 92, 76, 65, 63,
+    62, 54, 53, 50, 48,
 ];
 
 /// A length drawn from quantiles: uniform between two neighbours.

@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use super::client::Seen;
 use super::plan::TierBPlan;
+use super::shares::Shares;
+use super::tenancy::Refused;
 
 /// How long after a cancel or a deadline a replica may still work: a connection's end travels two slow links, and a
 /// stream's writer notices at its next token.
@@ -78,6 +80,7 @@ pub(super) struct Checks {
     work: BTreeMap<u64, Work>,
     /// Answers that a replica still has in hand.
     live: BTreeSet<u64>,
+    shares: Shares,
     attempts: BTreeMap<(u8, String), u32>,
     /// The most that any replica can have used for a request.
     usable: BTreeMap<(u8, String), u64>,
@@ -95,6 +98,7 @@ impl Checks {
             tickets: Vec::new(),
             work: BTreeMap::new(),
             live: BTreeSet::new(),
+            shares: Shares::new(plan),
             attempts: BTreeMap::new(),
             usable: BTreeMap::new(),
             acknowledged: Vec::new(),
@@ -200,8 +204,32 @@ impl Checks {
         }
     }
 
+    /// A client was told why it got nothing.
+    pub fn refused(&mut self, now: Duration, refused: &Refused<'_>) {
+        if let Err((invariant, text)) = refused.judge() {
+            self.violated(now, invariant, text);
+        }
+    }
+
+    /// A gateway has an empty directory: it counts its requests from the beginning again.
+    pub fn begins_anew(&mut self, gateway: u8) {
+        self.attempts.retain(|(of, _), _| *of != gateway);
+        self.usable.retain(|(of, _), _| *of != gateway);
+    }
+
+    /// The run is over.
+    pub fn end(&mut self, now: Duration) {
+        if let Err((invariant, text)) = self.shares.end() {
+            self.violated(now, invariant, text);
+        }
+    }
+
     /// A replica is asked.
     pub fn asked(&mut self, now: Duration, nonce: u64, work: Work) {
+        let asked = self.shares.asked(now, self.calm_since, (work.gateway, work.replica));
+        if let Err((invariant, text)) = asked {
+            self.violated(now, invariant, text);
+        }
         let count = self.attempts.entry((work.gateway, work.request.clone())).or_default();
         *count += 1;
         let (count, max) = (*count, self.plan.attempts_max());

@@ -19,6 +19,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use super::plan::Operation;
 use super::replica::MODEL;
 use super::stage::Stage;
+use super::tenancy::Refused;
 use super::wire::Sockets;
 
 /// The port gateways listen on.
@@ -208,6 +209,17 @@ impl Asker {
         let body: Value = serde_json::from_slice(body).unwrap_or_default();
         let code = body["error"]["code"].as_str().unwrap_or("?");
         self.stage.word(format!("operation {} refused: {status} {code}", self.number));
+        self.told(&body["error"]);
+    }
+
+    /// Why it got nothing, or no more.
+    fn told(&self, error: &Value) {
+        let now = self.stage.now();
+        let Operation { gateway, tenant, .. } = self.operation;
+        let code = error["code"].as_str().unwrap_or_default();
+        let message = error["message"].as_str().unwrap_or_default();
+        let refused = Refused { gateway, tenant, code, message };
+        self.stage.scene().checks.refused(now, &refused);
     }
 
     async fn read_whole(&self, ticket: usize, response: Response<Incoming>) -> Seen {
@@ -246,19 +258,21 @@ impl Asker {
     fn event(&self, ticket: usize, event: &str, heard: &mut Heard) {
         let Some(data) = event.strip_prefix("data: ") else { return };
         let now = self.stage.now();
-        let mut scene = self.stage.scene();
         if data == "[DONE]" {
             heard.is_done = true;
-            return scene.checks.clean_end(now, ticket, heard.usage);
+            return self.stage.scene().checks.clean_end(now, ticket, heard.usage);
         }
         let Ok(value) = serde_json::from_str::<Value>(data) else {
-            return scene.checks.nonsense(now, ticket, data);
+            return self.stage.scene().checks.nonsense(now, ticket, data);
         };
-        heard.is_error |= value.get("error").is_some();
+        if let Some(error) = value.get("error") {
+            heard.is_error = true;
+            self.told(error);
+        }
         heard.usage = value["usage"]["total_tokens"].as_u64().or(heard.usage);
         if let Some(token) = value["choices"][0]["delta"]["content"].as_str() {
             heard.tokens += 1;
-            scene.checks.token(now, ticket, token.trim());
+            self.stage.scene().checks.token(now, ticket, token.trim());
         }
     }
 }

@@ -20,6 +20,7 @@ use transport::seam::Disk;
 
 use super::book::{Book, Broken, Hold};
 use super::check::{Acknowledged, Charge};
+use super::damage::Spot;
 use super::gateway::{DIR, House, tenant};
 use super::stage::Stage;
 use super::tape::Event;
@@ -41,6 +42,21 @@ pub(super) struct Follower {
     incarnation: u32,
     /// What the last death may have taken.
     may_lose: bool,
+    /// What is damaged.
+    damaged: Option<Spot>,
+}
+
+/// What the death of a process takes of its journal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Loss {
+    /// Nothing that was written.
+    Nothing,
+    /// What was not synced.
+    Unsynced,
+    /// A record is damaged.
+    Damaged(Spot),
+    /// All of it: the directory was moved aside.
+    Everything,
 }
 
 /// A record, as far as it matters here.
@@ -76,6 +92,7 @@ impl Follower {
             records: None,
             incarnation: 0,
             may_lose: false,
+            damaged: None,
         }
     }
 
@@ -84,10 +101,21 @@ impl Follower {
         &self.book
     }
 
-    /// The process died; `may_lose` where what it wrote may be gone.
-    pub fn died(&mut self, may_lose: bool) {
+    /// The process died.
+    pub fn died(&mut self, loss: Loss) -> Result<(), Broken> {
         self.records = None;
-        self.may_lose |= may_lose;
+        match loss {
+            Loss::Nothing => {}
+            Loss::Unsynced => self.may_lose = true,
+            Loss::Damaged(spot) => self.damaged = Some(spot),
+            Loss::Everything => {
+                self.history.clear();
+                self.charges.clear();
+                (self.incarnation, self.may_lose, self.damaged) = (0, false, None);
+                self.rebuild()?;
+            }
+        }
+        Ok(())
     }
 
     /// What was charged since the last call.
@@ -120,6 +148,11 @@ impl Follower {
             }
             self.take(stage, now, record.position, &record.payload)?;
         }
+        let known = self.history.len() as u64;
+        if known < written {
+            let text = format!("{written} records are written, and {known} of them can be read");
+            return Err((10, text));
+        }
         self.records = Some(records);
         Ok(())
     }
@@ -130,14 +163,19 @@ impl Follower {
         let first = reader.retained_from().map_err(unreadable)?.unwrap_or_default();
         // Some of what was read before, to hold against it.
         let known = (self.history.len() as u64).saturating_sub(1_000);
-        let known = if self.may_lose { 0 } else { known };
+        // What is damaged may be just behind them, and is told by where the next life begins.
+        let known = if self.may_lose || self.damaged.is_some() { 0 } else { known };
         reader.records(first.max(known)).map_err(unreadable)
     }
 
     /// The first record of a new life: everything from its position on is new.
     fn begin_life(&mut self, position: u64, incarnation: u32) -> Result<(), Broken> {
         let known = self.history.len() as u64;
-        if position < known && !self.may_lose {
+        let damaged = self.damaged.take();
+        if let Some(spot) = damaged {
+            spot.accepted(position, self.may_lose)?;
+        }
+        if position < known && !self.may_lose && damaged.is_none() {
             let text = format!("{known} records were written, and recovery knows {position}");
             return Err((10, text));
         }

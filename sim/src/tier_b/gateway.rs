@@ -10,13 +10,15 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use control::plane::Input;
+use control::plane::{ControlPlane, Input};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{sleep, timeout};
 use transport::cache::{Keeping, ModelCache, Seen};
 use transport::config::{self, Config, Env, Flags};
+use transport::driver::{Progress, RecoveryError};
 use transport::front::{Front, Limits, Listener, Server};
-use transport::gateway::Gateway;
+use transport::gateway::{Gateway, StartError};
+use transport::journal::OpenError;
 use transport::keys::KeyHash;
 use transport::seam::{Background, Beside, Disk, FaultyDisk, Network, Process, WallClock, World};
 
@@ -49,6 +51,8 @@ pub(super) struct House {
 struct Inside {
     orders: Option<mpsc::Sender<Order>>,
     gateway: Weak<Gateway>,
+    /// How far the last process's shadow came.
+    shadow: Option<Arc<Progress>>,
     /// Replicas that the configuration in force does not name.
     without: u8,
     /// How the last process ended, where it ended by itself.
@@ -59,9 +63,38 @@ struct Inside {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Ended {
     /// It could not start.
-    NotStarted(String),
+    NotStarted(Obstacle, String),
     /// It was told to stop, and did; the words say what it could not write.
     Stopped(Option<String>),
+}
+
+/// What a process could not start over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Obstacle {
+    /// The journal does not replay.
+    Diverged,
+    /// The journal or its snapshots are not sound.
+    Damaged,
+    /// Anything else: a disk that fails.
+    Other,
+}
+
+impl Obstacle {
+    fn of(error: &StartError) -> Self {
+        match error {
+            StartError::Recovery(RecoveryError::Diverged { .. }) => Self::Diverged,
+            StartError::Recovery(RecoveryError::Open(OpenError::Io { .. })) => Self::Other,
+            StartError::Recovery(RecoveryError::Open(_) | RecoveryError::Snapshot(_)) => {
+                Self::Damaged
+            }
+            StartError::Salt(_)
+            | StartError::Cache(_)
+            | StartError::Route(_)
+            | StartError::Upstream(_)
+            | StartError::Socket { .. }
+            | StartError::Entropy(_) => Self::Other,
+        }
+    }
 }
 
 /// What an operator wants.
@@ -90,10 +123,23 @@ impl House {
         self.inside().gateway.upgrade()
     }
 
+    /// How far the shadow of the last process came.
+    pub fn shadow(&self) -> Option<Arc<Progress>> {
+        self.inside().shadow.clone()
+    }
+
     /// Gives an order. False where nobody is there to take it.
     pub fn order(&self, order: Order) -> bool {
         let orders = self.inside().orders.clone();
         orders.is_some_and(|orders| orders.try_send(order).is_ok())
+    }
+
+    /// Whether the process lets a replica run dry; `None` where it is down or does not know the replica now.
+    pub fn drains(&self, which: u8) -> Option<bool> {
+        let view = self.gateway()?.driver().look(ControlPlane::view);
+        let name = replica(which);
+        let known = view.endpoints.iter().find(|endpoint| *endpoint.name == *name)?;
+        Some(known.draining)
     }
 
     /// Changes the file that the next reload or start reads.
@@ -146,7 +192,7 @@ impl House {
             Ok(started) => started,
             Err(error) => {
                 self.stage.word(format!("{name} cannot start: {error}"));
-                self.ends(Ended::NotStarted(error.to_string()));
+                self.ends(Ended::NotStarted(Obstacle::of(&error), error.to_string()));
                 return Ok(());
             }
         };
@@ -154,6 +200,7 @@ impl House {
         {
             let mut inside = self.inside();
             inside.gateway = Arc::downgrade(&started);
+            inside.shadow = started.health().shadow();
             inside.orders = Some(orders);
         }
         let _ = timeout(DISCOVERY_WAIT, started.discover()).await;

@@ -1,13 +1,16 @@
 //! What goes wrong, done to the machines and the network at its time, and undone.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use transport::seam::FaultyDisk;
 use transport::seam::disk::PowerLoss;
 use turmoil::Sim;
 
-use super::gateway::{Ended, House, Order};
+use super::damage::{Damage, move_aside};
+use super::follow::Loss;
+use super::gateway::{Ended, House, Obstacle, Order};
 use super::plan::{Fault, Mode, TierBPlan, client, gateway, replica};
 use super::stage::Stage;
 
@@ -17,8 +20,8 @@ const SUPERVISED: Duration = Duration::from_millis(700);
 /// A host that died, for whoever follows its journal.
 pub(super) struct Death {
     pub gateway: u8,
-    /// What it wrote may be gone.
-    pub may_lose: bool,
+    /// What it takes along.
+    pub loss: Loss,
 }
 
 /// Applies the plan's faults.
@@ -33,6 +36,14 @@ pub(super) struct Nemesis {
     down: BTreeMap<u8, Option<Duration>>,
     /// Gateways whose disk has had faults: those may refuse to go on.
     sick: Vec<bool>,
+    /// Journals that were damaged while their process was down, until one starts on them.
+    damaged: BTreeMap<u8, Damage>,
+    /// Gateways that die a second time when they are started: whether by power, and after how many bytes.
+    again: BTreeMap<u8, (bool, u64)>,
+    /// Those of them that were just started.
+    doomed: BTreeMap<u8, bool>,
+    /// Replicas to be undrained, by gateway: an order to a process that is down is given again.
+    owed: BTreeSet<(u8, u8)>,
     calm_since: Option<Duration>,
     healed: bool,
 }
@@ -47,6 +58,10 @@ impl Nemesis {
             lasting: BTreeMap::new(),
             down: BTreeMap::new(),
             sick: vec![false; houses.len()],
+            damaged: BTreeMap::new(),
+            again: BTreeMap::new(),
+            doomed: BTreeMap::new(),
+            owed: BTreeSet::new(),
             calm_since: Some(Duration::ZERO),
             healed: false,
         }
@@ -75,13 +90,26 @@ impl Nemesis {
             self.mend(sim);
         }
         self.supervise(sim, now, &mut deaths)?;
+        self.undrain();
         self.note_calm(now);
         Ok(deaths)
     }
 
-    /// Gateways that are down or ended.
+    /// Orders what is owed until it is seen to be done.
+    fn undrain(&mut self) {
+        for (gateway, replica) in self.owed.clone() {
+            let house = self.house(gateway);
+            match house.drains(replica) {
+                Some(false) => drop(self.owed.remove(&(gateway, replica))),
+                Some(true) => drop(house.order(Order::Drain(replica, false))),
+                None => {}
+            }
+        }
+    }
+
+    /// No fault lasts, no gateway is down, and no order is owed.
     pub fn is_quiet(&self) -> bool {
-        self.lasting.is_empty() && self.down.is_empty()
+        self.lasting.is_empty() && self.down.is_empty() && self.owed.is_empty()
     }
 
     fn note_calm(&mut self, now: Duration) {
@@ -111,13 +139,21 @@ impl Nemesis {
             }
             Fault::Replica { replica, mode } => self.set_mode(*replica, *mode),
             Fault::ReplicaCrash { replica: which } => sim.crash(replica(*which)),
-            Fault::Kill { gateway } => {
-                self.kill(sim, *gateway, until, deaths);
-                return;
-            }
+            Fault::Kill { gateway } => return self.kill(sim, *gateway, until, deaths),
             Fault::PowerLoss { gateway, reorder } => {
-                self.power_loss(sim, *gateway, *reorder, until, deaths);
-                return;
+                return self.power_loss(sim, *gateway, *reorder, until, deaths);
+            }
+            Fault::BitFlip { gateway, from_end, bit } => {
+                return self.flip(sim, *gateway, (*from_end, *bit), until, deaths);
+            }
+            Fault::CrashTwice { gateway, power, bytes } => {
+                // Who is down already still dies when it comes back.
+                self.again.insert(*gateway, (*power, *bytes));
+                return self.die(sim, *gateway, *power, until, deaths);
+            }
+            Fault::Pause { gateway: index } => {
+                let others = self.others();
+                others.iter().for_each(|other| sim.hold(gateway(*index), other.as_str()));
             }
             Fault::Restart { gateway } => {
                 if !self.down.contains_key(gateway) && self.house(*gateway).order(Order::Stop) {
@@ -125,11 +161,7 @@ impl Nemesis {
                 }
                 return;
             }
-            Fault::DiskFull { gateway } => {
-                let disk = &self.house(*gateway).disk;
-                let used: usize = disk.image().values().map(Vec::len).sum();
-                disk.set_capacity(Some(used as u64 + 64));
-            }
+            Fault::DiskFull { gateway } => fill(&self.house(*gateway).disk),
             Fault::DiskSlow { gateway, ms } => {
                 self.house(*gateway).disk.set_latency(Duration::from_millis(*ms));
             }
@@ -179,11 +211,17 @@ impl Nemesis {
                 self.house(*gateway).order(Order::Reload);
             }
             Fault::Drain { gateway, replica } => {
-                self.house(*gateway).order(Order::Drain(*replica, false));
+                self.owed.insert((*gateway, *replica));
+            }
+            Fault::Pause { gateway: index } => {
+                let others = self.others();
+                others.iter().for_each(|other| sim.release(gateway(*index), other.as_str()));
             }
             Fault::Kill { .. }
             | Fault::PowerLoss { .. }
             | Fault::Restart { .. }
+            | Fault::BitFlip { .. }
+            | Fault::CrashTwice { .. }
             | Fault::ClockJump { .. } => unreachable!("{fault:?} does not last, at {now:?}"),
         }
     }
@@ -217,7 +255,7 @@ impl Nemesis {
         let aborted = std::mem::take(&mut self.stage.scene().aborted);
         for (index, why) in aborted {
             // The plane broke, or a decision found no room on a disk that nothing is wrong with.
-            if !self.sick[usize::from(index)] || !why.contains("cannot be recorded") {
+            if !self.is_excused(index) || !why.contains("cannot be recorded") {
                 return Err((7, format!("gateway-{index} aborts: {why}")));
             }
             self.down.remove(&index);
@@ -226,9 +264,16 @@ impl Nemesis {
         for house in self.houses.clone() {
             let index = house.index;
             if let Some(ended) = house.take_ended() {
-                self.ended(index, &ended)?;
+                let loss = self.ended(index, &ended)?;
                 self.down.insert(index, Some(now + SUPERVISED));
-                deaths.push(Death { gateway: index, may_lose: false });
+                deaths.push(Death { gateway: index, loss });
+            } else if !self.down.contains_key(&index) && house.gateway().is_some() {
+                // It started: what was damaged is its journal's business now.
+                self.damaged.remove(&index);
+            }
+            if let Some(power) = self.doomed.remove(&index) {
+                self.down.remove(&index);
+                self.die(sim, index, power, now + SUPERVISED, deaths);
             }
             if !self.down.contains_key(&index) && has_failed_for_good(&house) {
                 self.kill(sim, index, now + SUPERVISED, deaths);
@@ -242,6 +287,10 @@ impl Nemesis {
             .collect();
         for index in back {
             self.down.remove(&index);
+            if let Some((power, bytes)) = self.again.remove(&index) {
+                self.house(index).disk.kill_after(bytes);
+                self.doomed.insert(index, power);
+            }
             sim.bounce(gateway(index));
             for other in self.others() {
                 sim.repair(gateway(index), other);
@@ -250,13 +299,70 @@ impl Nemesis {
         Ok(())
     }
 
-    fn ended(&self, index: u8, ended: &Ended) -> Result<(), (u8, String)> {
-        let is_sick = self.sick[usize::from(index)];
+    /// Whether it may, and what that takes along.
+    fn ended(&mut self, index: u8, ended: &Ended) -> Result<Loss, (u8, String)> {
+        let is_excused = self.is_excused(index);
         match ended {
-            Ended::NotStarted(_) | Ended::Stopped(Some(_)) if is_sick => Ok(()),
-            Ended::NotStarted(why) => Err((10, format!("gateway-{index} cannot start: {why}"))),
+            Ended::NotStarted(Obstacle::Damaged, why) if self.damaged.contains_key(&index) => {
+                let disk = &self.house(index).disk;
+                self.damaged.get(&index).map_or(Ok(()), |damage| damage.refused(disk, why))?;
+                move_aside(disk);
+                self.damaged.remove(&index);
+                self.stage.word(format!("gateway-{index}'s directory is moved aside"));
+                self.stage.scene().checks.begins_anew(index);
+                Ok(Loss::Everything)
+            }
+            Ended::NotStarted(Obstacle::Other, _) | Ended::Stopped(Some(_)) if is_excused => {
+                Ok(Loss::Nothing)
+            }
+            Ended::NotStarted(Obstacle::Diverged, why) => {
+                Err((11, format!("gateway-{index} cannot start: {why}")))
+            }
+            Ended::NotStarted(Obstacle::Damaged | Obstacle::Other, why) => {
+                Err((10, format!("gateway-{index} cannot start: {why}")))
+            }
             Ended::Stopped(Some(why)) => Err((10, format!("gateway-{index} cannot stop: {why}"))),
-            Ended::Stopped(None) => Ok(()),
+            Ended::Stopped(None) => Ok(Loss::Nothing),
+        }
+    }
+
+    /// Whether its disk may be what is wrong.
+    fn is_excused(&self, index: u8) -> bool {
+        self.sick[usize::from(index)] || self.doomed.contains_key(&index)
+    }
+
+    fn die(
+        &mut self,
+        sim: &mut Sim<'_>,
+        index: u8,
+        power: bool,
+        until: Duration,
+        deaths: &mut Vec<Death>,
+    ) {
+        if power {
+            self.power_loss(sim, index, false, until, deaths);
+        } else {
+            self.kill(sim, index, until, deaths);
+        }
+    }
+
+    fn flip(
+        &mut self,
+        sim: &mut Sim<'_>,
+        index: u8,
+        (from_end, bit): (u64, u8),
+        until: Duration,
+        deaths: &mut Vec<Death>,
+    ) {
+        if self.down.contains_key(&index) {
+            return;
+        }
+        self.kill(sim, index, until, deaths);
+        let damage = Damage::inflict(&self.house(index).disk, from_end, bit);
+        self.stage.word(format!("damaged: {:?}", damage.as_ref().map(Damage::spot)));
+        if let Some(damage) = damage {
+            deaths.push(Death { gateway: index, loss: Loss::Damaged(damage.spot()) });
+            self.damaged.insert(index, damage);
         }
     }
 
@@ -268,7 +374,7 @@ impl Nemesis {
         self.house(index).disk.kill();
         sim.crash(gateway(index));
         self.down.insert(index, Some(until));
-        deaths.push(Death { gateway: index, may_lose: false });
+        deaths.push(Death { gateway: index, loss: Loss::Nothing });
     }
 
     fn power_loss(
@@ -290,7 +396,9 @@ impl Nemesis {
         sim.crash(gateway(index));
         self.down.insert(index, Some(until));
         // Where every write is synced before it counts, not even a disk that fails may take what counted.
-        deaths.push(Death { gateway: index, may_lose: self.plan.knobs.fsync_ms != 0 });
+        let is_synced = self.plan.knobs.fsync_ms == 0;
+        let loss = if is_synced { Loss::Nothing } else { Loss::Unsynced };
+        deaths.push(Death { gateway: index, loss });
     }
 
     fn set_mode(&self, replica: u8, mode: Mode) {
@@ -300,6 +408,12 @@ impl Nemesis {
     fn house(&self, index: u8) -> &House {
         &self.houses[usize::from(index)]
     }
+}
+
+/// Hardly anything fits any more.
+fn fill(disk: &FaultyDisk) {
+    let used: usize = disk.image().values().map(Vec::len).sum();
+    disk.set_capacity(Some(used as u64 + 64));
 }
 
 fn disk_of(fault: &Fault) -> Option<u8> {
@@ -319,6 +433,9 @@ fn disk_of(fault: &Fault) -> Option<u8> {
         | Fault::Restart { .. }
         | Fault::Reload { .. }
         | Fault::Drain { .. }
+        | Fault::BitFlip { .. }
+        | Fault::Pause { .. }
+        | Fault::CrashTwice { .. }
         | Fault::ClockJump { .. } => None,
     }
 }

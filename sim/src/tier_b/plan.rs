@@ -217,6 +217,29 @@ pub enum Fault {
         /// Which replica.
         replica: u8,
     },
+    /// A gateway's process is killed, and a bit of its journal is another when it is started again.
+    BitFlip {
+        /// Which.
+        gateway: u8,
+        /// So many bytes before the journal's end, going round in what recovery reads.
+        from_end: u64,
+        /// Which bit of the byte.
+        bit: u8,
+    },
+    /// A gateway sleeps: nothing reaches it and nothing leaves it, and then all of it comes at once. Its timers go on.
+    Pause {
+        /// Which.
+        gateway: u8,
+    },
+    /// A gateway's process is killed, and again while it recovers.
+    CrashTwice {
+        /// Which.
+        gateway: u8,
+        /// Its machine loses power, both times.
+        power: bool,
+        /// Recovery gets to write so many bytes.
+        bytes: u64,
+    },
     /// A gateway's calendar jumps.
     ClockJump {
         /// Which.
@@ -252,6 +275,20 @@ impl TierBPlan {
     #[must_use]
     pub fn heal_ms(&self) -> u64 {
         self.duration_ms.saturating_sub(self.quiet_ms)
+    }
+
+    /// Whether nobody has a session, so that any replica will do for any request.
+    #[must_use]
+    pub fn is_stateless(&self) -> bool {
+        self.operations.iter().all(|operation| operation.session.is_none())
+    }
+
+    /// How long after it is well and reachable a replica may go without requests: the longest ejection, a probe that
+    /// began before it was well, the answers that are still owed elsewhere, and the second of slow start.
+    #[must_use]
+    pub fn readmitted_ms(&self) -> u64 {
+        let Knobs { ejection_ms, first_token_ms, request_ms, .. } = self.knobs;
+        4 * ejection_ms + first_token_ms + request_ms + 1_000
     }
 
     /// The most attempts one request may be.

@@ -6,8 +6,9 @@ use std::time::Duration;
 use turmoil::{Builder, Sim};
 
 use super::check::Acknowledged;
-use super::follow::Follower;
+use super::follow::{Follower, Loss};
 use super::gateway::House;
+use super::mirror::{Mirrors, Sight};
 use super::nemesis::Nemesis;
 use super::plan::{TierBPlan, client, gateway, replica};
 use super::stage::Stage;
@@ -24,6 +25,7 @@ pub(super) fn simulate(plan: &TierBPlan, with_text: bool) -> (Outcome, Vec<u8>) 
     settle_in(&mut sim, &stage, &houses);
     let mut run = Run {
         nemesis: Nemesis::new(&stage, &houses),
+        mirrors: Mirrors::new(plan.gateways, Duration::from_millis(plan.duration_ms)),
         followers: houses.iter().map(|house| Follower::new(&stage, Arc::clone(house))).collect(),
         told: Vec::new(),
         stage: Arc::clone(&stage),
@@ -45,6 +47,7 @@ pub(super) fn simulate(plan: &TierBPlan, with_text: bool) -> (Outcome, Vec<u8>) 
     {
         stage.scene().checks.violated(at, invariant, text);
     }
+    stage.scene().checks.end(at);
     let outcome = run.outcome(at);
     // The hosts' tasks end with it, and still note what they let go of.
     let mut text = stage.scene().tape.take_text();
@@ -88,6 +91,7 @@ struct Run {
     houses: Vec<Arc<House>>,
     nemesis: Nemesis,
     followers: Vec<Follower>,
+    mirrors: Mirrors,
     /// Clean ends whose gateway has gone since: held against what its next life knows.
     told: Vec<Acknowledged>,
 }
@@ -98,8 +102,8 @@ impl Run {
         let now = sim.elapsed();
         self.stage.scene().now = now;
         for death in self.nemesis.act(sim, now)? {
-            self.followers[usize::from(death.gateway)].died(death.may_lose);
-            if death.may_lose {
+            self.followers[usize::from(death.gateway)].died(death.loss)?;
+            if matches!(death.loss, Loss::Unsynced | Loss::Everything) {
                 self.told.retain(|told| told.gateway != death.gateway);
             }
         }
@@ -111,6 +115,9 @@ impl Run {
             for charge in follower.take_charges() {
                 self.stage.scene().checks.charged(now, &charge);
             }
+        }
+        for sight in self.houses.iter().filter_map(|house| see(house)) {
+            self.mirrors.look(now, &sight)?;
         }
         self.stage.scene().checks.look(now);
         self.told.extend(self.stage.scene().checks.take_acknowledged());
@@ -141,7 +148,10 @@ impl Run {
             }
             follower.reconciles()?;
         }
-        Ok(())
+        self.houses
+            .iter()
+            .filter_map(|house| see(house))
+            .try_for_each(|sight| self.mirrors.end(&sight))
     }
 
     fn outcome(&self, simulated: Duration) -> Outcome {
@@ -160,4 +170,16 @@ impl Run {
             },
         }
     }
+}
+
+/// A gateway and its shadow. After the process's end too: the last round of a shadow is made there.
+fn see(house: &House) -> Option<Sight> {
+    let (shadow, gateway) = (house.shadow()?, house.gateway());
+    let written = gateway.map(|gateway| gateway.driver().journal().written());
+    Some(Sight {
+        gateway: house.index,
+        written: written.unwrap_or_default(),
+        replayed: shadow.position(),
+        diverged: shadow.diverged(),
+    })
 }

@@ -240,7 +240,9 @@ impl World<'_> {
         let illness = self.replicas[replica as usize].illness();
         match illness {
             Some(ReplicaIllness::Stalls { .. }) if !stream => return,
-            Some(ReplicaIllness::Dies { .. }) if !stream => return self.fail(id, Failure::Truncated),
+            Some(ReplicaIllness::Dies { .. }) if !stream => {
+                return self.fail(id, Failure::Truncated);
+            }
             Some(ReplicaIllness::Garbage) => return self.fail(id, Failure::Garbage),
             _ => {}
         }

@@ -104,7 +104,8 @@ impl World<'_> {
 
     pub(super) fn answered(&mut self, id: u32, good: bool) {
         let Call { gateway, life, answered, .. } = self.calls[id as usize];
-        if self.gateways[gateway as usize].life != life || !self.gateways[gateway as usize].is_up() {
+        if self.gateways[gateway as usize].life != life || !self.gateways[gateway as usize].is_up()
+        {
             // The process died before it was written: the connection broke instead.
             return;
         }

@@ -147,7 +147,14 @@ impl World<'_> {
     }
 
     /// The client hears of the end once its record is written.
-    fn conclude(&mut self, caller: CallerToken, gateway: Host, position: u64, at: Nanos, good: bool) {
+    fn conclude(
+        &mut self,
+        caller: CallerToken,
+        gateway: Host,
+        position: u64,
+        at: Nanos,
+        good: bool,
+    ) {
         let call = caller.0 as u32;
         self.calls[call as usize].concluded = Some(self.now);
         let event = Event::Answered { call, good };

@@ -93,9 +93,11 @@ impl World<'_> {
         let gateway = &mut self.gateways[index as usize];
         gateway.forget();
         let left = gateway.journal.die(now, power, torn);
-        let lost_calls: Vec<u32> = (0..).zip(&self.calls).filter(|(_, call)| {
-            call.gateway == index && call.arrived && call.answered.is_none()
-        }).map(|(id, _)| id).collect();
+        let lost_calls: Vec<u32> = (0..)
+            .zip(&self.calls)
+            .filter(|(_, call)| call.gateway == index && call.arrived && call.answered.is_none())
+            .map(|(id, _)| id)
+            .collect();
         self.judge.died(index, left.next, power, now);
         for call in lost_calls {
             self.break_connection(call);
@@ -139,7 +141,9 @@ impl World<'_> {
     ) -> Result<ControlPlane, String> {
         let mut replay = match snapshot {
             None => Replay::from(self.fresh_plane(index)),
-            Some(bytes) => Replay::restore(bytes).map_err(|why| format!("gateway-{index}: {why}"))?,
+            Some(bytes) => {
+                Replay::restore(bytes).map_err(|why| format!("gateway-{index}: {why}"))?
+            }
         };
         for (number, record) in tail.iter().enumerate() {
             let taken = match number < facts {
@@ -209,7 +213,8 @@ impl Twin {
         let snapshot = || postcard::to_allocvec(plane).expect("the plane's state is plain data");
         let Some(replay) = &mut self.replay else {
             let restored = Replay::restore(&snapshot());
-            self.replay = Some(restored.map_err(|why| format!("a snapshot is not read back: {why}"))?);
+            self.replay =
+                Some(restored.map_err(|why| format!("a snapshot is not read back: {why}"))?);
             return Ok(());
         };
         self.steps -= 1;

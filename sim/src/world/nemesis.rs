@@ -127,7 +127,9 @@ impl World<'_> {
             }
             FaultKind::PowerLoss { gateway, .. } => self.recover(*gateway, 0, false),
             FaultKind::Pause { gateway } => self.wake_up(*gateway),
-            FaultKind::DiskFull { gateway } => self.mend_disk(*gateway, |journal| journal.full = false),
+            FaultKind::DiskFull { gateway } => {
+                self.mend_disk(*gateway, |journal| journal.full = false)
+            }
             FaultKind::DiskSlow { gateway, .. } => {
                 let write = self.plan.topology.disk.write_us * MICRO;
                 self.gateways[*gateway as usize].journal.write = write;

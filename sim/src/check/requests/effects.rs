@@ -67,7 +67,8 @@ impl Requests {
             let text = format!("has deadline {:?}, not {:?}", order.deadline, request.deadline);
             wrong(Invariant::Deadlines, text);
         }
-        let model = own.config.as_ref().and_then(|config| config.models.get(&request.arrival.model));
+        let model =
+            own.config.as_ref().and_then(|config| config.models.get(&request.arrival.model));
         let timeouts = model.and_then(|model| model.timeouts.as_ref());
         let timeouts = timeouts.or(own.config.as_ref().map(|config| &config.timeouts));
         if timeouts.is_some_and(|timeouts| order.gap_max != timeouts.between_tokens) {
@@ -85,11 +86,8 @@ impl Requests {
         if request.attempts > 1 && Self::costs(request.last_end.as_ref()) {
             own.retries += 1;
             if u128::from(own.retries) * 100 > own.budget + 100 {
-                let text = format!(
-                    "is retry {}, and {} have been earned",
-                    own.retries,
-                    own.budget / 100
-                );
+                let text =
+                    format!("is retry {}, and {} have been earned", own.retries, own.budget / 100);
                 wrong(Invariant::Bounds, text);
             }
         }
