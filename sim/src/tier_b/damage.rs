@@ -98,7 +98,12 @@ pub(super) fn move_aside(disk: &FaultyDisk) {
     let process = disk.process();
     for path in disk.image().into_keys() {
         if let Ok(inside) = path.strip_prefix(DIR) {
-            let _ = process.rename(&path, &Path::new("/aside").join(inside));
+            let aside = Path::new("/aside").join(inside);
+            let _ = process.rename(&path, &aside);
+            // Or the next loss of power may bring it back.
+            for changed in [&path, &aside].into_iter().filter_map(|path| path.parent()) {
+                let _ = process.sync_dir(changed);
+            }
         }
     }
 }
@@ -163,6 +168,7 @@ mod tests {
     use control::{Instant, Wall};
     use transport::driver::{RecoveryError, recover};
     use transport::journal::{OpenError, Options};
+    use transport::seam::disk::PowerLoss;
 
     use super::*;
 
@@ -219,6 +225,7 @@ mod tests {
         let disk = written();
         Damage::inflict(&disk, 60, 3).unwrap();
         move_aside(&disk);
+        disk.power_loss(PowerLoss { seed: 1, reorder: true });
         assert_eq!(recovered(&disk).unwrap(), 0);
     }
 

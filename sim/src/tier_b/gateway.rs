@@ -134,11 +134,12 @@ impl House {
         orders.is_some_and(|orders| orders.try_send(order).is_ok())
     }
 
-    /// Whether the process lets a replica run dry; `None` where it is down.
+    /// Whether the process lets a replica run dry; `None` where it is down or does not know the replica now.
     pub fn drains(&self, which: u8) -> Option<bool> {
         let view = self.gateway()?.driver().look(ControlPlane::view);
         let name = replica(which);
-        Some(view.endpoints.iter().any(|endpoint| *endpoint.name == *name && endpoint.draining))
+        let known = view.endpoints.iter().find(|endpoint| *endpoint.name == *name)?;
+        Some(known.draining)
     }
 
     /// Changes the file that the next reload or start reads.

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use transport::seam::FaultyDisk;
 use transport::seam::disk::PowerLoss;
 use turmoil::Sim;
 
@@ -138,13 +139,21 @@ impl Nemesis {
             }
             Fault::Replica { replica, mode } => self.set_mode(*replica, *mode),
             Fault::ReplicaCrash { replica: which } => sim.crash(replica(*which)),
-            Fault::Kill { gateway } => {
-                self.kill(sim, *gateway, until, deaths);
-                return;
-            }
+            Fault::Kill { gateway } => return self.kill(sim, *gateway, until, deaths),
             Fault::PowerLoss { gateway, reorder } => {
-                self.power_loss(sim, *gateway, *reorder, until, deaths);
-                return;
+                return self.power_loss(sim, *gateway, *reorder, until, deaths);
+            }
+            Fault::BitFlip { gateway, from_end, bit } => {
+                return self.flip(sim, *gateway, (*from_end, *bit), until, deaths);
+            }
+            Fault::CrashTwice { gateway, power, bytes } => {
+                // Who is down already still dies when it comes back.
+                self.again.insert(*gateway, (*power, *bytes));
+                return self.die(sim, *gateway, *power, until, deaths);
+            }
+            Fault::Pause { gateway: index } => {
+                let others = self.others();
+                others.iter().for_each(|other| sim.hold(gateway(*index), other.as_str()));
             }
             Fault::BitFlip { gateway, from_end, bit } => {
                 self.flip(sim, *gateway, (*from_end, *bit), until, deaths);
@@ -167,11 +176,7 @@ impl Nemesis {
                 }
                 return;
             }
-            Fault::DiskFull { gateway } => {
-                let disk = &self.house(*gateway).disk;
-                let used: usize = disk.image().values().map(Vec::len).sum();
-                disk.set_capacity(Some(used as u64 + 64));
-            }
+            Fault::DiskFull { gateway } => fill(&self.house(*gateway).disk),
             Fault::DiskSlow { gateway, ms } => {
                 self.house(*gateway).disk.set_latency(Duration::from_millis(*ms));
             }
@@ -418,6 +423,12 @@ impl Nemesis {
     fn house(&self, index: u8) -> &House {
         &self.houses[usize::from(index)]
     }
+}
+
+/// Hardly anything fits any more.
+fn fill(disk: &FaultyDisk) {
+    let used: usize = disk.image().values().map(Vec::len).sum();
+    disk.set_capacity(Some(used as u64 + 64));
 }
 
 fn disk_of(fault: &Fault) -> Option<u8> {
