@@ -5,12 +5,21 @@
 
 pub mod check;
 mod chronicle;
+pub mod cli;
 pub mod coverage;
+pub mod diff;
+pub mod meta;
+pub mod mutants;
 pub mod plan;
 pub mod report;
 pub mod run;
+pub mod shrink;
 pub mod store;
 pub mod story;
+pub mod swarm;
+pub mod tell;
+pub mod tier;
 pub mod tier_b;
 pub mod trace;
+pub mod try_config;
 mod world;

@@ -105,11 +105,7 @@ const FULL_CHECK_EVERY: u64 = 5_003;
 /// Runs a plan to its end, or to the first invariant that breaks.
 ///
 /// A panic of a machine is not caught here: see [`crate::run`].
-pub(crate) fn run<'a>(
-    plan: &'a Plan,
-    trace: Trace<'a>,
-    chronicle: Chronicle,
-) -> (Outcome, Chronicle) {
+pub(crate) fn run<'a>(plan: &'a Plan, trace: Trace<'a>, chronicle: Chronicle) -> Outcome {
     let mut world = World::new(plan, trace, chronicle);
     world.begin_all();
     while let Some((at, event)) = world.agenda.next() {
@@ -322,7 +318,7 @@ impl<'a> World<'a> {
         }
     }
 
-    fn finish(mut self) -> (Outcome, Chronicle) {
+    fn finish(mut self) -> Outcome {
         if !self.judge.is_over() {
             self.now = self.end;
             self.store_expires();
@@ -330,15 +326,14 @@ impl<'a> World<'a> {
             let planes: Vec<_> = planes.collect();
             self.judge.finish(&planes, &self.store.ledger, self.now);
         }
-        let outcome = Outcome {
+        Outcome {
             hash: self.trace.hash(),
             events: self.trace.events(),
             steps: self.steps,
             requests: self.judge.requests(),
             figures: self.judge.figures(),
             violation: self.judge.into_violation(),
-        };
-        (outcome, self.chronicle)
+        }
     }
 }
 

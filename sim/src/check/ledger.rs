@@ -170,7 +170,15 @@ impl Ledgers {
                 Fact::Late { pins, actual, .. } => {
                     (pins.iter().map(|pin| pin.account).collect(), pair(*actual))
                 }
-                _ => continue,
+                Fact::Limits { .. }
+                | Fact::Reserve { .. }
+                | Fact::Extend { .. }
+                | Fact::Refund { .. }
+                | Fact::Expire { .. }
+                | Fact::Forgive { .. }
+                | Fact::Close { .. }
+                | Fact::Retire { .. }
+                | Fact::Acknowledged { .. } => continue,
             };
             let accounts: std::collections::BTreeSet<_> = pins.into_iter().collect();
             for account in accounts {
@@ -204,12 +212,12 @@ impl Ledgers {
             return;
         }
         let book = &self.books[step.gateway as usize];
-        let keys = book
+        let mut keys = book
             .rows
             .keys()
             .filter(|key| key.account == spent.account && key.window.kind() == spent.window);
         // The latest of them is the one that is open; without any nothing is used yet.
-        let used = keys.last().map_or([0, 0], |key| book.used(key, step.plane.wall()));
+        let used = keys.next_back().map_or([0, 0], |key| book.used(key, step.plane.wall()));
         let unit = spent.unit as usize;
         let asked = request.wanted()[unit];
         let cap = book.caps(spent.account, spent.window)[unit];
@@ -365,7 +373,15 @@ impl Ledgers {
                 Some((pins, _)) => (pins, pair(*amount)),
                 None => return Ok(()),
             },
-            _ => return Ok(()),
+            Fact::Limits { .. }
+            | Fact::Settle { .. }
+            | Fact::Refund { .. }
+            | Fact::Expire { .. }
+            | Fact::Late { .. }
+            | Fact::Forgive { .. }
+            | Fact::Close { .. }
+            | Fact::Retire { .. }
+            | Fact::Acknowledged { .. } => return Ok(()),
         };
         for pin in pins {
             let caps = book.caps(pin.account, pin.window.kind());

@@ -10,49 +10,49 @@
 use control::rng::Rng;
 
 /// Quantiles 0, 1/20, .. 1 of a length in tokens.
-pub(super) type Quantiles = [u64; 21];
+pub(crate) type Quantiles = [u64; 21];
 
 /// Prompts of a chat service (Mooncake, conversations).
-pub(super) const CHAT_PROMPT: Quantiles = [
+pub(crate) const CHAT_PROMPT: Quantiles = [
     891, 901, 964, 1261, 1662, 2306, 3263, 4250, 4993, 5870, 6909, 8187, 9570, 11239, 13196, 15368,
     17869, 21467, 27367, 39552, 126_195,
 ];
 
 /// Answers of a chat service (Mooncake, conversations).
-pub(super) const CHAT_OUTPUT: Quantiles = [
+pub(crate) const CHAT_OUTPUT: Quantiles = [
     1, 10, 24, 46, 100, 156, 213, 256, 291, 322, 350, 375, 399, 423, 447, 472, 504, 543, 597, 698,
     2000,
 ];
 
 /// Prompts of a coding assistant (Azure, 2023).
-pub(super) const CODE_PROMPT: Quantiles = [
+pub(crate) const CODE_PROMPT: Quantiles = [
     3, 75, 147, 232, 385, 578, 770, 938, 1075, 1261, 1469, 1690, 1909, 2164, 2433, 2745, 3193,
     3923, 5194, 7315, 7437,
 ];
 
 /// Answers of a coding assistant (Azure, 2023).
-pub(super) const CODE_OUTPUT: Quantiles =
+pub(crate) const CODE_OUTPUT: Quantiles =
     [6, 6, 7, 7, 8, 9, 9, 10, 11, 12, 13, 14, 16, 18, 20, 24, 29, 39, 55, 90, 1899];
 
 /// Requests in each second of the coding assistant's hour, by its mean of 2.6: three seconds in four are empty.
-pub(super) const CODE_BURST: Quantiles =
+pub(crate) const CODE_BURST: Quantiles =
     [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 5, 7, 9, 13, 67];
 
 /// The share of the load of the heaviest tenants, in ten-thousandths (ServeGen, large model).
-pub(super) const TENANT_SHARES: [u64; 24] = [
+pub(crate) const TENANT_SHARES: [u64; 24] = [
     2803, 1660, 1339, 631, 343, 342, 245, 242, 202, 200, 191, 182, 121, 109, 95, 92, 76, 65, 63,
     62, 54, 53, 50, 48,
 ];
 
 /// A length drawn from quantiles: uniform between two neighbours.
-pub(super) fn length(quantiles: &Quantiles, rng: &mut Rng) -> u64 {
+pub(crate) fn length(quantiles: &Quantiles, rng: &mut Rng) -> u64 {
     let cell = rng.below(20) as usize;
     let (low, high) = (quantiles[cell], quantiles[cell + 1]);
     low + rng.below(high - low + 1)
 }
 
 /// One of `tenants`, the first the heaviest.
-pub(super) fn tenant(tenants: u32, rng: &mut Rng) -> u32 {
+pub(crate) fn tenant(tenants: u32, rng: &mut Rng) -> u32 {
     let shares = &TENANT_SHARES[..(tenants as usize).min(TENANT_SHARES.len())];
     let mut drawn = rng.below(shares.iter().sum());
     for (tenant, share) in (0..).zip(shares) {
