@@ -181,6 +181,7 @@ impl Requests {
     }
 
     /// What a plane noticed.
+    #[allow(clippy::wildcard_enum_match_arm, reason = "the rest is told by the explanation alone")]
     pub fn observed(&mut self, step: &Step<'_>, observation: &Observation) {
         let Some(request) = concerns(observation) else {
             if let Observation::Breaker(_) = observation {

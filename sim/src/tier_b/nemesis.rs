@@ -155,21 +155,6 @@ impl Nemesis {
                 let others = self.others();
                 others.iter().for_each(|other| sim.hold(gateway(*index), other.as_str()));
             }
-            Fault::BitFlip { gateway, from_end, bit } => {
-                self.flip(sim, *gateway, (*from_end, *bit), until, deaths);
-                return;
-            }
-            Fault::CrashTwice { gateway, power, bytes } => {
-                if !self.down.contains_key(gateway) {
-                    self.again.insert(*gateway, (*power, *bytes));
-                    self.die(sim, *gateway, *power, until, deaths);
-                }
-                return;
-            }
-            Fault::Pause { gateway: index } => {
-                let others = self.others();
-                others.iter().for_each(|other| sim.hold(gateway(*index), other.as_str()));
-            }
             Fault::Restart { gateway } => {
                 if !self.down.contains_key(gateway) && self.house(*gateway).order(Order::Stop) {
                     self.down.insert(*gateway, None);
