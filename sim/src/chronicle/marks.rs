@@ -100,7 +100,6 @@ impl Marks {
     }
 
     /// What the gateway noticed.
-    #[allow(clippy::wildcard_enum_match_arm, reason = "the rest is told with its request")]
     pub fn observed(&mut self, step: &Step<'_>, names: &Names) {
         let host = Host::Gateway(step.gateway);
         let (mut joined, mut left) = (Vec::new(), Vec::new());
