@@ -148,9 +148,9 @@ impl Follower {
             }
             self.take(stage, now, record.position, &record.payload)?;
         }
-        let known = self.history.len() as u64;
-        if known < written {
-            let text = format!("{written} records are written, and {known} of them can be read");
+        let read = records.position();
+        if read < written {
+            let text = format!("{written} records are written, and {read} of them can be read");
             return Err((10, text));
         }
         self.records = Some(records);
@@ -163,8 +163,14 @@ impl Follower {
         let first = reader.retained_from().map_err(unreadable)?.unwrap_or_default();
         // Some of what was read before, to hold against it.
         let known = (self.history.len() as u64).saturating_sub(1_000);
-        // What is damaged may be just behind them, and is told by where the next life begins.
-        let known = if self.may_lose || self.damaged.is_some() { 0 } else { known };
+        // All that may be gone is behind the newest snapshot. Before it there may be a hole: what a loss of power took
+        // is in the snapshot.
+        let known = if self.may_lose || self.damaged.is_some() {
+            let (snapshot, _) = reader.snapshot_at(u64::MAX).map_err(unreadable)?;
+            snapshot.map_or(0, |snapshot| snapshot.position)
+        } else {
+            known
+        };
         reader.records(first.max(known)).map_err(unreadable)
     }
 

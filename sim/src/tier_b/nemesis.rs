@@ -42,7 +42,9 @@ pub(super) struct Nemesis {
     again: BTreeMap<u8, (bool, u64)>,
     /// Those of them that were just started.
     doomed: BTreeMap<u8, bool>,
-    /// Replicas to be undrained, by gateway: an order to a process that is down is given again.
+    /// Gateways and the replicas that were drained there and should not be any more.
+    undrained: BTreeSet<(u8, u8)>,
+    /// Those of them that an order is owed for. A process that is down takes none, and one that dies may forget it.
     owed: BTreeSet<(u8, u8)>,
     calm_since: Option<Duration>,
     healed: bool,
@@ -61,6 +63,7 @@ impl Nemesis {
             damaged: BTreeMap::new(),
             again: BTreeMap::new(),
             doomed: BTreeMap::new(),
+            undrained: BTreeSet::new(),
             owed: BTreeSet::new(),
             calm_since: Some(Duration::ZERO),
             healed: false,
@@ -174,6 +177,8 @@ impl Nemesis {
                 self.house(*gateway).order(Order::Reload);
             }
             Fault::Drain { gateway, replica } => {
+                self.undrained.remove(&(*gateway, *replica));
+                self.owed.remove(&(*gateway, *replica));
                 self.house(*gateway).order(Order::Drain(*replica, true));
             }
             Fault::ClockJump { gateway, ms } => {
@@ -211,6 +216,7 @@ impl Nemesis {
                 self.house(*gateway).order(Order::Reload);
             }
             Fault::Drain { gateway, replica } => {
+                self.undrained.insert((*gateway, *replica));
                 self.owed.insert((*gateway, *replica));
             }
             Fault::Pause { gateway: index } => {
@@ -292,6 +298,7 @@ impl Nemesis {
                 self.doomed.insert(index, power);
             }
             sim.bounce(gateway(index));
+            self.owed.extend(self.undrained.iter().filter(|(of, _)| *of == index));
             for other in self.others() {
                 sim.repair(gateway(index), other);
             }
