@@ -292,6 +292,8 @@ impl<'a> World<'a> {
             let gateway = &self.gateways[index as usize];
             if let Some(plane) = &gateway.plane
                 && gateway.paused == 0
+                // Who has just woken has a moment to catch up.
+                && self.now >= gateway.awake_since + LOOK_EVERY
             {
                 let shows = gateway.clock.now(self.now);
                 self.judge.look_at(index, plane, shows, self.now);

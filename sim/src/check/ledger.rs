@@ -18,7 +18,7 @@ use super::owners::Owners;
 use super::request::{AMOUNT_MAX, Request};
 use super::{Invariant, Step, Verdict};
 use crate::coverage::sometimes;
-use crate::plan::Plan;
+use crate::plan::{FaultKind, Plan};
 
 /// All ledgers: one in each gateway, or one in the store.
 pub(super) struct Ledgers {
@@ -38,6 +38,11 @@ pub(super) struct Ledgers {
     forgotten: BTreeMap<AccountId, Pair>,
     /// What the store let expire.
     expired: BTreeSet<HoldId>,
+    /// Allotments that may end at the store before their owner can know: a failover forgot that they were extended, or the
+    /// owner's wall clock was set while it was down. What is spent of them then is late, and in the bound as such.
+    excused: BTreeSet<HoldId>,
+    /// Gateways whose wall clocks are set.
+    set_back: BTreeSet<u32>,
     /// The most generous limits an account ever had.
     caps: BTreeMap<(AccountId, WindowKind), [Option<i128>; 2]>,
 }
@@ -77,6 +82,8 @@ impl Ledgers {
             untold: BTreeMap::new(),
             forgotten: BTreeMap::new(),
             expired: BTreeSet::new(),
+            excused: BTreeSet::new(),
+            set_back: set_back(plan),
             caps: BTreeMap::new(),
         }
     }
@@ -186,6 +193,8 @@ impl Ledgers {
                 *forgotten = plus(*forgotten, actual);
             }
         }
+        let allotments = self.books[0].live.keys().filter(|hold| hold.allotment);
+        self.excused.extend(allotments.copied());
         let mut book = Book::default();
         for entry in kept {
             if let Err(why) = book.add(entry) {
@@ -267,6 +276,9 @@ impl Ledgers {
             !lost
         });
         if self.shared {
+            if self.set_back.contains(&gateway) {
+                self.excused.extend(self.owners.allotments(gateway));
+            }
             return self.owners.died(gateway, next);
         }
         let index = gateway as usize;
@@ -346,7 +358,8 @@ impl Ledgers {
         else {
             return;
         };
-        if self.expired.contains(&HoldId::allotment(hold.owner, *from)) {
+        let allotment = HoldId::allotment(hold.owner, *from);
+        if self.expired.contains(&allotment) && !self.excused.contains(&allotment) {
             let text = format!("{hold:?} is held from {from:?}, which the ledger let expire");
             verdict.fail(Invariant::Bound, step.at, text);
         }
@@ -478,6 +491,14 @@ impl Truth {
             overrun: plus(self.overrun, other.overrun),
         }
     }
+}
+
+/// Gateways whose wall clocks jump.
+fn set_back(plan: &Plan) -> BTreeSet<u32> {
+    let jump = |kind: &FaultKind| {
+        if let FaultKind::ClockJump { gateway, .. } = kind { Some(*gateway) } else { None }
+    };
+    plan.faults.iter().filter_map(|fault| jump(&fault.kind)).collect()
 }
 
 /// What the store was asked and answered, for coverage.

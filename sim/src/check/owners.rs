@@ -92,6 +92,12 @@ impl Owners {
         }
     }
 
+    /// What a gateway has drawn ahead.
+    pub fn allotments(&self, gateway: u32) -> impl Iterator<Item = HoldId> {
+        let live = self.gateways[gateway as usize].live.keys();
+        live.filter(|hold| hold.allotment).copied()
+    }
+
     /// The accounts that pay for a hold, as far as anybody said.
     pub fn accounts_of(&self, hold: &HoldId) -> Vec<AccountId> {
         self.accounts.get(hold).cloned().unwrap_or_default()

@@ -23,6 +23,8 @@ pub(super) struct Gateway {
     pub journal: Journal,
     /// Counts its processes, from 1.
     pub life: u32,
+    /// Since when it runs without a break.
+    pub awake_since: Nanos,
     /// How many pauses are on it.
     pub paused: u32,
     /// What happened to it while it was paused.
@@ -53,6 +55,7 @@ impl Gateway {
             clock: Clock::new(plan.ppm, plan.wall_off_ms),
             journal,
             life: 0,
+            awake_since: 0,
             paused: 0,
             asleep: Vec::new(),
             armed: None,

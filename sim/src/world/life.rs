@@ -62,7 +62,7 @@ impl World<'_> {
         let gateway = &mut self.gateways[index as usize];
         gateway.clock.restart(now, plane.now(), plane.wall());
         gateway.plane = Some(plane);
-        gateway.life += 1;
+        (gateway.life, gateway.awake_since) = (gateway.life + 1, now);
         let (incarnation, wall) = (gateway.life, gateway.clock.wall(now));
         self.submit(index, Input::Restarted { incarnation, wall });
         self.configure(index);

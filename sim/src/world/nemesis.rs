@@ -179,6 +179,7 @@ impl World<'_> {
         let own = &mut self.gateways[gateway as usize];
         own.paused -= 1;
         if own.paused == 0 {
+            own.awake_since = self.now;
             for (after, event) in (0..).zip(std::mem::take(&mut own.asleep)) {
                 self.agenda.plan(self.now + after, event);
             }
