@@ -52,7 +52,7 @@ impl Balance {
         if member.in_flight >= plan.in_flight_max {
             wrong(format!("goes to {}, which is full", order.endpoint_name));
         }
-        let open = eligible(members, pool, request, chosen.panic);
+        let open = eligible(members, pool, request, chosen.panic.then_some(chosen.tier));
         let again = request.tried.contains(&order.endpoint);
         if again && open.iter().any(|other| !other.limited && !request.tried.contains(&other.id)) {
             wrong(format!("goes to {} again, while another is eligible", order.endpoint_name));
@@ -99,14 +99,15 @@ impl Balance {
 const LOOKED_AT_MAX: usize = 64;
 
 /// Who may take the request: serves the model, does not drain, is admitted, has room, in the first tier that has one.
-fn eligible(members: &Members, pool: &Pool, request: &Request, panic: bool) -> Vec<Open> {
+fn eligible(members: &Members, pool: &Pool, request: &Request, panic: Option<u8>) -> Vec<Open> {
     let mut open = Vec::new();
     let mut tier_of = Vec::new();
     for (id, member) in serving(members, pool, request) {
         let plan = members.plan(member.replica);
         let admitted = match member.phase {
             Phase::Closed => true,
-            Phase::Open => panic,
+            // A panic is one tier's.
+            Phase::Open => panic == Some(plan.tier),
             Phase::HalfOpen => false,
         };
         if admitted

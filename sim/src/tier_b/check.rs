@@ -86,6 +86,8 @@ pub(super) struct Checks {
     usable: BTreeMap<(u8, String), u64>,
     /// Since the last look.
     acknowledged: Vec<Acknowledged>,
+    /// When each gateway's journal was damaged last: what it said before need not be written any more.
+    damaged: BTreeMap<u8, Duration>,
     /// Since when nothing is wrong with the network and no host is down.
     pub calm_since: Option<Duration>,
     violation: Option<Violation>,
@@ -102,6 +104,7 @@ impl Checks {
             attempts: BTreeMap::new(),
             usable: BTreeMap::new(),
             acknowledged: Vec::new(),
+            damaged: BTreeMap::new(),
             calm_since: Some(Duration::ZERO),
             violation: None,
         }
@@ -186,6 +189,10 @@ impl Checks {
             let text = format!("{request}: a clean end after {:?}, which is not all", heard.heard);
             return self.violated(now, 6, text);
         }
+        // It may have been under way, on a link that was held, for longer than its record lasted.
+        if self.damaged.get(&gateway).is_some_and(|at| heard.began <= *at) {
+            return;
+        }
         self.acknowledged.push(Acknowledged { gateway, request, usage });
     }
 
@@ -209,6 +216,12 @@ impl Checks {
         if let Err((invariant, text)) = refused.judge() {
             self.violated(now, invariant, text);
         }
+    }
+
+    /// A gateway's journal is damaged.
+    pub fn damaged(&mut self, now: Duration, gateway: u8) {
+        self.damaged.insert(gateway, now);
+        self.acknowledged.retain(|told| told.gateway != gateway);
     }
 
     /// A gateway has an empty directory: it counts its requests from the beginning again.
@@ -301,6 +314,17 @@ mod tests {
         world.checks.clean_end(NOW, world.ticket, Some(9));
         assert_eq!(world.broken(), None);
         assert_eq!(world.checks.take_acknowledged().len(), 1);
+    }
+
+    #[test]
+    fn what_was_said_before_a_journal_was_damaged_is_not_looked_for_in_it() {
+        for (damaged_at, acknowledged) in [(NOW, 0), (NOW - Duration::from_millis(1), 1)] {
+            let mut world = World::with_answer(1);
+            world.checks.damaged(damaged_at, world.checks.plan.operations[0].gateway);
+            world.token("t7.0");
+            world.checks.clean_end(NOW, world.ticket, None);
+            assert_eq!(world.checks.take_acknowledged().len(), acknowledged);
+        }
     }
 
     #[test]

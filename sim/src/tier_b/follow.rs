@@ -135,18 +135,18 @@ impl Follower {
         if self.records.is_some() && written == self.history.len() as u64 {
             return Ok(());
         }
-        let mut records = match self.records.take() {
-            Some(mut records) => {
-                records.go_on(written).map_err(unreadable)?;
-                records
-            }
+        // A handle that was open may have died with its process, in the middle of a step.
+        let kept = self.records.take();
+        let kept = kept.and_then(|mut records| records.go_on(written).ok().map(|()| records));
+        let mut records = match kept {
+            Some(records) => records,
             None => self.open()?.until(written),
         };
-        for record in records.by_ref() {
-            if record.incarnation > self.incarnation {
-                self.begin_life(record.position, record.incarnation)?;
-            }
-            self.take(stage, now, record.position, &record.payload)?;
+        self.read(stage, now, &mut records)?;
+        if records.position() < written {
+            // A hole: a loss of power took records that are in a snapshot, and recovery went on behind them.
+            records = self.open_behind()?.until(written);
+            self.read(stage, now, &mut records)?;
         }
         let read = records.position();
         if read < written {
@@ -157,20 +157,32 @@ impl Follower {
         Ok(())
     }
 
+    fn read(&mut self, stage: &Stage, now: Duration, records: &mut Records) -> Result<(), Broken> {
+        for record in records {
+            if record.incarnation > self.incarnation {
+                self.begin_life(record.position, record.incarnation)?;
+            }
+            self.take(stage, now, record.position, &record.payload)?;
+        }
+        Ok(())
+    }
+
+    /// From the newest snapshot on.
+    fn open_behind(&self) -> Result<Records, Broken> {
+        let disk: Arc<dyn Disk> = Arc::new(self.house.disk.process());
+        let reader = Reader::open(disk, Path::new(DIR)).map_err(unreadable)?;
+        let (snapshot, _) = reader.snapshot_at(u64::MAX).map_err(unreadable)?;
+        let from = snapshot.map_or(0, |snapshot| snapshot.position);
+        reader.records(from).map_err(unreadable)
+    }
+
     fn open(&self) -> Result<Records, Broken> {
         let disk: Arc<dyn Disk> = Arc::new(self.house.disk.process());
         let reader = Reader::open(disk, Path::new(DIR)).map_err(unreadable)?;
         let first = reader.retained_from().map_err(unreadable)?.unwrap_or_default();
         // Some of what was read before, to hold against it.
         let known = (self.history.len() as u64).saturating_sub(1_000);
-        // All that may be gone is behind the newest snapshot. Before it there may be a hole: what a loss of power took
-        // is in the snapshot.
-        let known = if self.may_lose || self.damaged.is_some() {
-            let (snapshot, _) = reader.snapshot_at(u64::MAX).map_err(unreadable)?;
-            snapshot.map_or(0, |snapshot| snapshot.position)
-        } else {
-            known
-        };
+        let known = if self.may_lose || self.damaged.is_some() { 0 } else { known };
         reader.records(first.max(known)).map_err(unreadable)
     }
 

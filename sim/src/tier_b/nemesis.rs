@@ -147,7 +147,7 @@ impl Nemesis {
                 return self.power_loss(sim, *gateway, *reorder, until, deaths);
             }
             Fault::BitFlip { gateway, from_end, bit } => {
-                return self.flip(sim, *gateway, (*from_end, *bit), until, deaths);
+                return self.flip(sim, *gateway, (*from_end, *bit), (now, until), deaths);
             }
             Fault::CrashTwice { gateway, power, bytes } => {
                 // Who is down already still dies when it comes back.
@@ -358,7 +358,7 @@ impl Nemesis {
         sim: &mut Sim<'_>,
         index: u8,
         (from_end, bit): (u64, u8),
-        until: Duration,
+        (now, until): (Duration, Duration),
         deaths: &mut Vec<Death>,
     ) {
         if self.down.contains_key(&index) {
@@ -369,6 +369,7 @@ impl Nemesis {
         self.stage.word(format!("damaged: {:?}", damage.as_ref().map(Damage::spot)));
         if let Some(damage) = damage {
             deaths.push(Death { gateway: index, loss: Loss::Damaged(damage.spot()) });
+            self.stage.scene().checks.damaged(now, index);
             self.damaged.insert(index, damage);
         }
     }

@@ -103,7 +103,7 @@ impl Run {
         self.stage.scene().now = now;
         for death in self.nemesis.act(sim, now)? {
             self.followers[usize::from(death.gateway)].died(death.loss)?;
-            if matches!(death.loss, Loss::Unsynced | Loss::Everything) {
+            if death.loss != Loss::Nothing {
                 self.told.retain(|told| told.gateway != death.gateway);
             }
         }
