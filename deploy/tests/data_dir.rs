@@ -142,9 +142,12 @@ fn a_torn_tail_is_cut_and_reported_and_the_rest_is_kept() {
     let world = World::new();
     let (mut gateway, _replica) = serve(&world, "--ttft 0ms --gap 0ms");
     assert_eq!(get(gateway.port, "/ready").unwrap().0, 200);
+    // Nothing has been acknowledged yet: what the first steps recorded is written when the writer gets to it.
+    let path = segment(&world.data());
+    let written = || std::fs::read(&path).is_ok_and(|bytes| !frames(&bytes).is_empty());
+    until("a first record is written", 10, written);
     gateway.process.kill();
     let before = audit(&world.data());
-    let path = segment(&world.data());
     let mut bytes = std::fs::read(&path).unwrap();
     let first = frames(&bytes)[0];
     // The beginning of a record that a crash has cut short.
