@@ -227,12 +227,13 @@ impl Owner {
         }
         match held.from.and_then(|from| self.lent.get_mut(&from)).filter(|lent| !lent.over) {
             Some(lent) => {
-                let own = accounts.get(&hold).into_iter().flatten();
-                lent.spent.extend(own.map(|account| (*account, actual)));
+                // What the store itself held pays first: it hears of that with this end, of the rest with the allotment's.
                 let spent = above(actual, held.stored.unwrap_or_default());
+                let own = accounts.get(&hold).into_iter().flatten();
+                lent.spent.extend(own.map(|account| (*account, spent)));
                 lent.used = plus(minus(lent.used, held.lent), spent);
                 if held.stored.is_some() {
-                    self.unacknowledged.insert(hold, (at, [0, 0]));
+                    self.unacknowledged.insert(hold, (at, minus(actual, spent)));
                 }
             }
             None => {
