@@ -87,6 +87,9 @@ pub struct Ask {
     pub leaves_ms: Option<u64>,
     /// How often the client asks again after a failure or silence, with the same key.
     pub again: u32,
+    /// Whether every replica refuses it as the client's own mistake (400).
+    #[serde(default)]
+    pub bad: bool,
 }
 
 impl Plan {

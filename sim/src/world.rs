@@ -362,5 +362,6 @@ fn fresh(at_us: u64, gateway: u32, tenant: u32, model: u32, number: u32) -> Ask 
         patience_ms: None,
         leaves_ms: None,
         again: 0,
+        bad: false,
     }
 }

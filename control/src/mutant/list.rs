@@ -171,6 +171,8 @@ mutants! {
     FaultNeutral "fault-neutral" breaks [5, 8], pains [13];
     /// 429, 503 and what the client did wrong count as failures (`plane/end.rs`, `verdict`).
     BusyOpens "busy-opens" breaks [5], pains [16];
+    /// A replica that says it is full gets its share of the next round (`plane/end.rs`, `pause_if_full`).
+    FullIsAskedAgain "full-is-asked-again" breaks [8, 9], pains [13];
     /// A connection that is refused does not count as a failure (`plane/end.rs`, `verdict`).
     ConnectNotCounted "connect-not-counted" breaks [5, 8], pains [11];
     /// The balancer is not told who is ejected (`plane/pick.rs`, `sync`).

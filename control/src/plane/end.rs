@@ -7,7 +7,7 @@ use super::observation::{Observation, Stale};
 use super::request::{Attempt, Phase, Request, reservation_of};
 use crate::attempt::{Decision, History};
 use crate::breaker::EjectionRoom;
-use crate::id::{AttemptId, CallerToken, RequestId};
+use crate::id::{AttemptId, CallerToken, EndpointId, RequestId};
 use crate::outcome::{AttemptEnd, Failure, Stage, Verdict};
 use crate::rate::Signal;
 use crate::units::{Amount, Tokens, Usage};
@@ -37,6 +37,7 @@ impl ControlPlane {
             after,
         });
         self.release(&running, self.verdict(id, &end));
+        self.pause_if_full(running.endpoint, &end);
         if let Phase::Cutting { outcome, .. } = self.requests[&id].phase {
             return self.finish_cut(id, outcome, &end);
         }
@@ -115,6 +116,19 @@ impl ControlPlane {
             // What is admitted changes with a transition, and with a probe's slot.
             None if ticket.probe => self.sync(endpoint),
             None => {}
+        }
+    }
+
+    /// An endpoint that is full is passed over for as long as it says, or for the longest backoff where it does not say;
+    /// never longer than the worst of them is ejected.
+    fn pause_if_full(&mut self, endpoint: EndpointId, end: &AttemptEnd) {
+        if let AttemptEnd::Failed { failure: Failure::Backpressure(_), retry_after, .. } = end
+            && self.registry.endpoint(endpoint).is_some()
+            && !planted!(FullIsAskedAgain)
+        {
+            let pause = retry_after.unwrap_or(self.config.attempt.backoff_max);
+            let pause = pause.min(self.config.breaker.ejection_max);
+            self.throttle.pushed_back(self.now, endpoint, pause);
         }
     }
 

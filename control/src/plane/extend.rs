@@ -56,13 +56,18 @@ impl ControlPlane {
             return self.observe(Observation::Stale(Stale::Reservation(reservation)));
         };
         let asked = request.extending.take().unwrap_or(Tokens::ZERO);
+        let affordable = affordable(denied, request.price);
         // Less each time, so that accounts whose limits differ cannot send it back and forth.
-        let left = affordable(denied, request.price).min(asked.saturating_sub(Tokens(1)));
+        let left = affordable.min(asked.saturating_sub(Tokens(1)));
         let attempting = matches!(request.phase, Phase::Attempting(_));
         let exhausted = request.produced >= request.covered;
         let overrun = request.produced.saturating_sub(request.covered);
         self.observe(Observation::Denied { request: id, denied: *denied });
         match spent_of(denied) {
+            // What is left is used already: to ask for it would only let the stream run on until the answer is here.
+            Some(spent) if exhausted && overrun >= affordable => {
+                self.cut(id, Outcome::QuotaSpent(spent));
+            }
             Some(_) if left > Tokens::ZERO && attempting => self.ask_for(id, left),
             Some(spent) if exhausted => self.cut(id, Outcome::QuotaSpent(spent)),
             // Nobody can say whether there is more. A slice is what a stream may overrun by.

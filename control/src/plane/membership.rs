@@ -62,9 +62,6 @@ impl ControlPlane {
         let endpoint = self.registry.endpoint(id).expect("the registry has just named it");
         let spec = &endpoint.spec;
         let draining = endpoint.draining;
-        if spec.rps_max.is_none() {
-            self.throttle.remove(id);
-        }
         self.balance.insert(
             id,
             Member {

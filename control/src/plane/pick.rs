@@ -61,12 +61,14 @@ impl ControlPlane {
         }
     }
 
-    /// Asks the balancer until it names somebody who has not had its requests of this second. First among those the
-    /// request was not tried on; when these are exhausted, among those it was.
+    /// Asks the balancer until it names somebody who has not had its requests of this second, and is not full. First among
+    /// those the request was not tried on; when these are exhausted, among those it was. Where everybody is full, the first
+    /// of them is asked all the same.
     fn choose(&mut self, id: RequestId, at: At) -> Choice {
         let request = &self.requests[&id];
         let mut throttled = Vec::new();
         let mut first_free: Option<Duration> = None;
+        let mut full: Option<Box<Chosen>> = None;
         let mut excluded = Vec::new();
         let mut fresh = true;
         while throttled.len() < THROTTLED_MAX {
@@ -78,7 +80,8 @@ impl ControlPlane {
             let query = Query { model: &request.arrival.model, key: at.key, bound: at.home, tried };
             let mut chosen = match self.balance.pick(&query) {
                 Pick::Chosen(chosen) => Box::new(chosen),
-                Pick::Nobody(nobody) => return Choice::Nobody(nobody),
+                Pick::Nobody(nobody) if full.is_none() => return Choice::Nobody(nobody),
+                Pick::Nobody(_) => break,
             };
             if chosen.retried_same && !throttled.is_empty() {
                 // Nobody is left but those that were excluded: on the first round some of them for having been tried.
@@ -100,16 +103,21 @@ impl ControlPlane {
             }
             throttled.push(chosen.endpoint);
             excluded.push(chosen.endpoint);
+            if full.is_none() && self.rps_max(chosen.endpoint).is_none() {
+                chosen.retried_same |= request.tried.contains(&chosen.endpoint);
+                full = Some(chosen);
+            }
         }
-        Choice::Throttled(first_free.unwrap_or(COME_BACK))
+        let Some(full) = full else {
+            return Choice::Throttled(first_free.unwrap_or(COME_BACK));
+        };
+        throttled.retain(|passed| *passed != full.endpoint);
+        Choice::Chosen(full, throttled)
     }
 
-    /// How long an endpoint must be passed over for its rate.
+    /// How long an endpoint is to be passed over, for its rate or because it was full.
     fn throttle_of(&self, id: EndpointId) -> Duration {
-        match self.rps_max(id) {
-            Some(_) => self.throttle.wait(self.now, id),
-            None => Duration::ZERO,
-        }
+        self.throttle.wait(self.now, id)
     }
 
     fn rps_max(&self, id: EndpointId) -> Option<u32> {

@@ -9,6 +9,10 @@
 //! `rps_max * (w + AHEAD) + 1` attempts. Counting per calendar second was rejected: it lets twice the rate through at
 //! the seam.
 //!
+//! An endpoint that says it is full (429, 503) is passed over too, for as long as it asks. Its breaker does not open for that,
+//! so without a pause a replica that is full for good would take its share of every round, and of the retry budget. Where
+//! all others are as full, it is asked all the same: the pause says whom to prefer, not whom to forbid.
+//!
 //! An endpoint whose instant has passed is as one that was never asked, so the table holds what was asked lately and is
 //! in the registry still: it is bounded by the registry.
 
@@ -42,7 +46,13 @@ impl Throttle {
         *due = (*due).max(now) + Duration::from_secs(1) / rps_max.max(1);
     }
 
-    /// The endpoint is gone, or has no limit any more.
+    /// The endpoint is full, and wants to be left alone for so long.
+    pub fn pushed_back(&mut self, now: Instant, id: EndpointId, pause: Duration) {
+        let due = self.worked_off.entry(id).or_insert(now);
+        *due = (*due).max(now + pause + AHEAD);
+    }
+
+    /// The endpoint is gone.
     pub fn remove(&mut self, id: EndpointId) {
         self.worked_off.remove(&id);
     }

@@ -1,5 +1,6 @@
 //! Invariant 8: load goes where it fits.
 
+use control::Instant;
 use control::balance::{Chosen, Policy, Reason};
 use control::breaker::Phase;
 use control::id::EndpointId;
@@ -52,21 +53,28 @@ impl Balance {
         if member.in_flight >= plan.in_flight_max {
             wrong(format!("goes to {}, which is full", order.endpoint_name));
         }
-        let open = eligible(members, pool, request, chosen.panic.then_some(chosen.tier));
+        let open = eligible(members, pool, request, chosen.panic.then_some(chosen.tier), step.now);
+        if member.left_until > step.now && full(members, pool, step.now) < PASSED_OVER_MAX {
+            let free = |one: &&Open| !one.limited && !request.tried.contains(&one.id);
+            if let Some(other) = open.iter().find(free) {
+                let text = format!("goes to {}, which is full", order.endpoint_name);
+                wrong(format!("{text}, and not to {:?}", other.id));
+            }
+        }
         let again = request.tried.contains(&order.endpoint);
         if again && open.iter().any(|other| !other.limited && !request.tried.contains(&other.id)) {
             wrong(format!("goes to {} again, while another is eligible", order.endpoint_name));
         }
         let untried: Vec<&Open> =
             open.iter().filter(|one| again || !request.tried.contains(&one.id)).collect();
-        let steady = !again && steady(members, pool, request) && !chosen.panic;
+        let steady = !again && steady(members, pool, request, step.now) && !chosen.panic;
         if steady && let Some(own) = untried.iter().find(|one| one.id == order.endpoint) {
             let policy = policy_of(config, request);
             if let Some(text) = misplaced(own, &untried, policy, chosen, config) {
                 wrong(text);
             }
         }
-        pass_over(members, step.gateway, order.endpoint, request, config);
+        pass_over(members, step, order.endpoint, request, config);
     }
 
     /// The plane counts in flight what runs.
@@ -99,7 +107,13 @@ impl Balance {
 const LOOKED_AT_MAX: usize = 64;
 
 /// Who may take the request: serves the model, does not drain, is admitted, has room, in the first tier that has one.
-fn eligible(members: &Members, pool: &Pool, request: &Request, panic: Option<u8>) -> Vec<Open> {
+fn eligible(
+    members: &Members,
+    pool: &Pool,
+    request: &Request,
+    panic: Option<u8>,
+    now: Instant,
+) -> Vec<Open> {
     let mut open = Vec::new();
     let mut tier_of = Vec::new();
     for (id, member) in serving(members, pool, request) {
@@ -115,7 +129,8 @@ fn eligible(members: &Members, pool: &Pool, request: &Request, panic: Option<u8>
             && !pool.drained.contains(&member.replica)
         {
             let weight = u64::from(plan.weight) * u64::from(member.share) / 1_000;
-            let (in_flight, limited) = (u64::from(member.in_flight), plan.rps_max.is_some());
+            let in_flight = u64::from(member.in_flight);
+            let limited = plan.rps_max.is_some() || member.full_until > now;
             open.push(Open { id: *id, weight: weight.max(1), in_flight, limited });
             tier_of.push(plan.tier);
         }
@@ -143,11 +158,25 @@ fn serving<'a>(
     })
 }
 
-/// Whether nothing is on the move: no half-open member, no slow start, nobody limited by the second.
-fn steady(members: &Members, pool: &Pool, request: &Request) -> bool {
+/// Members that a gateway passes over in one pick: of more it asks one all the same.
+const PASSED_OVER_MAX: usize = 8;
+
+/// How many members may be passed over.
+fn full(members: &Members, pool: &Pool, now: Instant) -> usize {
+    let passed = |member: &&Member| {
+        member.full_until > now || members.plan(member.replica).rps_max.is_some()
+    };
+    pool.members.values().filter(passed).count()
+}
+
+/// Whether nothing is on the move: no half-open member, no slow start, nobody limited by the second or full.
+fn steady(members: &Members, pool: &Pool, request: &Request, now: Instant) -> bool {
     serving(members, pool, request).all(|(_, member)| {
         let plan = members.plan(member.replica);
-        member.phase != Phase::HalfOpen && member.share % 1_000 == 0 && plan.rps_max.is_none()
+        member.phase != Phase::HalfOpen
+            && member.share % 1_000 == 0
+            && plan.rps_max.is_none()
+            && member.full_until <= now
     })
 }
 
@@ -187,11 +216,12 @@ fn misplaced(
 /// Half-open members that this attempt could have gone to and did not.
 fn pass_over(
     members: &mut Members,
-    gateway: u32,
+    step: &Step<'_>,
     to: EndpointId,
     request: &Request,
     config: &Config,
 ) {
+    let gateway = step.gateway;
     let sessionless = request.arrival.session.is_none() && request.tried.is_empty();
     let policy = policy_of(config, request);
     if !sessionless || !matches!(policy, Policy::Auto | Policy::LeastLoad | Policy::RoundRobin) {
@@ -203,10 +233,12 @@ fn pass_over(
             let plan = members.plan(member.replica);
             **id != to
                 && member.phase == Phase::HalfOpen
-                && member.stay.running == 0
+                // What hangs there since before is load: the least loaded is another.
+                && member.in_flight == 0
                 && plan.tier == 0
                 && plan.weight >= 50
                 && plan.rps_max.is_none()
+                && member.full_until <= step.now
                 && !pool.drained.contains(&member.replica)
         })
         .map(|(id, _)| *id)

@@ -53,6 +53,11 @@ impl Breakers {
         let guilt = guilt(end, step, requests, *attempt);
         let Some((endpoint, same_stay)) = members.ends(step.gateway, *attempt) else { return };
         let Some(member) = members.pool(step.gateway).members.get_mut(&endpoint) else { return };
+        if let AttemptEnd::Failed { failure: Failure::Backpressure(_), retry_after, .. } = end {
+            let pause = requests.pause(step.gateway, *retry_after);
+            member.left_until = member.left_until.max(step.now + pause);
+            member.full_until = member.full_until.max(member.left_until);
+        }
         if !same_stay {
             return;
         }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use control::outcome::Failure;
 use control::plane::{Durable, Effect, Observation, Outcome, Refusal};
 use control::quota::Fact;
+use control::registry::Refused as SourceRefused;
 use control::units::Amount;
 use serde::{Deserialize, Serialize};
 
@@ -151,11 +152,13 @@ pub(super) fn observed(observation: &Observation) {
         Observation::Nobody { .. } => sometimes!("nobody"),
         Observation::Lost { .. } => sometimes!("lost"),
         Observation::Denied { .. } => sometimes!("quota_denied"),
-        Observation::SourceRefused { .. } => sometimes!("source_refused"),
+        Observation::SourceRefused { why, .. } => source_refused(*why),
         Observation::QuotaDegraded(true) => sometimes!("quota_degraded"),
         Observation::QuotaDegraded(false) => sometimes!("quota_restored"),
         Observation::Stale(_) => sometimes!("stale_input"),
         Observation::EndpointRemoved { .. } => sometimes!("endpoint_removed"),
+        Observation::EndpointAdded(_) => sometimes!("endpoint_added"),
+        Observation::Configured { .. } => sometimes!("configured"),
         Observation::ChargeLost { .. }
         | Observation::Arrived { .. }
         | Observation::Granted { .. }
@@ -166,9 +169,17 @@ pub(super) fn observed(observation: &Observation) {
         | Observation::Bound { .. }
         | Observation::Breaker(_)
         | Observation::Refused { .. }
-        | Observation::Finished { .. }
-        | Observation::EndpointAdded(_)
-        | Observation::Configured { .. } => {}
+        | Observation::Finished { .. } => {}
+    }
+}
+
+fn source_refused(why: SourceRefused) {
+    match why {
+        SourceRefused::OlderVersion => sometimes!("source_older_version"),
+        SourceRefused::Empty => sometimes!("source_empty"),
+        SourceRefused::VersionReused
+        | SourceRefused::TooManyEndpoints
+        | SourceRefused::TooManySources => {}
     }
 }
 
@@ -184,7 +195,8 @@ fn failed(failure: Failure) {
         Failure::EndpointFault(_) => sometimes!("failed_fault"),
         Failure::Truncated => sometimes!("failed_truncated"),
         Failure::Garbage => sometimes!("failed_garbage"),
-        Failure::ClientError(_) | Failure::ErrorInAnswer | Failure::TooLarge => {}
+        Failure::ClientError(_) => sometimes!("failed_client_error"),
+        Failure::ErrorInAnswer | Failure::TooLarge => {}
     }
 }
 

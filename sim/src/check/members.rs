@@ -1,6 +1,7 @@
 //! Who is a member of which gateway's pools, what runs there, and how its breaker stands: an outsider's copy.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use control::Instant;
 use control::breaker::{Phase, Transition};
@@ -38,6 +39,10 @@ pub(super) struct Member {
     pub phase: Phase,
     pub share: u32,
     pub until: Option<Instant>,
+    /// It said that it is full: until then it may be passed over.
+    pub full_until: Instant,
+    /// The same, where it was seen: until then it has to be.
+    pub left_until: Instant,
     pub stay: Stay,
 }
 
@@ -60,6 +65,9 @@ pub(super) struct Stay {
     /// How long the ejection was that this one follows.
     pub ejected_for: Option<u64>,
 }
+
+/// Longer than any plan's backoff, and than any replica asks to be left alone.
+const PAUSE_MAX: Duration = Duration::from_secs(30);
 
 /// Where an attempt runs.
 #[derive(Clone, Copy, Debug)]
@@ -196,6 +204,8 @@ impl Members {
             member.share = endpoint.breaker.share_permille;
             member.until = endpoint.breaker.until;
             member.in_flight = endpoint.in_flight;
+            // Whom it leaves alone it does not show: any of them, for as long as a pause lasts at most.
+            member.full_until = plane.now() + PAUSE_MAX;
             pool.members.insert(endpoint.id, member);
             pool.present.insert(replica);
             if endpoint.draining {
@@ -248,6 +258,15 @@ impl Pool {
 
 impl Member {
     fn new(replica: u32, stay: Stay) -> Self {
-        Self { replica, in_flight: 0, phase: Phase::Closed, share: 1_000, until: None, stay }
+        Self {
+            replica,
+            in_flight: 0,
+            phase: Phase::Closed,
+            share: 1_000,
+            until: None,
+            full_until: Instant::ZERO,
+            left_until: Instant::ZERO,
+            stay,
+        }
     }
 }

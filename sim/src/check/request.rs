@@ -141,9 +141,14 @@ impl Request {
         self.terminal.map(|(_, charged)| charged).or(expired)
     }
 
-    /// Whether a quota of one of its accounts holds it back.
+    /// Whether a quota of one of its accounts held it back all along.
     pub fn is_limited(&self) -> bool {
         self.limited
+    }
+
+    /// The configuration in effect as it is sent: a limit that has been lifted holds nothing back.
+    pub fn under(&mut self, config: &Config) {
+        self.limited &= is_limited(config, &self.arrival);
     }
 
     /// Completion tokens of its latest attempt, as of its last mark.

@@ -22,7 +22,8 @@ pub fn draw(seed: u64) -> Plan {
     let root = Rng::new(seed);
     let topology = topology(&mut root.fork("topology"));
     let mut rng = root.fork("workload");
-    let asks = asks(&topology, &mut rng);
+    let mut asks = asks(&topology, &mut rng);
+    spoil(&mut asks, &mut root.fork("mistakes"));
     let load = asks.iter().map(|ask| ask.prompt + ask.output).sum();
     let config = knobs::draw(&topology, load, &mut root.fork("knobs"));
     let mut nemesis = Nemesis { rng: root.fork("nemesis"), topology: &topology, load };
@@ -148,6 +149,14 @@ fn asks(topology: &Topology, rng: &mut Rng) -> Vec<Ask> {
     asks
 }
 
+/// Clients make mistakes, some more than others.
+fn spoil(asks: &mut [Ask], rng: &mut Rng) {
+    let percent = one_of(&[0, 0, 1, 5, 20], rng);
+    for ask in asks {
+        ask.bad = chance(percent, rng);
+    }
+}
+
 /// How the clients of one seed behave, in percent.
 struct Habits {
     session: u64,
@@ -189,6 +198,7 @@ impl Habits {
             patience_ms: chance(self.patience, rng).then(|| 200 + rng.below(8_000)),
             leaves_ms: chance(self.leaves, rng).then(|| rng.below(4_000)),
             again: if key { self.again } else { 0 },
+            bad: false,
         }
     }
 }

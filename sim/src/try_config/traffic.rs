@@ -176,5 +176,6 @@ pub(super) fn ask(
         patience_ms: None,
         leaves_ms: None,
         again: 0,
+        bad: false,
     }
 }

@@ -168,6 +168,7 @@ impl World<'_> {
         let (at, event) = match illness {
             Some(ReplicaIllness::Silent) => return,
             Some(ReplicaIllness::Fails { status, .. }) => fail(failed_with(status), MILLI),
+            _ if ask.bad => fail(failed_with(400), MILLI),
             _ if state.busy >= plan.slots => fail(Failure::Backpressure(429), MILLI),
             _ => {
                 state.busy += 1;

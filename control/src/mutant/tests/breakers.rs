@@ -15,6 +15,7 @@ pub(super) const STORIES: &[Story] = &[
     (SuccessAtStart, a_stream_that_breaks_is_a_failure),
     (FaultNeutral, an_upstream_that_refuses_our_key_is_ejected),
     (BusyOpens, a_busy_endpoint_is_not_ejected),
+    (FullIsAskedAgain, a_full_endpoint_is_passed_over),
     (ConnectNotCounted, a_lone_endpoint_is_ejected),
     (EjectedStillPicked, an_ejected_endpoint_gets_nothing),
     (ConfigEditEvicts, a_reload_takes_nobody_out),
@@ -104,6 +105,17 @@ fn an_upstream_that_refuses_our_key_is_ejected() -> bool {
 
 fn a_busy_endpoint_is_not_ejected() -> bool {
     fail_at_a(&mut world(&["a"]), Failure::Backpressure(429), false) == Phase::Closed
+}
+
+fn a_full_endpoint_is_passed_over() -> bool {
+    let mut world = world(&["a", "b"]);
+    fail_at_a(&mut world, Failure::Backpressure(429), false);
+    (0..10).all(|_| {
+        let caller = world.ask(Ask::new());
+        let at = world.at(caller).to_owned();
+        world.complete(caller, 1);
+        at == "b"
+    })
 }
 
 fn an_ejected_endpoint_gets_nothing() -> bool {

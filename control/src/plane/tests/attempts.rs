@@ -4,6 +4,7 @@ use core::time::Duration;
 
 use super::world::{Ask, World, failed, seconds, spec};
 use crate::balance::Policy;
+use crate::id::CallerToken;
 use crate::outcome::{AttemptEnd, Failure, Stage};
 use crate::plane::{ATTEMPTS_MAX, Durable, Effect, Outcome, Refusal};
 use crate::registry::EndpointSpec;
@@ -198,6 +199,43 @@ fn a_model_whose_endpoints_all_had_their_requests_is_busy_until_the_first_is_fre
     world.members(&["a", "b"]);
     let free = world.ask(Ask::new());
     assert!(world.runs(free), "a limit that was lifted holds nobody back");
+}
+
+/// Whoever is asked says that it is full, for as long.
+fn full(world: &mut World, caller: CallerToken, retry_after: Option<Duration>) {
+    let failure = Failure::Backpressure(429);
+    world.end(caller, AttemptEnd::Failed { failure, produced: Tokens::ZERO, retry_after });
+}
+
+#[test]
+fn a_full_endpoint_is_left_alone_as_long_as_it_says_while_another_is_there() {
+    let mut world = World::of(&["a", "b"]);
+    world.configure(|config| config.attempt.attempts_max = 1);
+    let ask = |world: &mut World| {
+        let caller = world.ask(Ask::new());
+        (caller, world.at(caller).to_owned())
+    };
+    let (caller, first) = ask(&mut world);
+    full(&mut world, caller, Some(seconds(20)));
+    for _ in 0..8 {
+        let (caller, at) = ask(&mut world);
+        assert_ne!(at, first);
+        world.complete(caller, 1);
+    }
+    world.later(seconds(20));
+    let asked: Vec<_> = (0..4).map(|_| ask(&mut world).1).collect();
+    assert!(asked.contains(&first), "it said twenty seconds");
+}
+
+#[test]
+fn where_all_are_full_they_are_asked_all_the_same() {
+    let mut world = World::of(&["a", "b"]);
+    world.configure(|config| config.attempt.attempts_max = 1);
+    for _ in 0..4 {
+        let caller = world.ask(Ask::new());
+        assert!(world.runs(caller), "to be told again is better than to be refused unheard");
+        full(&mut world, caller, None);
+    }
 }
 
 #[test]

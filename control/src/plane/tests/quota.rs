@@ -94,6 +94,24 @@ fn a_stream_that_meets_its_limit_uses_the_last_token_and_is_then_cut() {
 }
 
 #[test]
+fn a_stream_that_has_used_what_is_left_is_cut_at_once() {
+    let mut world = limited(100);
+    let caller = world.ask(Ask::stream());
+    world.first_token(caller);
+    let effects = world.produce(caller, 95);
+    let attempt = world.attempt(caller);
+    assert_eq!(effects.last(), Some(&Effect::Cancel { caller, attempt }));
+    let extended = world.entries.iter().any(|entry| matches!(entry.fact, Fact::Extend { .. }));
+    assert!(
+        !extended,
+        "26 are left, 31 are used: to ask for them takes a shared store another round trip"
+    );
+    world.end(caller, AttemptEnd::Cancelled { produced: Tokens(95) });
+    assert_eq!(world.finish(caller).1.tokens, Tokens(105));
+    world.is_quiet();
+}
+
+#[test]
 fn money_that_is_left_is_spent_to_the_last_token_as_well() {
     let mut world = limited(1_000);
     world.configure(|config| {

@@ -1,7 +1,9 @@
 //! What a plane may say of a request, effect by effect.
 
+use std::time::Duration;
+
 use control::id::{AttemptId, CallerToken, RequestId};
-use control::outcome::AttemptEnd;
+use control::outcome::{AttemptEnd, Failure};
 use control::plane::{Dispatch, Input, Outcome, Refusal};
 use control::units::Amount;
 
@@ -91,6 +93,13 @@ impl Requests {
                 wrong(Invariant::Bounds, text);
             }
         }
+        if let Some(AttemptEnd::Failed { failure: Failure::ClientError(_), .. }) = request.last_end
+        {
+            wrong(Invariant::Bounds, "tries again what the client did wrong".into());
+        }
+        if let Some(config) = &own.config {
+            request.under(config);
+        }
         request.tried.push(order.endpoint);
         request.dispatches.push(step.position);
         let (attempt, number) = (order.attempt, order.number);
@@ -176,10 +185,21 @@ impl Requests {
         let Some(request) = self.of(caller).filter(|_| *refusal == Refusal::TurnConflict) else {
             return;
         };
-        if self.turns(step.gateway, request) <= 1 {
+        if self.turns(step.gateway, request) <= 1 && !self.just_left(step, request) {
             let text = format!("{:?} is refused its turn, and nobody else has it", request.id);
             verdict.fail(Invariant::Liveness, step.at, text);
         }
+    }
+
+    /// Whether another of its session was over in this very step: a gateway that slept ends both late, and the one that
+    /// waited has waited long enough by then.
+    fn just_left(&self, step: &Step<'_>, request: &Request) -> bool {
+        let stored = |one: &Request| one.arrival.session.filter(|session| session.stored);
+        self.all.iter().flatten().any(|other| {
+            other.gateway == step.gateway
+                && other.end.is_some_and(|end| end.position == step.position)
+                && stored(other) == stored(request)
+        })
     }
 
     /// Requests of a request's stored session that are under way at a gateway, this one included.
@@ -247,11 +267,17 @@ impl Requests {
     }
 
     /// What a stream may use beyond what is held for it: a slice, what arrives between two marks, and what arrives while
-    /// the store is asked for the next slice.
+    /// the store is asked, for what is left and once more whether that was all.
     fn overrun_max(&self, gateway: u32) -> u64 {
         let quota = &self.config(gateway).quota;
-        let waited = quota.answer_timeout.as_millis() as u64 * self.waits_at / 1_000;
+        let waited = 2 * quota.answer_timeout.as_millis() as u64 * self.waits_at / 1_000;
         quota.slice.0 + waited + 64
+    }
+
+    /// How long a replica that is full is left alone.
+    pub fn pause(&self, gateway: u32, retry_after: Option<Duration>) -> Duration {
+        let config = self.config(gateway);
+        retry_after.unwrap_or(config.attempt.backoff_max).min(config.breaker.ejection_max)
     }
 
     /// One key, one charge.

@@ -1,9 +1,10 @@
 //! Crashes, and the quiet at the end.
 
-use control::plane::ControlPlane;
+use control::outcome::Failure;
+use control::plane::{ControlPlane, Refusal};
 
 use super::super::book::Pair;
-use super::super::request::End;
+use super::super::request::{End, Request};
 use super::super::{Invariant, Step, Verdict};
 use super::Requests;
 use crate::plan::Plan;
@@ -166,7 +167,16 @@ impl Requests {
                 && request.arrival.principal.tenant == self.fresh
                 && request.at >= since
         });
-        for request in fresh {
+        // A replica outside the core may stay full for good. It is left alone as long as it says; who may ask only once is
+        // then told what it said.
+        let once = self.config(gateway).attempt.attempts_max == 1;
+        let told = |request: &Request| {
+            matches!(
+                request.refusal.as_deref(),
+                Some(Refusal::Failed { failure: Failure::Backpressure(_), .. })
+            )
+        };
+        for request in fresh.filter(|request| !(once && told(request))) {
             why = request.refusal.as_deref().or(why);
             let (asked, served) = models.entry(&request.arrival.model).or_default();
             if let Some(end) = request.end {
