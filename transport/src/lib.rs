@@ -17,6 +17,7 @@ pub mod journal;
 pub mod keys;
 pub mod logs;
 pub mod seam;
+pub mod sources;
 pub mod sse;
 pub mod tls;
 pub mod tokens;

@@ -31,6 +31,7 @@ mod chunk;
 mod classify;
 mod connect;
 mod failed;
+mod get;
 mod models;
 mod retry_after;
 mod stream;
@@ -52,6 +53,7 @@ use control::outcome::{Failure, Stage};
 
 pub use connect::{Client, Settings, SetupError};
 pub use failed::{Failed, UPSTREAM_ERROR_BYTES_MAX, UpstreamError};
+pub use get::Got;
 pub use models::ModelInfo;
 pub use stream::{Event, EventKind, Stream};
 pub use target::{BadSecret, BadUrl, BaseUrl, Secret, Target};

@@ -21,6 +21,9 @@ pub(super) struct Args {
     /// Writes the plan, to be edited, shrunk or kept
     #[arg(long, value_name = "FILE")]
     save: Option<PathBuf>,
+    /// Runs it so often, to measure its speed; every run has to be the same
+    #[arg(long, value_name = "K", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    times: u32,
     /// Prints what came of it as JSON, in one line, and nothing else
     #[arg(long)]
     json: bool,
@@ -36,13 +39,19 @@ pub(super) fn run(args: &Args) -> Verdict {
         Some(path) => traced(&plan, path)?,
         None => plan.run(),
     };
+    for nth in 2..=args.times {
+        let again = plan.run();
+        if again.hash != seen.hash {
+            return Err(format!("run {nth} has hash {:016x}, not {:016x}", again.hash, seen.hash));
+        }
+    }
     if args.json {
         println!("{}", serde_json::to_string(&seen).map_err(|why| why.to_string())?);
         return Ok(seen.violation.is_none());
     }
     let second = std::time::Duration::from_secs(1);
     if let Some(cpu) = meter.cpu() {
-        let speed = rate(seen.simulated.as_secs_f64(), cpu, second);
+        let speed = rate(seen.simulated.as_secs_f64() * f64::from(args.times), cpu, second);
         eprintln!("{:.2} s of CPU: {speed:.0} simulated seconds in each", cpu.as_secs_f64());
     }
     println!("{}", line(&args.source.name(), &seen));

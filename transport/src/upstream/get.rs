@@ -1,0 +1,37 @@
+//! Plain questions to an HTTP API: a service registry, a metrics page.
+
+use bytes::Bytes;
+use http::Method;
+use http::header::HeaderMap;
+
+use super::connect::Client;
+use super::failed::{self, Failed};
+use super::target::Target;
+use super::{Limits, bare_request, whole};
+
+/// What was answered, with a status of success.
+#[derive(Clone, Debug)]
+pub struct Got {
+    /// Its headers.
+    pub headers: HeaderMap,
+    /// All of its body.
+    pub body: Bytes,
+}
+
+impl Client {
+    /// Gets `path` (with its query) below `target`. `limits.whole_answer` bounds the wait for the head, `deadline` all of it,
+    /// `answer_bytes_max` the body.
+    ///
+    /// # Errors
+    /// [`Failed`], with what the endpoint said where it refused.
+    pub async fn get(&self, target: &Target, path: &str, limits: Limits) -> Result<Got, Failed> {
+        let request = bare_request(target, Method::GET, path, Bytes::new(), HeaderMap::new())?;
+        let response = self.exchange(target, request, limits.whole_answer, &limits).await?;
+        if !response.status().is_success() {
+            return Err(failed::refused(response, limits.deadline).await);
+        }
+        let (head, body) = response.into_parts();
+        let body = whole::collect(body, &limits).await?;
+        Ok(Got { headers: head.headers, body })
+    }
+}
