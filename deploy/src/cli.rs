@@ -1,10 +1,11 @@
 //! The command line.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::demo::DemoReplicaArgs;
+use crate::demo::{DemoReplicaArgs, parse_duration};
 
 /// An LLM gateway whose every decision can be replayed.
 ///
@@ -24,6 +25,8 @@ pub enum Command {
     Check(CheckArgs),
     /// An OpenAI-compatible replica to try things with; it fails as it is told to.
     DemoReplica(DemoReplicaArgs),
+    /// Stand beside a model server and serve gateways over gRPC: `grpc://host:port` in their configuration.
+    Worker(WorkerArgs),
     /// Make API keys.
     Key {
         #[command(subcommand)]
@@ -69,6 +72,35 @@ pub struct ServeArgs {
     /// Where to keep the journal. Default: ./pointsman-data.
     #[arg(long, value_name = "DIR")]
     pub data: Option<String>,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct WorkerArgs {
+    /// The model it serves, as gateways name it.
+    #[arg(long, value_name = "NAME", env = "MODEL_NAME")]
+    pub model: String,
+    /// Who writes the answers: `echo`, `hash`, or `openai:URL` for an OpenAI-compatible server. The key it is asked with,
+    /// where it needs one, stands in the variable WORKER_BACKEND_KEY.
+    #[arg(long, value_name = "BACKEND")]
+    pub backend: String,
+    /// What the OpenAI-compatible server calls the model. Default: as we do.
+    #[arg(long, value_name = "NAME")]
+    pub backend_model: Option<String>,
+    /// Where to listen. Default: LLM_ADDR, else the port LLM, else 0.0.0.0:50055.
+    #[arg(long, value_name = "ADDR")]
+    pub listen: Option<String>,
+    /// The most answers at once; who comes then is told when to come back.
+    #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub concurrency: u32,
+    /// How long answers may go on after SIGTERM.
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = parse_duration)]
+    pub grace: Duration,
+    /// Wait before each token (echo and hash).
+    #[arg(long, value_name = "TIME", default_value = "0", value_parser = parse_duration)]
+    pub delay: Duration,
+    /// What chance is drawn from where a request names no seed (hash).
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
 }
 
 #[derive(Clone, Debug, Args)]

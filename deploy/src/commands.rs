@@ -4,3 +4,4 @@ pub mod ask;
 pub mod check;
 pub mod key;
 pub mod replica;
+pub mod worker;

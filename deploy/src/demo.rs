@@ -30,7 +30,7 @@ use serde_json::json;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
-pub use args::DemoReplicaArgs;
+pub use args::{DemoReplicaArgs, parse_duration};
 
 /// How a demo replica behaves. The default is a healthy one.
 #[derive(Clone, Debug, PartialEq)]

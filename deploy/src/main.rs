@@ -17,6 +17,7 @@ fn main() -> ExitCode {
         Command::Serve(args) => serve::run(&args),
         Command::Check(args) => commands::check::run(&args),
         Command::DemoReplica(args) => commands::replica::run(args),
+        Command::Worker(args) => commands::worker::run(&args),
         Command::Key { command } => commands::key::run(command),
         Command::Status(args) => commands::ask::status(&args),
         Command::Drain(args) => commands::ask::drain(&args, true),

@@ -114,6 +114,11 @@ impl Chat for Local {
     }
 
     fn metrics(&self) -> String {
+        let catalog = self.0.catalog.load();
+        let told = catalog
+            .routes()
+            .filter_map(|(name, route)| Some((name, self.0.upstream.load(&route.target)?)));
+        self.0.health.workers_told(told);
         self.0.health.metrics(&self.0.driver)
     }
 }

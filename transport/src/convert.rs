@@ -4,17 +4,21 @@ use std::collections::BTreeMap;
 
 use control::balance::{self, Policy};
 use control::id::AccountId;
+use control::outcome::{Failure, Fault, Stage};
 use control::plane::{self, AccountConfig, ModelConfig};
 use control::quota::{Cap, Limits as QuotaLimits};
 use control::rate::RateLimits;
+use control::units::{Tokens, Usage};
 use control::{affinity, attempt, breaker};
+use proto::inference::v1::Usage as UsageSaid;
+use tonic::{Code, Status};
 
 use crate::catalog::Route;
 use crate::config::{
     Config, Fallback, Limits, LoadBalancer, Route as Configured, Serves, Timeouts,
 };
 use crate::keys::AccountIds;
-use crate::upstream::{BadSecret, BadUrl, Secret, Target};
+use crate::upstream::{BadSecret, BadUrl, Failed, Secret, Target};
 
 /// Endpoints without a stated maximum take this many attempts at once: more than one inference server runs, so that it
 /// limits only what has gone astray.
@@ -230,4 +234,95 @@ fn route(configured: &Configured) -> Result<Route, RouteError> {
         discover: matches!(configured.serves, Serves::Discovered { .. }),
         except,
     })
+}
+
+/// What a worker's status means. `comes_back`: it named a time after which to ask again. `begun`: a chunk had come.
+///
+/// `UNAVAILABLE` with such a time is a worker that drains or is full for now, and healthy. Without one it is a worker, or
+/// something before it, that cannot serve: taken for mere backpressure, a dead backend that refuses at once would look
+/// like the least busy of all.
+pub(crate) fn failure(code: Code, comes_back: bool, begun: bool) -> Failure {
+    match code {
+        Code::InvalidArgument => Failure::ClientError(400),
+        Code::NotFound => Failure::EndpointFault(Fault::UnknownModel),
+        Code::PermissionDenied => Failure::EndpointFault(Fault::Forbidden),
+        Code::Unauthenticated => Failure::EndpointFault(Fault::KeyRefused),
+        Code::ResourceExhausted => Failure::Backpressure(429),
+        Code::Unavailable if comes_back => Failure::Backpressure(503),
+        // Our own side says so, of a message above the limit.
+        Code::OutOfRange => Failure::TooLarge,
+        Code::Cancelled | Code::Unavailable if begun => Failure::Truncated,
+        Code::Cancelled => Failure::ConnectionLost,
+        Code::Unavailable => Failure::Status(502),
+        _ if begun => Failure::ErrorInAnswer,
+        Code::DeadlineExceeded => Failure::Status(504),
+        Code::Unimplemented => Failure::Status(501),
+        Code::Ok
+        | Code::Unknown
+        | Code::AlreadyExists
+        | Code::FailedPrecondition
+        | Code::Aborted
+        | Code::Internal
+        | Code::DataLoss => Failure::Status(500),
+    }
+}
+
+/// What a worker says that was used, with the part of the prompt that was cached. `None` where it is above every context
+/// window: no ledger should be charged with it.
+pub(crate) fn usage(said: &UsageSaid) -> Option<(Usage, u64)> {
+    const COUNT_MAX: u64 = 1 << 32;
+    let (prompt, completion) = (said.prompt_tokens, said.completion_tokens);
+    let possible = prompt <= COUNT_MAX && completion <= COUNT_MAX;
+    let usage = Usage { prompt: Tokens(prompt), completion: Tokens(completion) };
+    possible.then_some((usage, said.cached_tokens.min(prompt)))
+}
+
+/// The other way round.
+pub(crate) fn usage_said(usage: Usage, cached_tokens: u64) -> UsageSaid {
+    let (prompt_tokens, completion_tokens) = (usage.prompt.0, usage.completion.0);
+    UsageSaid { prompt_tokens, completion_tokens, cached_tokens }
+}
+
+/// What a worker says to its caller where its backend failed.
+pub(crate) fn status(failed: &Failed) -> Status {
+    let words = |code: Code| Status::new(code, format!("the backend: {}", failed.failure));
+    match failed.failure {
+        Failure::Connect | Failure::ConnectionLost => words(Code::Unavailable),
+        Failure::Timeout(Stage::Deadline) => words(Code::DeadlineExceeded),
+        Failure::Backpressure(_) => {
+            let mut status = words(Code::ResourceExhausted);
+            // Long enough that a full backend is not asked again at once.
+            let after = failed.retry_after.map_or(1_000, |after| after.as_millis());
+            if let Ok(after) = after.to_string().parse() {
+                status.metadata_mut().insert("retry-after-ms", after);
+            }
+            status
+        }
+        Failure::ClientError(_) => Status::invalid_argument(refusal_words(failed)),
+        Failure::EndpointFault(Fault::UnknownModel) => words(Code::NotFound),
+        Failure::EndpointFault(Fault::KeyRefused | Fault::Forbidden | Fault::AccountEmpty) => {
+            words(Code::PermissionDenied)
+        }
+        Failure::Timeout(Stage::FirstToken | Stage::BetweenTokens)
+        | Failure::Status(_)
+        | Failure::Truncated
+        | Failure::ErrorInAnswer
+        | Failure::Garbage
+        | Failure::TooLarge => words(Code::Internal),
+    }
+}
+
+/// How the backend refused the request itself: for the caller, who wrote the request.
+fn refusal_words(failed: &Failed) -> String {
+    // It goes into a header.
+    const LENGTH_MAX: usize = 2_048;
+    let said = failed.upstream.as_ref();
+    let said: Option<serde_json::Value> =
+        said.and_then(|said| serde_json::from_slice(&said.body).ok());
+    let words = said.as_ref().and_then(|said| {
+        let places = ["/error/message", "/message", "/error", "/detail"];
+        places.into_iter().find_map(|place| said.pointer(place)?.as_str())
+    });
+    let words = words.unwrap_or("the backend refused the request and did not say why");
+    words[..words.floor_char_boundary(LENGTH_MAX)].to_owned()
 }

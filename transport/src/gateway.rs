@@ -110,7 +110,8 @@ impl Gateway {
         }
         let catalog: SharedCatalog = Arc::new(ArcSwap::from_pointee(Catalog::default()));
         let cache = world.beside.cache(dir)?;
-        let upstream = Client::over(&Settings::default(), &world.network)?;
+        let upstream =
+            Client::over(&Settings::default(), &world.network)?.dated(world.wall.clone());
         let (driver, shadow, journal) = drive(recovered, &world, dir, &health);
         let chat = Local::new(
             Arc::clone(&driver),

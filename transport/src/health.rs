@@ -1,7 +1,9 @@
 //! What goes on, in figures and in words: the plane's observations as metrics, and the state of each part.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use control::breaker::{Phase, StateView, Transition};
 use control::outcome::AttemptEnd;
@@ -16,7 +18,10 @@ use prometheus_client::registry::Registry;
 
 use crate::driver::{Driver, Observer, Progress};
 use crate::exchange::Checks;
-use crate::upstream::Failed;
+use crate::upstream::{Failed, WorkerLoad};
+
+/// Twice as long as between two questions of the discovery.
+const TOLD_MAX: Duration = Duration::from_secs(60);
 
 /// Counts and remembers what the plane and its hands noticed.
 pub struct Health {
@@ -33,6 +38,9 @@ pub struct Health {
     first_token: Histogram,
     in_flight: Family<Instance, Gauge>,
     breaker_open: Family<Instance, Gauge>,
+    worker_running: Family<Instance, Gauge>,
+    worker_queued: Family<Instance, Gauge>,
+    worker_kv: Family<Instance, Gauge<f64, AtomicU64>>,
     reservations: Gauge,
     requests: Gauge,
     sessions: Gauge,
@@ -93,6 +101,9 @@ impl Health {
             first_token: Histogram::new(exponential_buckets(0.001, 2.0, 16)),
             in_flight: Family::default(),
             breaker_open: Family::default(),
+            worker_running: Family::default(),
+            worker_queued: Family::default(),
+            worker_kv: Family::default(),
             reservations: Gauge::default(),
             requests: Gauge::default(),
             sessions: Gauge::default(),
@@ -131,6 +142,12 @@ impl Health {
         );
         r.register("pointsman_in_flight_attempts", "Attempts running", self.in_flight.clone());
         r.register("pointsman_breaker_open", "1 while ejected", self.breaker_open.clone());
+        let help = "Requests that a worker says it runs";
+        r.register("pointsman_worker_running", help, self.worker_running.clone());
+        let help = "Requests that a worker says it lets wait";
+        r.register("pointsman_worker_queued", help, self.worker_queued.clone());
+        let help = "Use of a worker's key-value cache, 0 to 1";
+        r.register("pointsman_worker_kv_used_ratio", help, self.worker_kv.clone());
         let mut gauge = |name: &str, help: &str, metric: &Gauge| {
             r.register(name, help, metric.clone());
         };
@@ -157,6 +174,21 @@ impl Health {
         let is_fault = matches!(failed.failure.verdict(), control::outcome::Verdict::Fault(_));
         if is_fault && before.as_ref() != Some(&text) {
             tracing::warn!(instance_id = endpoint, "an endpoint needs its operator: {text}");
+        }
+    }
+
+    /// What workers said last of their load, by endpoint. What is older than [`TOLD_MAX`] says nothing any more.
+    pub fn workers_told<'a>(&self, told: impl Iterator<Item = (&'a str, WorkerLoad)>) {
+        self.worker_running.clear();
+        self.worker_queued.clear();
+        self.worker_kv.clear();
+        for (name, load) in told.filter(|(_, load)| load.at.elapsed() <= TOLD_MAX) {
+            let instance = Instance { instance: name.to_owned() };
+            self.worker_running.get_or_create(&instance).set(i64::from(load.running));
+            self.worker_queued.get_or_create(&instance).set(i64::from(load.queued));
+            if let Some(used) = load.kv_used_permille {
+                self.worker_kv.get_or_create(&instance).set(f64::from(used) / 1_000.0);
+            }
         }
     }
 

@@ -1,4 +1,4 @@
-//! Calls to OpenAI-compatible endpoints: one attempt, from the connection to the last byte.
+//! Calls to endpoints, OpenAI-compatible ones and workers: one attempt, from the connection to the last byte.
 //!
 //! The plane decides whom to ask and what a failure means; this module asks, and says **exactly how it ended**, because
 //! breaker, retry and bill all hang on that one word ([`Failed::failure`]). Gateways get this wrong in known ways, and
@@ -23,6 +23,9 @@
 //!   on another by hyper. Once written it is not: the replica may have begun to work. That is `ConnectionLost`, and whether to
 //!   ask again is the plane's decision.
 //!
+//! A worker (`grpc://`) speaks our own wire; what comes from it is turned into the same events, and its ends into the same
+//! words (see `wire`).
+//!
 //! Dropping a call or a [`Stream`] cancels it upstream at once: HTTP/1.1 by closing the connection, HTTP/2 by a reset.
 //! Nothing here logs; [`Failed::detail`] is made of our words, statuses and error codes, never of prompt, answer or key.
 
@@ -38,12 +41,13 @@ mod stream;
 mod target;
 mod timer;
 mod whole;
+mod wire;
 
 use core::time::Duration;
 
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
-use http::{Method, Request, Response};
+use http::{Method, Request, Response, Uri};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper_util::client::legacy::connect::capture_connection;
@@ -55,9 +59,11 @@ pub use connect::{Client, Settings, SetupError};
 pub use failed::{Failed, UPSTREAM_ERROR_BYTES_MAX, UpstreamError};
 pub use get::Got;
 pub use models::ModelInfo;
+use stream::SseStream;
 pub use stream::{Event, EventKind, Stream};
 pub use target::{BadSecret, BadUrl, BaseUrl, Secret, Target};
 pub use whole::Whole;
+pub use wire::WorkerLoad;
 
 /// Which operation of the API is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -116,6 +122,9 @@ impl Client {
     /// [`Failed`], with nothing produced except where an answer that does not stream broke off.
     pub async fn call(&self, target: &Target, ask: Ask, limits: Limits) -> Result<Answer, Failed> {
         let began = Instant::now();
+        if target.base_url.is_grpc() {
+            return wire::call(self, target, ask, limits).await;
+        }
         let (stream, path) = (ask.stream, ask.path);
         let head_within = if stream { limits.first_token } else { limits.whole_answer };
         let request = request(target, ask)?;
@@ -124,8 +133,8 @@ impl Client {
             return Err(failed::refused(response, limits.deadline).await);
         }
         if stream {
-            let stream = Stream::open(response, began, limits)?;
-            return Ok(Answer::Stream(Box::new(stream)));
+            let stream = SseStream::open(response, began, limits)?;
+            return Ok(Answer::Stream(Box::new(stream.into())));
         }
         whole::read(response, path, &limits).await.map(Answer::Whole)
     }
@@ -177,7 +186,8 @@ fn request(target: &Target, ask: Ask) -> Result<Request<Full<Bytes>>, Failed> {
         Path::ChatCompletions => "/chat/completions",
         Path::Embeddings => "/embeddings",
     };
-    let mut request = bare_request(target, Method::POST, path, ask.body, ask.headers)?;
+    let uri = target.base_url.join(path);
+    let mut request = bare_request(target, Method::POST, uri, ask.body, ask.headers)?;
     let headers = request.headers_mut();
     headers.insert(header::ACCEPT, HeaderValue::from_static(accept));
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
@@ -191,10 +201,21 @@ fn request(target: &Target, ask: Ask) -> Result<Request<Full<Bytes>>, Failed> {
 fn bare_request(
     target: &Target,
     method: Method,
-    path: &str,
+    uri: Result<Uri, http::Error>,
     body: Bytes,
-    mut headers: HeaderMap,
+    headers: HeaderMap,
 ) -> Result<Request<Full<Bytes>>, Failed> {
+    let headers = laid_over(headers, target);
+    let mut request = Request::new(Full::new(body));
+    *request.method_mut() = method;
+    *request.uri_mut() =
+        uri.map_err(|_| Failed::new(Failure::Connect, "the endpoint's URL cannot be used"))?;
+    *request.headers_mut() = headers;
+    Ok(request)
+}
+
+/// The headers that every call to `target` carries, laid over those of the caller.
+fn laid_over(mut headers: HeaderMap, target: &Target) -> HeaderMap {
     for hop in HOP_BY_HOP {
         headers.remove(hop);
     }
@@ -205,14 +226,7 @@ fn bare_request(
     for (name, value) in &target.headers {
         headers.insert(name, value.clone());
     }
-    let mut request = Request::new(Full::new(body));
-    *request.method_mut() = method;
-    *request.uri_mut() = target
-        .base_url
-        .join(path)
-        .map_err(|_| Failed::new(Failure::Connect, "the endpoint's URL cannot be used"))?;
-    *request.headers_mut() = headers;
-    Ok(request)
+    headers
 }
 
 const USER_AGENT: &str = concat!("pointsman/", env!("CARGO_PKG_VERSION"));

@@ -93,9 +93,11 @@ fn read_small(path: &PathBuf) -> Result<String, String> {
 ///
 /// One without a path gets `/v1`: `http://10.0.0.7:8000` is what people call a vLLM server. User, password, query and
 /// fragment are refused; keys have a key of their own, which is not printed.
+///
+/// Or a worker that speaks Pointsman's own wire: `grpc://10.0.0.7:50055`, with TLS `grpcs://`. It has no path.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Url {
-    https: bool,
+    scheme: &'static str,
     authority: String,
     path: String,
 }
@@ -103,8 +105,8 @@ pub struct Url {
 impl Url {
     /// Whether TLS is spoken.
     #[must_use]
-    pub fn is_https(&self) -> bool {
-        self.https
+    pub fn is_tls(&self) -> bool {
+        self.scheme == "https" || self.scheme == "grpcs"
     }
 
     /// `host` or `host:port`, as written.
@@ -128,8 +130,7 @@ impl Url {
 
 impl fmt::Display for Url {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let scheme = if self.https { "https" } else { "http" };
-        write!(f, "{scheme}://{}{}", self.authority, self.path)
+        write!(f, "{}://{}{}", self.scheme, self.authority, self.path)
     }
 }
 
@@ -137,11 +138,10 @@ impl FromStr for Url {
     type Err = &'static str;
 
     fn from_str(given: &str) -> Result<Self, Self::Err> {
-        let (https, rest) = match given.split_once("://") {
-            Some(("http", rest)) => (false, rest),
-            Some(("https", rest)) => (true, rest),
-            Some(_) | None => return Err("a URL begins with http:// or https://"),
-        };
+        let (given, rest) = given.split_once("://").unwrap_or_default();
+        let scheme = ["http", "https", "grpc", "grpcs"].into_iter().find(|known| *known == given);
+        let scheme = scheme.ok_or("a URL begins with http://, https://, grpc:// or grpcs://")?;
+        let is_worker = scheme.starts_with("grpc");
         if rest.contains(['?', '#']) {
             return Err("a base URL has no query and no fragment");
         }
@@ -157,17 +157,22 @@ impl FromStr for Url {
         {
             return Err("the URL's host or port is not valid");
         }
-        let path = if path.is_empty() { "/v1" } else { path.trim_end_matches('/') };
+        let path = match path.trim_end_matches('/') {
+            "" if is_worker => "",
+            _ if is_worker => return Err("a grpc:// URL has no path: write grpc://host:port"),
+            _ if path.is_empty() => "/v1",
+            path => path,
+        };
         if !path.is_empty() && path.parse::<http::uri::PathAndQuery>().is_err() {
             return Err("the URL's path is not valid");
         }
-        Ok(Self { https, authority: authority.to_owned(), path: path.to_owned() })
+        Ok(Self { scheme, authority: authority.to_owned(), path: path.to_owned() })
     }
 }
 
 impl Value for Url {
     fn expected() -> String {
-        "a URL like http://127.0.0.1:8000/v1".into()
+        "a URL like http://127.0.0.1:8000/v1 or grpc://127.0.0.1:50055".into()
     }
 
     fn read(scalar: &Scalar) -> Result<Self, Wrong> {

@@ -25,8 +25,9 @@ use control::outcome::Failure;
 
 use super::failed::Failed;
 use super::target::Target;
-use crate::seam::Network;
+use super::wire::Workers;
 use crate::seam::net::Connector;
+use crate::seam::{Network, WallClock};
 
 /// How connections are made and kept. Timeouts of a single call are its [`Limits`](super::Limits).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -77,6 +78,8 @@ pub struct Client {
     plain: Pool<Connector, Full<Bytes>>,
     tls: Pool<HttpsConnector<Connector>, Full<Bytes>>,
     http2: Pool<HttpsConnector<Connector>, Full<Bytes>>,
+    pub(super) workers: Workers,
+    pub(super) wall: WallClock,
 }
 
 impl Client {
@@ -109,10 +112,19 @@ impl Client {
             .enable_http2()
             .wrap_connector(connector());
         Ok(Self {
+            workers: Workers::new(only_http2.clone()),
+            wall: WallClock::System,
             plain: pool(settings, settings.idle_plain).build(connector()),
             tls: pool(settings, settings.idle_tls).build(any_version),
             http2: pool(settings, settings.idle_tls).http2_only(true).build(only_http2),
         })
+    }
+
+    /// The same with another calendar: answers that are put together here are dated.
+    #[must_use]
+    pub fn dated(mut self, wall: WallClock) -> Self {
+        self.wall = wall;
+        self
     }
 
     /// Sends a request on a pooled or a new connection and waits for the answer's head, however long it takes.
@@ -148,7 +160,7 @@ fn no_head(error: &PoolError) -> Failed {
 }
 
 /// The causes of a connection's failure, innermost last. These come from sockets and libraries, never from a peer's text.
-fn chain(error: &PoolError) -> String {
+pub(super) fn chain(error: &dyn core::error::Error) -> String {
     let mut text = String::new();
     let mut source = error.source();
     while let Some(cause) = source {

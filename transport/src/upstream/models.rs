@@ -11,7 +11,7 @@ use control::units::Tokens;
 use super::connect::Client;
 use super::failed::{self, Failed};
 use super::target::Target;
-use super::{Limits, bare_request, whole};
+use super::{Limits, bare_request, whole, wire};
 
 /// A model of `GET /models`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,7 +34,11 @@ impl Client {
         target: &Target,
         limits: Limits,
     ) -> Result<Vec<ModelInfo>, Failed> {
-        let request = bare_request(target, Method::GET, "/models", Bytes::new(), HeaderMap::new())?;
+        if target.base_url.is_grpc() {
+            return wire::describe(self, target, limits).await;
+        }
+        let uri = target.base_url.join("/models");
+        let request = bare_request(target, Method::GET, uri, Bytes::new(), HeaderMap::new())?;
         let response = self.exchange(target, request, limits.whole_answer, &limits).await?;
         if !response.status().is_success() {
             return Err(failed::refused(response, limits.deadline).await);
@@ -43,6 +47,20 @@ impl Client {
         let list: List = serde_json::from_slice(&body)
             .map_err(|_| Failed::new(Failure::Garbage, "not a list of models"))?;
         Ok(list.data.into_iter().map(Entry::info).collect())
+    }
+
+    /// The page at `/metrics` of the server that `target` is on, as inference servers have one.
+    ///
+    /// # Errors
+    /// [`Failed`], above all where there is none.
+    pub(crate) async fn figures(&self, target: &Target, limits: Limits) -> Result<Bytes, Failed> {
+        let uri = target.base_url.at("/metrics");
+        let request = bare_request(target, Method::GET, uri, Bytes::new(), HeaderMap::new())?;
+        let response = self.exchange(target, request, limits.whole_answer, &limits).await?;
+        if !response.status().is_success() {
+            return Err(failed::refused(response, limits.deadline).await);
+        }
+        whole::collect(response.into_body(), &limits).await
     }
 }
 

@@ -8,7 +8,7 @@ use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use tokio::time::{Instant, timeout};
 
-use control::outcome::{Failure, Stage};
+use control::outcome::Failure;
 use control::units::{Tokens, Usage};
 
 use crate::sse;
@@ -16,25 +16,111 @@ use crate::sse;
 use super::Limits;
 use super::chunk::{Chunk, Finish};
 use super::failed::Failed;
-use super::timer::Timer;
+use super::timer::Patience;
 use super::whole::{content_type, passed_on, upstream_request_id};
+use super::wire::WireStream;
 
 /// A stream that has begun. Dropping it cancels the call upstream at once.
 #[derive(Debug)]
-pub struct Stream {
+pub struct Stream(Inner);
+
+#[derive(Debug)]
+enum Inner {
+    Sse(SseStream),
+    Wire(WireStream),
+}
+
+impl From<SseStream> for Stream {
+    fn from(stream: SseStream) -> Self {
+        Self(Inner::Sse(stream))
+    }
+}
+
+impl From<WireStream> for Stream {
+    fn from(stream: WireStream) -> Self {
+        Self(Inner::Wire(stream))
+    }
+}
+
+impl Stream {
+    /// The next block; `None` after [`EventKind::Done`] or a failure. Cancel-safe.
+    ///
+    /// # Errors
+    /// [`Failed`], once, with what had been produced until then.
+    pub async fn next(&mut self) -> Option<Result<Event, Failed>> {
+        match &mut self.0 {
+            Inner::Sse(stream) => stream.next().await,
+            Inner::Wire(stream) => stream.next().await,
+        }
+    }
+
+    /// Completion tokens that have arrived so far: as the replica says, else by our own count.
+    #[must_use]
+    pub fn produced(&self) -> Tokens {
+        match &self.0 {
+            Inner::Sse(stream) => stream.produced(),
+            Inner::Wire(stream) => stream.produced(),
+        }
+    }
+
+    /// The last usage the replica reported.
+    #[must_use]
+    pub fn usage(&self) -> Option<Usage> {
+        match &self.0 {
+            Inner::Sse(stream) => stream.usage(),
+            Inner::Wire(stream) => stream.usage(),
+        }
+    }
+
+    /// Whether every choice seen has said why it ended.
+    #[must_use]
+    pub fn finished(&self) -> bool {
+        match &self.0 {
+            Inner::Sse(stream) => stream.finished(),
+            Inner::Wire(stream) => stream.finished(),
+        }
+    }
+
+    /// The stream was complete, but its `[DONE]` never came and was supplied here: worth a word to its operator. Never so
+    /// for a worker, whose wire has another end.
+    #[must_use]
+    pub fn done_was_missing(&self) -> bool {
+        match &self.0 {
+            Inner::Sse(stream) => stream.done_was_missing,
+            Inner::Wire(_) => false,
+        }
+    }
+
+    /// Those of the endpoint's headers that may reach the caller, as for [`Whole`](super::Whole).
+    #[must_use]
+    pub fn headers(&self) -> &HeaderMap {
+        match &self.0 {
+            Inner::Sse(stream) => &stream.headers,
+            Inner::Wire(stream) => stream.headers(),
+        }
+    }
+
+    /// The endpoint's `x-request-id`, for the logs. A worker has the gateway's.
+    #[must_use]
+    pub fn upstream_request_id(&self) -> Option<&str> {
+        match &self.0 {
+            Inner::Sse(stream) => stream.upstream_request_id.as_deref(),
+            Inner::Wire(_) => None,
+        }
+    }
+}
+
+/// A stream of server-sent events.
+#[derive(Debug)]
+pub(super) struct SseStream {
     /// `None` once the stream is over.
     body: Option<Incoming>,
     headers: HeaderMap,
     upstream_request_id: Option<String>,
     parser: sse::Parser,
-    limits: Limits,
-    timer: Timer,
-    /// What is waited for, and until when.
-    stage: Stage,
-    due: Instant,
-    /// When the caller was last given something: its own time is not the replica's.
-    left: Instant,
+    patience: Patience,
     received: usize,
+    received_max: usize,
     tally: Tally,
     done_was_missing: bool,
 }
@@ -71,7 +157,7 @@ pub enum EventKind {
     Other,
 }
 
-impl Stream {
+impl SseStream {
     pub(super) fn open(
         response: Response<Incoming>,
         began: Instant,
@@ -83,18 +169,14 @@ impl Stream {
         {
             return Err(Failed::new(Failure::Garbage, "a stream was asked for and is not one"));
         }
-        let due = began + limits.first_token;
         Ok(Self {
             body: Some(body),
             upstream_request_id: upstream_request_id(&head.headers),
             headers: passed_on(&head.headers),
             parser: sse::Parser::default(),
-            limits,
-            timer: Timer::new(due.min(limits.deadline)),
-            stage: Stage::FirstToken,
-            due,
-            left: Instant::now(),
+            patience: Patience::new(began, &limits),
             received: 0,
+            received_max: limits.answer_bytes_max,
             tally: Tally::default(),
             done_was_missing: false,
         })
@@ -104,13 +186,11 @@ impl Stream {
     ///
     /// # Errors
     /// [`Failed`], once, with what had been produced until then.
-    pub async fn next(&mut self) -> Option<Result<Event, Failed>> {
+    pub(super) async fn next(&mut self) -> Option<Result<Event, Failed>> {
         self.body.as_ref()?;
-        let now = Instant::now();
-        self.due += now.duration_since(self.left);
-        self.left = now;
-        let result = self.advance(now).await;
-        self.left = Instant::now();
+        self.patience.resume();
+        let result = self.advance().await;
+        self.patience.pause();
         if let Err(failed) = result {
             self.body = None;
             return Some(Err(failed.with_produced(self.produced())));
@@ -119,43 +199,22 @@ impl Stream {
     }
 
     /// Completion tokens that have arrived so far: as the replica says, else by our own count.
-    #[must_use]
-    pub fn produced(&self) -> Tokens {
+    pub(super) fn produced(&self) -> Tokens {
         self.tally.produced
     }
 
     /// The last usage the replica reported.
-    #[must_use]
-    pub fn usage(&self) -> Option<Usage> {
+    pub(super) fn usage(&self) -> Option<Usage> {
         self.tally.usage
     }
 
     /// Whether every choice seen has said why it ended.
-    #[must_use]
-    pub fn finished(&self) -> bool {
+    pub(super) fn finished(&self) -> bool {
         self.tally.finished()
     }
 
-    /// The stream was complete, but its `[DONE]` never came and was supplied here: worth a word to its operator.
-    #[must_use]
-    pub fn done_was_missing(&self) -> bool {
-        self.done_was_missing
-    }
-
-    /// Those of the endpoint's headers that may reach the caller, as for [`Whole`](super::Whole).
-    #[must_use]
-    pub fn headers(&self) -> &HeaderMap {
-        &self.headers
-    }
-
-    /// The endpoint's `x-request-id`, for the logs.
-    #[must_use]
-    pub fn upstream_request_id(&self) -> Option<&str> {
-        self.upstream_request_id.as_deref()
-    }
-
-    async fn advance(&mut self, now: Instant) -> Result<Event, Failed> {
-        self.check_time(now)?;
+    async fn advance(&mut self) -> Result<Event, Failed> {
+        self.patience.check(Instant::now())?;
         loop {
             match self.parser.poll_event() {
                 Ok(Some(event)) => return self.judge(event),
@@ -175,15 +234,11 @@ impl Stream {
     async fn read(&mut self) -> Result<Option<Bytes>, Failed> {
         loop {
             let Some(body) = &mut self.body else { return Ok(None) };
-            let due = self.due.min(self.limits.deadline);
             // Data first: what has arrived in time is not late because we were.
             let frame = tokio::select! {
                 biased;
                 frame = body.frame() => frame,
-                () = self.timer.passed(due) => {
-                    self.check_time(due)?;
-                    continue;
-                }
+                failed = self.patience.over() => return Err(failed),
             };
             let frame = match frame {
                 None => return Ok(None),
@@ -192,22 +247,12 @@ impl Stream {
             };
             let Ok(data) = frame.into_data() else { continue };
             self.received += data.len();
-            if self.received > self.limits.answer_bytes_max {
-                let most = self.limits.answer_bytes_max;
+            if self.received > self.received_max {
+                let most = self.received_max;
                 return Err(Failed::new(Failure::TooLarge, format!("more than {most} bytes")));
             }
             return Ok(Some(data));
         }
-    }
-
-    fn check_time(&self, now: Instant) -> Result<(), Failed> {
-        if now >= self.limits.deadline {
-            return Err(Failed::new(Failure::Timeout(Stage::Deadline), "while streaming"));
-        }
-        if now >= self.due {
-            return Err(Failed::new(Failure::Timeout(self.stage), "while streaming"));
-        }
-        Ok(())
     }
 
     /// A body that broke off is no loss where everything but the `[DONE]` had come.
@@ -237,8 +282,7 @@ impl Stream {
         let kind = self.tally.insert(&chunk)?;
         match kind {
             EventKind::Tokens { .. } | EventKind::Finish | EventKind::Usage => {
-                self.stage = Stage::BetweenTokens;
-                self.due = Instant::now() + self.limits.between_tokens;
+                self.patience.moved();
             }
             EventKind::Opening | EventKind::Done | EventKind::Other => {}
         }
@@ -273,7 +317,7 @@ impl Stream {
     }
 }
 
-const DONE: &[u8] = b"data: [DONE]\n\n";
+pub(super) const DONE: &[u8] = b"data: [DONE]\n\n";
 
 /// Reads on to the body's end, so that the connection can be used again. What does not end soon is not worth keeping.
 async fn drain(mut body: Incoming) {

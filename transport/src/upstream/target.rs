@@ -4,7 +4,7 @@ use core::fmt;
 use core::str::FromStr;
 
 use http::header::{HeaderMap, HeaderValue};
-use http::uri::{Authority, PathAndQuery, Scheme};
+use http::uri::{Authority, PathAndQuery};
 use http::{Uri, uri};
 
 /// An endpoint, as the shell knows it.
@@ -29,24 +29,41 @@ impl Target {
     }
 }
 
-/// The beginning of an endpoint's API: `http://host:port` (then `/v1` is added) or with a path (`https://host/api/v1`).
+/// The beginning of an endpoint's API: `http://host:port` (then `/v1` is added) or with a path (`https://host/api/v1`);
+/// or a worker that speaks Pointsman's own wire: `grpc://host:port`, `grpcs://host:port` with TLS.
 #[derive(Clone, PartialEq, Eq)]
 pub struct BaseUrl {
-    scheme: Scheme,
+    speaks: Speaks,
+    tls: bool,
     authority: Authority,
-    /// Begins with a slash and does not end with one.
+    /// Begins with a slash and does not end with one. A worker has none.
     prefix: String,
 }
+
+/// What is spoken at an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Speaks {
+    /// OpenAI's API.
+    OpenAi,
+    /// Our own wire.
+    Grpc,
+}
+
+/// Where a worker listens whose URL names no port.
+const WORKER_PORT: u16 = 50055;
 
 /// Why a text is no [`BaseUrl`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadUrl {
     /// Not a URL at all.
-    #[error("not a URL: write http://host:port or https://host/v1")]
+    #[error("not a URL: write http://host:port, https://host/v1 or grpc://host:port")]
     Malformed,
-    /// Neither http nor https.
-    #[error("the URL must begin with http:// or https://")]
+    /// None of those that are spoken.
+    #[error("the URL must begin with http://, https://, grpc:// or grpcs://")]
     Scheme,
+    /// A worker's URL with a path.
+    #[error("a grpc:// URL has no path: write grpc://host:port")]
+    Path,
     /// `user:password@host`.
     #[error("the URL must not hold a user or password: use api_key")]
     Credentials,
@@ -61,9 +78,13 @@ impl FromStr for BaseUrl {
     fn from_str(text: &str) -> Result<Self, BadUrl> {
         let parts = text.trim().parse::<Uri>().map_err(|_| BadUrl::Malformed)?.into_parts();
         let scheme = parts.scheme.ok_or(BadUrl::Scheme)?;
-        if scheme != Scheme::HTTP && scheme != Scheme::HTTPS {
-            return Err(BadUrl::Scheme);
-        }
+        let (speaks, tls) = match scheme.as_str() {
+            "http" => (Speaks::OpenAi, false),
+            "https" => (Speaks::OpenAi, true),
+            "grpc" => (Speaks::Grpc, false),
+            "grpcs" => (Speaks::Grpc, true),
+            _ => return Err(BadUrl::Scheme),
+        };
         let authority = parts.authority.ok_or(BadUrl::Malformed)?;
         if authority.as_str().contains('@') {
             return Err(BadUrl::Credentials);
@@ -72,11 +93,13 @@ impl FromStr for BaseUrl {
         if path.query().is_some() {
             return Err(BadUrl::Query);
         }
-        let prefix = match path.path().trim_end_matches('/') {
-            "" => "/v1".to_owned(),
-            prefix => prefix.to_owned(),
+        let prefix = match (speaks, path.path().trim_end_matches('/')) {
+            (Speaks::OpenAi, "") => "/v1".to_owned(),
+            (Speaks::OpenAi, prefix) => prefix.to_owned(),
+            (Speaks::Grpc, "") => String::new(),
+            (Speaks::Grpc, _) => return Err(BadUrl::Path),
         };
-        Ok(Self { scheme, authority, prefix })
+        Ok(Self { speaks, tls, authority, prefix })
     }
 }
 
@@ -84,7 +107,13 @@ impl BaseUrl {
     /// Whether the endpoint is reached through TLS.
     #[must_use]
     pub fn is_tls(&self) -> bool {
-        self.scheme == Scheme::HTTPS
+        self.tls
+    }
+
+    /// Whether a worker is behind it, which speaks our own wire.
+    #[must_use]
+    pub fn is_grpc(&self) -> bool {
+        self.speaks == Speaks::Grpc
     }
 
     /// Host and port, as written.
@@ -95,17 +124,37 @@ impl BaseUrl {
 
     /// The URI of `path`, which begins with a slash.
     pub(super) fn join(&self, path: &str) -> Result<Uri, http::Error> {
+        self.at(&format!("{}{path}", self.prefix))
+    }
+
+    /// The URI of `path` on the same server, outside its API.
+    pub(super) fn at(&self, path: &str) -> Result<Uri, http::Error> {
+        let scheme = if self.tls { "https" } else { "http" };
         uri::Builder::new()
-            .scheme(self.scheme.clone())
+            .scheme(scheme)
             .authority(self.authority.clone())
-            .path_and_query(format!("{}{path}", self.prefix))
+            .path_and_query(path)
             .build()
+    }
+
+    /// A worker's address, with its port.
+    pub(super) fn worker(&self) -> String {
+        match self.authority.port() {
+            Some(_) => self.authority.to_string(),
+            None => format!("{}:{WORKER_PORT}", self.authority),
+        }
     }
 }
 
 impl fmt::Display for BaseUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}://{}{}", self.scheme, self.authority, self.prefix)
+        let scheme = match (self.speaks, self.tls) {
+            (Speaks::OpenAi, false) => "http",
+            (Speaks::OpenAi, true) => "https",
+            (Speaks::Grpc, false) => "grpc",
+            (Speaks::Grpc, true) => "grpcs",
+        };
+        write!(f, "{scheme}://{}{}", self.authority, self.prefix)
     }
 }
 
@@ -174,6 +223,24 @@ mod tests {
     }
 
     #[test]
+    fn a_workers_url_has_a_port_and_no_path() {
+        for (text, address, tls) in [
+            ("grpc://host:1", "host:1", false),
+            ("grpcs://host/", "host:50055", true),
+            ("grpc://[::1]:7", "[::1]:7", false),
+            ("grpc://[::1]", "[::1]:50055", false),
+        ] {
+            let url: BaseUrl = text.parse().unwrap();
+            assert!(url.is_grpc() && url.is_tls() == tls, "{text}");
+            assert_eq!(
+                (url.worker(), url.to_string()),
+                (address.to_owned(), text.trim_end_matches('/').to_owned())
+            );
+        }
+        assert!(!"http://host".parse::<BaseUrl>().unwrap().is_grpc());
+    }
+
+    #[test]
     fn a_url_that_could_not_work_says_why() {
         for (text, why) in [
             ("", BadUrl::Malformed),
@@ -182,6 +249,7 @@ mod tests {
             ("ftp://host", BadUrl::Scheme),
             ("http://user:pass@host", BadUrl::Credentials),
             ("http://host/v1?key=1", BadUrl::Query),
+            ("grpc://host:1/v1", BadUrl::Path),
         ] {
             assert_eq!(text.parse::<BaseUrl>(), Err(why), "{text}");
         }

@@ -5,7 +5,79 @@
 
 use core::pin::Pin;
 
+use control::outcome::{Failure, Stage};
 use tokio::time::{Instant, Sleep, sleep_until};
+
+use super::Limits;
+use super::failed::Failed;
+
+/// How long a stream may still be silent. The time that our own caller spends between two of its questions is not the
+/// replica's.
+#[derive(Debug)]
+pub(super) struct Patience {
+    limits: Limits,
+    timer: Timer,
+    /// What is waited for, and until when.
+    stage: Stage,
+    due: Instant,
+    /// When the caller was last given something.
+    left: Instant,
+}
+
+impl Patience {
+    /// For a call that began then, until its first token.
+    pub(super) fn new(began: Instant, limits: &Limits) -> Self {
+        let due = began + limits.first_token;
+        Self {
+            limits: *limits,
+            timer: Timer::new(due.min(limits.deadline)),
+            stage: Stage::FirstToken,
+            due,
+            left: Instant::now(),
+        }
+    }
+
+    /// The caller asks again.
+    pub(super) fn resume(&mut self) {
+        let now = Instant::now();
+        self.due += now.duration_since(self.left);
+        self.left = now;
+    }
+
+    /// The caller is given something.
+    pub(super) fn pause(&mut self) {
+        self.left = Instant::now();
+    }
+
+    /// Something that counts has come: the next has its own time.
+    pub(super) fn moved(&mut self) {
+        self.stage = Stage::BetweenTokens;
+        self.due = Instant::now() + self.limits.between_tokens;
+    }
+
+    /// # Errors
+    /// Where it is over.
+    pub(super) fn check(&self, now: Instant) -> Result<(), Failed> {
+        if now >= self.limits.deadline {
+            return Err(Failed::new(Failure::Timeout(Stage::Deadline), "while streaming"));
+        }
+        if now >= self.due {
+            return Err(Failed::new(Failure::Timeout(self.stage), "while streaming"));
+        }
+        Ok(())
+    }
+
+    /// Waits until it is over, and says how. Cancel-safe.
+    pub(super) async fn over(&mut self) -> Failed {
+        loop {
+            let due = self.due.min(self.limits.deadline);
+            self.timer.passed(due).await;
+            if let Err(failed) = self.check(due) {
+                return failed;
+            }
+        }
+    }
+}
 
 #[derive(Debug)]
 pub(super) struct Timer {

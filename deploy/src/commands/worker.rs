@@ -1,0 +1,178 @@
+//! `pointsman worker`.
+
+use std::net::SocketAddr;
+use std::process::ExitCode;
+
+use tokio::signal::unix::{SignalKind, signal};
+use transport::config::Env;
+use transport::logs;
+use transport::worker::{Backend, BackendError, Echo, Hash, Incoming, ServeError, Settings, serve};
+
+use crate::cli::WorkerArgs;
+
+/// Where a model's worker listens.
+const PORT: u16 = 50055;
+
+/// What stops a worker, and says what to do.
+#[derive(Debug, thiserror::Error)]
+enum WorkerError {
+    #[error("--backend: {0}")]
+    Backend(#[from] BackendError),
+    #[error("--{flag} is of use with --backend {backend} alone: leave it out")]
+    Idle { flag: &'static str, backend: &'static str },
+    #[error("{from} must be an address with a port, like 0.0.0.0:{PORT}: {text:?} is none")]
+    Address { from: &'static str, text: String },
+    #[error("LLM must be a port, like {PORT}: {0:?} is none")]
+    Port(String),
+    #[error("cannot listen on {addr}: {source}; give another address with --listen")]
+    Listen { addr: SocketAddr, source: std::io::Error },
+    #[error("{0}")]
+    Logs(#[from] logs::SettingsError),
+    #[error("{0}")]
+    Serve(#[from] ServeError),
+    #[error("{0}")]
+    Io(#[from] std::io::Error),
+}
+
+pub fn run(args: &WorkerArgs) -> ExitCode {
+    match start(args, &Env::process()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("pointsman worker cannot serve: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start(args: &WorkerArgs, env: &Env) -> Result<(), WorkerError> {
+    let logs = logs::Settings::new(env.var("LOG_LEVEL"), env.var("LOG_FORMAT"))?;
+    // Only a second start in one process could fail here, and there is none.
+    let _ = logs::init(logs);
+    let settings = Settings {
+        model: args.model.clone(),
+        backend: backend(args, env)?,
+        concurrency: args.concurrency,
+        grace: args.grace,
+    };
+    let addr = address(args, env)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(serve_on(addr, settings, &args.backend))
+}
+
+async fn serve_on(addr: SocketAddr, settings: Settings, backend: &str) -> Result<(), WorkerError> {
+    let bound = Incoming::bind(addr).await;
+    let incoming = bound.map_err(|source| WorkerError::Listen { addr, source })?;
+    let (mut terminate, mut interrupt) =
+        (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let grace = settings.grace;
+    let stop = async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tracing::info!("draining: no new answers; what runs may finish within {grace:?}");
+    };
+    let addr = incoming.local_addr()?;
+    tracing::info!(model = settings.model, backend, "worker ready at grpc://{addr}");
+    let drained = serve(incoming, settings, stop).await?;
+    match drained.cut {
+        0 => tracing::info!("stopped; everything that ran has finished"),
+        cut => tracing::warn!(answers = cut, "stopped; the grace time was over and these were cut"),
+    }
+    Ok(())
+}
+
+fn backend(args: &WorkerArgs, env: &Env) -> Result<Backend, WorkerError> {
+    let idle = |flag, backend| Err(WorkerError::Idle { flag, backend });
+    let backend = match args.backend.parse::<Backend>()? {
+        Backend::Echo(_) => Backend::Echo(Echo { delay: args.delay }),
+        Backend::Hash(_) => Backend::Hash(Hash { delay: args.delay, seed: args.seed }),
+        Backend::OpenAi(_) if !args.delay.is_zero() => return idle("delay", "echo or hash"),
+        Backend::OpenAi(server) => {
+            let mut server = *server;
+            if let Some(key) = env.var("WORKER_BACKEND_KEY").filter(|key| !key.is_empty()) {
+                server = server.with_key(key)?;
+            }
+            if let Some(name) = &args.backend_model {
+                server = server.with_model(name.clone());
+            }
+            Backend::OpenAi(Box::new(server))
+        }
+    };
+    match backend {
+        Backend::Echo(_) | Backend::OpenAi(_) if args.seed != 0 => idle("seed", "hash"),
+        Backend::Echo(_) | Backend::Hash(_) if args.backend_model.is_some() => {
+            idle("backend-model", "openai:URL")
+        }
+        backend => Ok(backend),
+    }
+}
+
+/// The flag, else the address in the environment, else the port there, else the usual port.
+fn address(args: &WorkerArgs, env: &Env) -> Result<SocketAddr, WorkerError> {
+    let said = |name| env.var(name).filter(|text| !text.is_empty());
+    let address = args.listen.as_deref().map(|text| ("--listen", text));
+    if let Some((from, text)) = address.or_else(|| Some(("LLM_ADDR", said("LLM_ADDR")?))) {
+        let wrong = |_| WorkerError::Address { from, text: text.to_owned() };
+        return text.parse().map_err(wrong);
+    }
+    let port = match said("LLM") {
+        Some(text) => text.parse().map_err(|_| WorkerError::Port(text.to_owned()))?,
+        None => PORT,
+    };
+    Ok(SocketAddr::from(([0, 0, 0, 0], port)))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test that unwraps nothing fails as it should")]
+
+    use clap::Parser;
+
+    use super::*;
+    use crate::cli::{Cli, Command};
+
+    fn args(line: &str) -> WorkerArgs {
+        let line = format!("pointsman worker --model m {line}");
+        match Cli::try_parse_from(line.split(' ')).unwrap().command {
+            Some(Command::Worker(args)) => args,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_flag_goes_before_an_address_before_a_port_before_the_default() {
+        let (plain, given) = (args("--backend echo"), args("--backend echo --listen 127.0.0.1:7"));
+        let all = Env::from_iter([("LLM_ADDR", "10.0.0.1:8"), ("LLM", "9")]);
+        let port = Env::from_iter([("LLM_ADDR", ""), ("LLM", "9")]);
+        let at = |args, env| address(args, env).unwrap().to_string();
+        assert_eq!(at(&given, &all), "127.0.0.1:7");
+        assert_eq!(at(&plain, &all), "10.0.0.1:8");
+        assert_eq!(at(&plain, &port), "0.0.0.0:9");
+        assert_eq!(at(&plain, &Env::default()), "0.0.0.0:50055");
+        let wrong = Env::from_iter([("LLM", "port")]);
+        assert!(address(&plain, &wrong).unwrap_err().to_string().contains("LLM must be a port"));
+        let wrong = address(&args("--backend echo --listen here"), &all).unwrap_err();
+        assert!(wrong.to_string().contains("--listen must be an address"), "{wrong}");
+    }
+
+    #[test]
+    fn a_backend_takes_its_own_settings_and_no_others() {
+        for (line, word) in [
+            ("--backend what", "openai:URL"),
+            ("--backend openai:ftp://x", "must begin with"),
+            ("--backend openai:grpc://x", "model server"),
+            ("--backend openai:http://x --delay 5ms", "--delay"),
+            ("--backend echo --seed 5", "--seed"),
+            ("--backend hash --backend-model x", "--backend-model"),
+        ] {
+            let error = backend(&args(line), &Env::default()).unwrap_err().to_string();
+            assert!(error.contains(word), "{line}: {error}");
+        }
+        for line in
+            ["--backend echo --delay 5ms", "--backend hash --seed 5", "--backend openai:http://x"]
+        {
+            assert!(backend(&args(line), &Env::default()).is_ok(), "{line}");
+        }
+    }
+}

@@ -1,0 +1,167 @@
+//! Calls to workers: the same questions and the same ends, in the words of Pointsman's own wire.
+//!
+//! The caller's body is OpenAI's; it is taken apart into a question ([`question`]), and the chunks that come back are put
+//! together as the events, or the one answer, that an OpenAI-compatible server would have sent. So everything behind this
+//! module is one path, and clients cannot tell the difference.
+//!
+//! What is checked on the way: each chunk's place (`seq`), that nothing follows a choice's end, that no more tokens come
+//! than were asked for, that a stream which ends well has said why. A worker that gets one of these wrong is not believed
+//! in the rest either: `Garbage`, or `Truncated` where the end is missing.
+//!
+//! - **One connection per worker**, kept alive by pings, made again when it broke ([`line`]). All calls share it.
+//! - **When a call has begun.** HTTP has a head that says so. Here the first chunk does: a refusal is an end without one.
+//! - **Whole answers** are collected from chunks. So a silent worker is noticed by `first_token` for them too, and
+//!   `whole_answer` has no meaning.
+//! - **Statuses**: see `convert::failure`.
+
+mod line;
+mod question;
+mod refusal;
+mod stream;
+mod tally;
+mod text;
+mod whole;
+
+use http::HeaderMap;
+use http::header::{HeaderName, HeaderValue};
+use proto::inference::v1::inference_service_client::InferenceServiceClient;
+use proto::inference::v1::{DescribeRequest, Load};
+use tokio::time::{Instant, sleep_until, timeout_at};
+use tonic::metadata::MetadataMap;
+use tonic::transport::Channel;
+use tonic::{Extensions, Request};
+
+use control::outcome::{Failure, Stage};
+
+use super::connect::Client;
+use super::failed::Failed;
+use super::models::ModelInfo;
+use super::target::Target;
+use super::{Answer, Ask, Limits, Path, laid_over, late};
+use line::Line;
+pub(super) use line::Workers;
+pub(super) use stream::WireStream;
+
+/// How busy a worker says it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WorkerLoad {
+    /// Requests that wait there.
+    pub queued: u32,
+    /// Requests that run there.
+    pub running: u32,
+    /// The most that run there at once; 0 where it is not bounded.
+    pub running_max: u32,
+    /// Use of its key-value cache in thousandths, where it tells.
+    pub kv_used_permille: Option<u32>,
+    /// When it said so.
+    pub at: Instant,
+}
+
+impl WorkerLoad {
+    /// `None` where it cannot be true.
+    fn said(load: &Load) -> Option<Self> {
+        let Load { queued, running, running_max, kv_used_permille } = *load;
+        let possible = kv_used_permille.is_none_or(|used| used <= 1_000);
+        let at = Instant::now();
+        possible.then_some(Self { queued, running, running_max, kv_used_permille, at })
+    }
+}
+
+impl Client {
+    /// What the worker at `target` said last of its load; `None` where it never did, or has not been asked for long.
+    #[must_use]
+    pub fn load(&self, target: &Target) -> Option<WorkerLoad> {
+        target.base_url.is_grpc().then(|| self.workers.load(&target.base_url))?
+    }
+}
+
+/// Asks a worker: [`Client::call`] for targets that are one.
+pub(super) async fn call(
+    client: &Client,
+    target: &Target,
+    ask: Ask,
+    limits: Limits,
+) -> Result<Answer, Failed> {
+    let began = Instant::now();
+    if ask.path == Path::Embeddings {
+        let words = "this model is served by a worker, which has no embeddings: ask a model that an OpenAI-compatible server serves";
+        return Err(refusal::of_request(words, None));
+    }
+    let question = question::read(&ask.body, &ask.request_id)?;
+    let envelope = text::Envelope::new(&ask.request_id, &question.model, client.wall.now());
+    let tokens_max = question.parameters.as_ref().and_then(|said| said.max_tokens);
+    let line = client.workers.line(&target.base_url)?;
+    let request = request(target, ask.headers, &ask.request_id, question, &limits);
+    // Boxed: what it takes to open a stream is large, and is over soon.
+    let mut opening = Box::pin(stream::open(service(&line, &limits), request, &limits));
+    let opened = tokio::select! {
+        biased;
+        opened = &mut opening => opened,
+        () = sleep_until(limits.deadline.min(began + limits.connect)) => {
+            if !line.is_up() || limits.deadline <= began + limits.connect {
+                return Err(late(began + limits.connect, limits.deadline, Failure::Connect));
+            }
+            tokio::select! {
+                biased;
+                opened = &mut opening => opened,
+                () = sleep_until(limits.deadline.min(began + limits.first_token)) => {
+                    let silent = Failure::Timeout(Stage::FirstToken);
+                    return Err(late(began + limits.first_token, limits.deadline, silent));
+                }
+            }
+        }
+    };
+    let tally = tally::Tally::new(tokens_max);
+    let stream = WireStream::new(opened?, line, envelope, tally, began, &limits);
+    if ask.stream {
+        return Ok(Answer::Stream(Box::new(stream.into())));
+    }
+    whole::collect(stream).await.map(Answer::Whole)
+}
+
+/// Asks a worker what it serves: [`Client::discover`] for targets that are one.
+pub(super) async fn describe(
+    client: &Client,
+    target: &Target,
+    limits: Limits,
+) -> Result<Vec<ModelInfo>, Failed> {
+    let due = limits.deadline.min(Instant::now() + limits.whole_answer);
+    let line = client.workers.line(&target.base_url)?;
+    let request = request(target, HeaderMap::new(), "", DescribeRequest {}, &limits);
+    let mut service = service(&line, &limits);
+    let Ok(described) = timeout_at(due, Box::pin(service.describe(request))).await else {
+        let nobody =
+            if line.is_up() { Failure::Timeout(Stage::FirstToken) } else { Failure::Connect };
+        return Err(Failed::new(nobody, "not in time"));
+    };
+    let said = described.map_err(|status| refusal::of(&status, false, &limits))?.into_inner();
+    if let Some(load) = &said.load {
+        line.tell(load);
+    }
+    let model = |id| ModelInfo { id, owned_by: None, context: None };
+    Ok(said.models.into_iter().map(model).collect())
+}
+
+fn service(line: &Line, limits: &Limits) -> InferenceServiceClient<Channel> {
+    InferenceServiceClient::new(line.channel())
+        .max_decoding_message_size(limits.answer_bytes_max)
+        .max_encoding_message_size(usize::MAX)
+}
+
+/// A request with the metadata that every call carries: key, id, trace, and how long we wait.
+fn request<T>(
+    target: &Target,
+    headers: HeaderMap,
+    request_id: &str,
+    message: T,
+    limits: &Limits,
+) -> Request<T> {
+    let mut headers = laid_over(headers, target);
+    if let (Ok(id), false) = (HeaderValue::from_str(request_id), request_id.is_empty()) {
+        headers.insert(HeaderName::from_static("x-request-id"), id);
+    }
+    let metadata = MetadataMap::from_headers(headers);
+    let mut request = Request::from_parts(metadata, Extensions::default(), message);
+    request.set_timeout(limits.deadline.saturating_duration_since(Instant::now()));
+    request
+}

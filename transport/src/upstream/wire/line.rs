@@ -1,0 +1,223 @@
+//! Connections to workers: one each, shared by all calls, made when needed and again when broken.
+
+use core::pin::Pin;
+use core::task::{Context, Poll};
+use core::time::Duration;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use http::Uri;
+use http::uri::Scheme;
+use hyper::rt::{Read, ReadBufCursor, Write};
+use hyper_rustls::{HttpsConnector, MaybeHttpsStream};
+use proto::inference::v1::Load;
+use tokio::time::Instant;
+use tonic::transport::{Channel, Endpoint};
+use tower::Service;
+
+use control::outcome::Failure;
+
+use super::WorkerLoad;
+use crate::seam::net::{Connector, Wire};
+use crate::upstream::failed::Failed;
+use crate::upstream::target::BaseUrl;
+
+/// A dead peer is noticed after both together, also by a call that waits for its first token.
+const PING_EVERY: Duration = Duration::from_secs(10);
+const PING_WITHIN: Duration = Duration::from_secs(5);
+/// A call gives up sooner; this ends an attempt to connect that nobody waits for any more, so that the next can begin.
+const CONNECT_MAX: Duration = Duration::from_secs(10);
+/// What a worker may send ahead on one stream: some thousand chunks. Small, because all streams share the connection's
+/// window, and clients that do not read must not hold the others up.
+const STREAM_WINDOW: u32 = 64 << 10;
+/// The windows of the thousand streams that an endpoint takes at most, unless told otherwise.
+const CONNECTION_WINDOW: u32 = 64 << 20;
+/// A worker that has not been asked for so long is forgotten, with its connection. Those in the catalog are asked more
+/// often.
+const FORGOTTEN_AFTER: Duration = Duration::from_secs(600);
+
+/// The lines to all workers, by address.
+#[derive(Clone, Debug)]
+pub(in crate::upstream) struct Workers {
+    connector: HttpsConnector<Connector>,
+    lines: Arc<Mutex<BTreeMap<String, (Instant, Line)>>>,
+}
+
+impl Workers {
+    /// `connector` speaks TLS with HTTP/2 where the address says `https`.
+    pub(in crate::upstream) fn new(connector: HttpsConnector<Connector>) -> Self {
+        Self { connector, lines: Arc::default() }
+    }
+
+    /// The line to a worker; it connects when it is first used.
+    pub(super) fn line(&self, url: &BaseUrl) -> Result<Line, Failed> {
+        let now = Instant::now();
+        let name = url.to_string();
+        let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((used, line)) = lines.get_mut(&name) {
+            *used = now;
+            return Ok(line.clone());
+        }
+        lines.retain(|_, (used, _)| now.duration_since(*used) < FORGOTTEN_AFTER);
+        let line = Line::new(url, self.connector.clone())
+            .map_err(|_| Failed::new(Failure::Connect, "the endpoint's URL cannot be used"))?;
+        lines.insert(name, (now, line.clone()));
+        Ok(line)
+    }
+
+    pub(super) fn load(&self, url: &BaseUrl) -> Option<WorkerLoad> {
+        let lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        lines.get(&url.to_string())?.1.load()
+    }
+}
+
+/// A connection to one worker, or the way to it.
+#[derive(Clone)]
+pub(super) struct Line {
+    channel: Channel,
+    state: Arc<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Sockets that are open: one, or for a moment two.
+    open: AtomicUsize,
+    load: Mutex<Option<WorkerLoad>>,
+}
+
+impl fmt::Debug for Line {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Line").field("state", &self.state).finish_non_exhaustive()
+    }
+}
+
+impl Line {
+    fn new(
+        url: &BaseUrl,
+        connector: HttpsConnector<Connector>,
+    ) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
+        let state = Arc::new(State::default());
+        let (address, tls) = (url.worker(), url.is_tls());
+        let mut endpoint = Endpoint::from_shared(format!("http://{address}"))?
+            .connect_timeout(CONNECT_MAX)
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .http2_keep_alive_interval(PING_EVERY)
+            .keep_alive_timeout(PING_WITHIN)
+            .keep_alive_while_idle(true);
+        if tls {
+            endpoint = endpoint.origin(format!("https://{address}").parse()?);
+        }
+        let dialer = Dialer { connector, tls, state: Arc::clone(&state) };
+        Ok(Self { channel: endpoint.connect_with_connector_lazy(dialer), state })
+    }
+
+    pub fn channel(&self) -> Channel {
+        self.channel.clone()
+    }
+
+    /// Whether there is a connection.
+    pub fn is_up(&self) -> bool {
+        self.state.open.load(Ordering::Relaxed) > 0
+    }
+
+    /// The worker says how busy it is.
+    pub fn tell(&self, load: &Load) {
+        if let Some(load) = WorkerLoad::said(load) {
+            *self.state.load.lock().unwrap_or_else(PoisonError::into_inner) = Some(load);
+        }
+    }
+
+    fn load(&self) -> Option<WorkerLoad> {
+        *self.state.load.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Makes the connections of one line. TLS is ours, as for every other upstream, so the address it is given says nothing of
+/// it.
+struct Dialer {
+    connector: HttpsConnector<Connector>,
+    tls: bool,
+    state: Arc<State>,
+}
+
+type Error = Box<dyn std::error::Error + Send + Sync>;
+
+impl Service<Uri> for Dialer {
+    type Response = Socket;
+    type Error = Error;
+    type Future = Pin<Box<dyn Future<Output = Result<Socket, Error>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        self.connector.poll_ready(cx)
+    }
+
+    fn call(&mut self, to: Uri) -> Self::Future {
+        let mut parts = to.into_parts();
+        if self.tls {
+            parts.scheme = Some(Scheme::HTTPS);
+        }
+        let connecting = Uri::from_parts(parts).map(|to| self.connector.call(to));
+        let state = Arc::clone(&self.state);
+        Box::pin(async move {
+            let stream = connecting?.await?;
+            state.open.fetch_add(1, Ordering::Relaxed);
+            Ok(Socket { stream, state })
+        })
+    }
+}
+
+/// A connection that is counted while it lasts.
+struct Socket {
+    stream: MaybeHttpsStream<Wire>,
+    state: Arc<State>,
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        self.state.open.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Read for Socket {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        into: ReadBufCursor<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_read(cx, into)
+    }
+}
+
+impl Write for Socket {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().stream).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().stream).poll_write_vectored(cx, bytes)
+    }
+}

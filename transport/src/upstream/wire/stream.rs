@@ -1,0 +1,224 @@
+//! An answer of a worker, chunk by chunk.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+use http::HeaderMap;
+use http::header::{CONTENT_TYPE, HeaderValue};
+use proto::inference::v1::inference_service_client::InferenceServiceClient;
+use proto::inference::v1::{StreamInferenceRequest, StreamInferenceResponse as Chunk};
+use tokio::time::Instant;
+use tonic::transport::Channel;
+use tonic::{Request, Streaming};
+
+use control::outcome::Failure;
+use control::units::{Tokens, Usage};
+
+use super::line::Line;
+use super::refusal;
+use super::tally::{Tally, has_text, is_silent};
+use super::text::Envelope;
+use crate::upstream::Limits;
+use crate::upstream::failed::Failed;
+use crate::upstream::stream::{DONE, Event, EventKind};
+use crate::upstream::timer::Patience;
+
+/// A call that a worker has begun to answer.
+pub(super) struct Opened {
+    first: Chunk,
+    rest: Streaming<Chunk>,
+}
+
+/// Asks, and waits for the first chunk.
+///
+/// # Errors
+/// Where there is none: the worker refused, or could not be reached.
+pub(super) async fn open(
+    mut service: InferenceServiceClient<Channel>,
+    request: Request<StreamInferenceRequest>,
+    limits: &Limits,
+) -> Result<Opened, Failed> {
+    let refused = |status| refusal::of(&status, false, limits);
+    let mut rest = service.stream_inference(request).await.map_err(refused)?.into_inner();
+    let first = rest.message().await.map_err(refused)?;
+    let first =
+        first.ok_or_else(|| Failed::new(Failure::Truncated, "an answer without a chunk"))?;
+    Ok(Opened { first, rest })
+}
+
+/// A stream of chunks, told as events of OpenAI's API. Dropping it cancels the call.
+#[derive(Debug)]
+pub(in crate::upstream) struct WireStream {
+    /// `None` once the stream is over.
+    chunks: Option<Streaming<Chunk>>,
+    first: Option<Chunk>,
+    line: Line,
+    envelope: Envelope,
+    tally: Tally,
+    patience: Patience,
+    limits: Limits,
+    /// Events that are known and not yet asked for: at the end, the bill and `[DONE]`.
+    ready: VecDeque<Event>,
+    received: usize,
+    headers: HeaderMap,
+}
+
+impl WireStream {
+    pub(super) fn new(
+        opened: Opened,
+        line: Line,
+        envelope: Envelope,
+        tally: Tally,
+        began: Instant,
+        limits: &Limits,
+    ) -> Self {
+        let mut headers = HeaderMap::new();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+        Self {
+            chunks: Some(opened.rest),
+            first: Some(opened.first),
+            line,
+            envelope,
+            tally,
+            patience: Patience::new(began, limits),
+            limits: *limits,
+            ready: VecDeque::new(),
+            received: 0,
+            headers,
+        }
+    }
+
+    pub(in crate::upstream) async fn next(&mut self) -> Option<Result<Event, Failed>> {
+        loop {
+            if let Some(event) = self.ready.pop_front() {
+                return Some(Ok(event));
+            }
+            match self.chunk().await? {
+                Ok(None) => self.end(),
+                Ok(Some((chunk, first))) => match self.event(&chunk, first) {
+                    Ok(event) => return Some(Ok(event)),
+                    Err(failed) => return Some(Err(self.broken(failed))),
+                },
+                Err(failed) => return Some(Err(failed)),
+            }
+        }
+    }
+
+    /// The next chunk that says something of the answer, and whether it is the first of its choice. `Ok(None)`: the
+    /// answer is whole. `None`: it was over before.
+    pub(super) async fn chunk(&mut self) -> Option<Result<Option<(Chunk, bool)>, Failed>> {
+        self.chunks.as_ref()?;
+        self.patience.resume();
+        let result = self.advance().await;
+        self.patience.pause();
+        Some(match result {
+            Ok(None) => {
+                self.chunks = None;
+                Ok(None)
+            }
+            Ok(some) => Ok(some),
+            Err(failed) => Err(self.broken(failed)),
+        })
+    }
+
+    async fn advance(&mut self) -> Result<Option<(Chunk, bool)>, Failed> {
+        self.patience.check(Instant::now())?;
+        loop {
+            let Some(chunk) = self.receive().await? else {
+                if self.tally.finished() {
+                    return Ok(None);
+                }
+                return Err(Failed::new(Failure::Truncated, "the stream ended without a reason"));
+            };
+            if let Some(load) = &chunk.load {
+                self.line.tell(load);
+            }
+            let first = self.tally.insert(&chunk)?;
+            if !is_silent(&chunk) {
+                self.patience.moved();
+                return Ok(Some((chunk, first)));
+            }
+        }
+    }
+
+    async fn receive(&mut self) -> Result<Option<Chunk>, Failed> {
+        let chunk = match (self.first.take(), &mut self.chunks) {
+            (Some(first), _) => Some(first),
+            (None, None) => None,
+            // What has arrived in time is not late because we were.
+            (None, Some(chunks)) => tokio::select! {
+                biased;
+                chunk = chunks.message() => {
+                    chunk.map_err(|status| refusal::of(&status, true, &self.limits))?
+                }
+                failed = self.patience.over() => return Err(failed),
+            },
+        };
+        self.received += chunk.as_ref().map_or(0, size);
+        let most = self.limits.answer_bytes_max;
+        if self.received > most {
+            return Err(Failed::new(Failure::TooLarge, format!("more than {most} bytes")));
+        }
+        Ok(chunk)
+    }
+
+    fn event(&self, chunk: &Chunk, first: bool) -> Result<Event, Failed> {
+        let raw = self.envelope.event(chunk, first)?;
+        let count = Tokens(u64::from(chunk.token_count));
+        let kind = if count > Tokens::ZERO || has_text(chunk) {
+            EventKind::Tokens { count }
+        } else if chunk.finish_reason.is_empty() {
+            EventKind::Opening
+        } else {
+            EventKind::Finish
+        };
+        Ok(Event { raw, kind, usage: None })
+    }
+
+    fn end(&mut self) {
+        if let Some(usage) = self.tally.usage() {
+            let raw = self.envelope.bill(usage, self.tally.cached);
+            self.ready.push_back(Event { raw, kind: EventKind::Usage, usage: Some(usage) });
+        }
+        let raw = Bytes::from_static(DONE);
+        self.ready.push_back(Event { raw, kind: EventKind::Done, usage: None });
+    }
+
+    /// Nothing follows a failure, and the call is cancelled.
+    pub(super) fn broken(&mut self, failed: Failed) -> Failed {
+        self.chunks = None;
+        failed.with_produced(self.tally.produced())
+    }
+
+    pub(super) fn envelope(&self) -> &Envelope {
+        &self.envelope
+    }
+
+    pub(super) fn cached(&self) -> u64 {
+        self.tally.cached
+    }
+
+    pub(in crate::upstream) fn produced(&self) -> Tokens {
+        self.tally.produced()
+    }
+
+    pub(in crate::upstream) fn usage(&self) -> Option<Usage> {
+        self.tally.usage()
+    }
+
+    pub(in crate::upstream) fn finished(&self) -> bool {
+        self.tally.finished()
+    }
+
+    pub(in crate::upstream) fn headers(&self) -> &HeaderMap {
+        &self.headers
+    }
+}
+
+fn size(chunk: &Chunk) -> usize {
+    chunk.text.len()
+        + chunk.reasoning.len()
+        + chunk.refusal.len()
+        + chunk.tool_calls_json.len()
+        + chunk.extra_json.len()
+}

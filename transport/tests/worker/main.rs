@@ -1,0 +1,10 @@
+//! Workers over real loopback sockets: asked directly, and by a whole gateway in front of them.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod asked;
+mod failing;
+mod gateway;
+mod lying;
+mod resuming;
+mod serving;
+mod world;

@@ -1,0 +1,255 @@
+//! Workers that can be killed, and gateways in front of them.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, Request, StatusCode};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming as Body;
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use proto::inference::v1::inference_service_client::InferenceServiceClient;
+use proto::inference::v1::message::Content;
+use proto::inference::v1::{
+    DescribeRequest, DescribeResponse, Message, Parameters, StreamInferenceRequest,
+};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::runtime::Runtime;
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+use tonic::transport::Channel;
+use transport::config::{Env, Flags, parse};
+use transport::front::{Front, Limits, Listener, Server};
+use transport::gateway::Gateway;
+use transport::worker::{Backend, Drained, Echo, Incoming, Settings, serve};
+
+pub const SECOND: Duration = Duration::from_secs(1);
+/// Nothing here takes this long unless it hangs.
+pub const LONG: Duration = Duration::from_secs(20);
+
+/// A worker with a runtime of its own, so that it can vanish with all its connections.
+pub struct Worker {
+    pub addr: SocketAddr,
+    stop: CancellationToken,
+    served: Option<tokio::task::JoinHandle<Drained>>,
+    runtime: Option<Runtime>,
+}
+
+impl Worker {
+    pub fn new(backend: Backend) -> Self {
+        Self::with(backend, 64, 5 * SECOND)
+    }
+
+    pub fn echo(delay: Duration) -> Self {
+        Self::new(Backend::Echo(Echo { delay }))
+    }
+
+    /// For the model `m`.
+    pub fn with(backend: Backend, concurrency: u32, grace: Duration) -> Self {
+        let settings = Settings { model: "m".to_owned(), backend, concurrency, grace };
+        let stop = CancellationToken::new();
+        let stopped = stop.clone().cancelled_owned();
+        Self::running(stop, async |incoming| serve(incoming, settings, stopped).await.unwrap())
+    }
+
+    /// Whatever serves on a port, on a runtime of its own.
+    pub fn running<F>(
+        stop: CancellationToken,
+        play: impl FnOnce(Incoming) -> F + Send + 'static,
+    ) -> Self
+    where
+        F: Future<Output = Drained> + Send,
+    {
+        let mut builder = tokio::runtime::Builder::new_multi_thread();
+        let runtime = builder.worker_threads(1).enable_all().build().unwrap();
+        let (tell, told) = std::sync::mpsc::channel();
+        let served = runtime.spawn(async move {
+            let incoming = Incoming::bind(([127, 0, 0, 1], 0).into()).await.unwrap();
+            tell.send(incoming.local_addr().unwrap()).unwrap();
+            play(incoming).await
+        });
+        let addr = told.recv().unwrap();
+        Self { addr, stop, served: Some(served), runtime: Some(runtime) }
+    }
+
+    pub fn url(&self) -> String {
+        format!("grpc://{}", self.addr)
+    }
+
+    pub async fn client(&self) -> InferenceServiceClient<Channel> {
+        InferenceServiceClient::connect(format!("http://{}", self.addr)).await.unwrap()
+    }
+
+    pub async fn described(&self) -> DescribeResponse {
+        self.client().await.describe(DescribeRequest {}).await.unwrap().into_inner()
+    }
+
+    pub async fn running_now(&self) -> u32 {
+        self.described().await.load.unwrap().running
+    }
+
+    /// Waits until so many answers run.
+    pub async fn runs(&self, count: u32) {
+        let began = Instant::now();
+        while self.running_now().await != count {
+            assert!(began.elapsed() < LONG, "never {count} at once");
+            sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// No goodbye: every socket closes at once.
+    pub fn kill(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+
+    pub fn order_to_stop(&self) {
+        self.stop.cancel();
+    }
+
+    pub async fn stopped(&mut self) -> Drained {
+        timeout(LONG, self.served.take().unwrap()).await.unwrap().unwrap()
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// A question of a user, on the wire.
+pub fn question(text: &str, parameters: Parameters) -> StreamInferenceRequest {
+    let content = Some(Content::Text(text.to_owned()));
+    StreamInferenceRequest {
+        model: "m".to_owned(),
+        messages: vec![Message { role: "user".to_owned(), content, ..Message::default() }],
+        parameters: Some(parameters),
+        ..StreamInferenceRequest::default()
+    }
+}
+
+/// A text of so many words.
+pub fn words(count: usize) -> String {
+    (0..count).map(|word| format!("w{word} ")).collect()
+}
+
+/// A gateway with its HTTP front.
+pub struct World {
+    _home: TempDir,
+    pub gateway: Arc<Gateway>,
+    addr: SocketAddr,
+    _served: AbortOnDropHandle<()>,
+}
+
+impl World {
+    /// In front of these endpoints of the model `m`, each named after its place (`w0`, `w1`).
+    pub async fn before(urls: &[String], more: &str) -> Self {
+        let endpoint = |(at, url): (usize, &String)| format!("{{url: '{url}', name: w{at}}}");
+        let endpoints: Vec<_> = urls.iter().enumerate().map(endpoint).collect();
+        Self::of(&format!("models: {{m: {{endpoints: [{}]}}}}\n{more}", endpoints.join(", "))).await
+    }
+
+    pub async fn of(text: &str) -> Self {
+        let home = tempfile::Builder::new().prefix("pm-").tempdir().unwrap();
+        let data = home.path().join("data");
+        let text = format!("version: 1\ndata: {{dir: '{}'}}\n{text}", data.display());
+        let flags = Flags::default();
+        let loaded = parse("test.yaml", text.as_bytes(), &flags, &Env::default());
+        let config = loaded.unwrap_or_else(|errors| panic!("{errors}")).config;
+        let gateway = Gateway::start(&config).unwrap();
+        gateway.health().set_serving(true);
+        gateway.discover().await;
+        let limits = Limits::default();
+        let front = Front::new(Arc::new(gateway.chat()), gateway.accounts(), limits.clone());
+        let listener = Listener::bind(([127, 0, 0, 1], 0).into()).unwrap();
+        let addr = listener.local_addr().unwrap();
+        let server = Server::new(limits, front.meters()).listen(listener);
+        let router = front.router();
+        let served = tokio::spawn(async move {
+            server.serve(router, std::future::pending(), Duration::ZERO).await;
+        });
+        Self { _home: home, gateway, addr, _served: AbortOnDropHandle::new(served) }
+    }
+
+    /// Asks, and returns with the head.
+    pub async fn begin(&self, path: &str, body: &Value) -> http::Response<Body> {
+        let request = Request::post(format!("http://{}{path}", self.addr))
+            .header("content-type", "application/json")
+            .body(Full::from(body.to_string()))
+            .unwrap();
+        let client: Client<HttpConnector, Full<Bytes>> =
+            Client::builder(TokioExecutor::new()).build_http();
+        timeout(LONG, client.request(request)).await.unwrap().unwrap()
+    }
+
+    pub async fn ask(&self, text: &str, more: Value) -> Answer {
+        let mut body = json!({"model": "m", "messages": [{"role": "user", "content": text}]});
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        Answer::of(self.begin("/v1/chat/completions", &body).await).await
+    }
+
+    pub async fn get(&self, path: &str) -> String {
+        let url = format!("http://{}{path}", self.addr);
+        let client: Client<HttpConnector, Full<Bytes>> =
+            Client::builder(TokioExecutor::new()).build_http();
+        let request = Request::get(url).body(Full::default()).unwrap();
+        Answer::of(client.request(request).await.unwrap()).await.text
+    }
+}
+
+/// A stream's question.
+pub fn streamed(text: &str) -> Value {
+    json!({"model": "m", "stream": true, "messages": [{"role": "user", "content": text}]})
+}
+
+#[derive(Debug)]
+pub struct Answer {
+    pub status: StatusCode,
+    pub headers: HeaderMap,
+    pub text: String,
+}
+
+impl Answer {
+    pub async fn of(response: http::Response<Body>) -> Self {
+        let (head, body) = response.into_parts();
+        let body = timeout(LONG, body.collect()).await.unwrap().unwrap().to_bytes();
+        let text = String::from_utf8(body.to_vec()).unwrap();
+        Self { status: head.status, headers: head.headers, text }
+    }
+
+    pub fn header(&self, name: &str) -> &str {
+        self.headers.get(name).map_or("-", |value| value.to_str().unwrap())
+    }
+
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.text).unwrap_or_else(|_| panic!("no JSON: {self:?}"))
+    }
+
+    /// The events of a stream, `[DONE]` left out.
+    pub fn events(&self) -> Vec<Value> {
+        let blocks = self.text.split("\n\n").filter(|block| !block.is_empty());
+        let data =
+            blocks.map(|block| block.strip_prefix("data: ").unwrap_or_else(|| panic!("{block}")));
+        let told = data.filter(|data| *data != "[DONE]");
+        told.map(|data| serde_json::from_str(data).unwrap()).collect()
+    }
+
+    pub fn is_done(&self) -> bool {
+        self.text.ends_with("data: [DONE]\n\n")
+    }
+
+    /// The text of a stream.
+    pub fn told(&self) -> String {
+        let events = self.events();
+        let texts =
+            events.iter().filter_map(|event| event["choices"][0]["delta"]["content"].as_str());
+        texts.collect()
+    }
+}
