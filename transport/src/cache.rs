@@ -11,6 +11,8 @@ use std::time::Duration;
 use control::Wall;
 use serde::{Deserialize, Serialize};
 
+use crate::sources::Instance;
+
 /// Page cache. The registry is some kilobytes; sled's default of a gigabyte is for databases.
 const CACHE_BYTES: u64 = 1 << 20;
 
@@ -21,6 +23,12 @@ pub trait ModelCache: Send + Sync + 'static {
 
     /// Keeps what `endpoint` says; resolves when it is on the disk.
     fn keep(self: Arc<Self>, endpoint: String, address: String, seen: Seen) -> Keeping;
+
+    /// Whom a source of endpoints listed last.
+    fn listed(&self, source: &str) -> Option<Listed>;
+
+    /// Keeps whom it lists; resolves when it is on the disk.
+    fn keep_listed(self: Arc<Self>, source: String, listed: Listed) -> Keeping;
 }
 
 /// Resolves when something is kept, or cannot be.
@@ -28,7 +36,8 @@ pub type Keeping = Pin<Box<dyn Future<Output = Result<(), CacheError>> + Send>>;
 
 /// Models by endpoint, as last seen.
 pub struct RegistryCache {
-    tree: sled::Tree,
+    models: sled::Tree,
+    sources: sled::Tree,
 }
 
 /// What an endpoint said.
@@ -37,6 +46,15 @@ pub struct Seen {
     /// Its models.
     pub models: Vec<Box<str>>,
     /// When it said so.
+    pub at: Wall,
+}
+
+/// Whom a source of endpoints listed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Listed {
+    /// The workers, by name.
+    pub instances: Vec<Instance>,
+    /// When it last said so.
     pub at: Wall,
 }
 
@@ -62,13 +80,13 @@ impl RegistryCache {
             .cache_capacity(CACHE_BYTES)
             .mode(sled::Mode::LowSpace);
         let db = open_when_let_go(&config)?;
-        Ok(Self { tree: db.open_tree("models")? })
+        Ok(Self { models: db.open_tree("models")?, sources: db.open_tree("sources")? })
     }
 
     /// What `endpoint`, at this address, said last. Another address is another endpoint.
     #[must_use]
     pub fn get(&self, endpoint: &str, address: &str) -> Option<Seen> {
-        let bytes = self.tree.get(key(endpoint, address)).ok()??;
+        let bytes = self.models.get(key(endpoint, address)).ok()??;
         serde_json::from_slice(&bytes).ok()
     }
 
@@ -77,11 +95,30 @@ impl RegistryCache {
     /// # Errors
     /// Where the disk fails.
     pub fn insert(&self, endpoint: &str, address: &str, seen: &Seen) -> Result<(), CacheError> {
-        let bytes = serde_json::to_vec(seen).map_err(|error| CacheError(error.to_string()))?;
-        self.tree.insert(key(endpoint, address), bytes)?;
-        self.tree.flush()?;
-        Ok(())
+        put(&self.models, &key(endpoint, address), seen)
     }
+
+    /// Whom `source` listed last.
+    #[must_use]
+    pub fn listed(&self, source: &str) -> Option<Listed> {
+        let bytes = self.sources.get(source).ok()??;
+        serde_json::from_slice(&bytes).ok()
+    }
+
+    /// Keeps whom `source` lists, on the disk when this returns.
+    ///
+    /// # Errors
+    /// Where the disk fails.
+    pub fn insert_listed(&self, source: &str, listed: &Listed) -> Result<(), CacheError> {
+        put(&self.sources, source.as_bytes(), listed)
+    }
+}
+
+fn put(tree: &sled::Tree, key: &[u8], value: &impl Serialize) -> Result<(), CacheError> {
+    let bytes = serde_json::to_vec(value).map_err(|error| CacheError(error.to_string()))?;
+    tree.insert(key, bytes)?;
+    tree.flush()?;
+    Ok(())
 }
 
 impl ModelCache for RegistryCache {
@@ -90,13 +127,25 @@ impl ModelCache for RegistryCache {
     }
 
     fn keep(self: Arc<Self>, endpoint: String, address: String, seen: Seen) -> Keeping {
-        Box::pin(async move {
-            let kept =
-                tokio::task::spawn_blocking(move || self.insert(&endpoint, &address, &seen)).await;
-            // A panic there has been printed, and the next answer is kept again.
-            kept.unwrap_or(Ok(()))
-        })
+        beside(move || self.insert(&endpoint, &address, &seen))
     }
+
+    fn listed(&self, source: &str) -> Option<Listed> {
+        Self::listed(self, source)
+    }
+
+    fn keep_listed(self: Arc<Self>, source: String, listed: Listed) -> Keeping {
+        beside(move || self.insert_listed(&source, &listed))
+    }
+}
+
+/// Where a disk may take its time.
+fn beside(keep: impl FnOnce() -> Result<(), CacheError> + Send + 'static) -> Keeping {
+    Box::pin(async move {
+        let kept = tokio::task::spawn_blocking(keep).await;
+        // A panic there has been printed, and the next answer is kept again.
+        kept.unwrap_or(Ok(()))
+    })
 }
 
 /// A database that was closed in this process is held by its own threads for some milliseconds more.

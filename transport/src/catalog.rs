@@ -16,6 +16,9 @@ use crate::upstream::Target;
 /// The catalog in effect.
 pub type SharedCatalog = Arc<ArcSwap<Catalog>>;
 
+/// The source of all endpoints that the configuration names.
+pub const CONFIGURED: &str = "config";
+
 /// All endpoints by name.
 #[derive(Clone, Debug, Default)]
 pub struct Catalog {
@@ -47,6 +50,8 @@ pub struct Route {
     pub discover: bool,
     /// Models it is not asked for, although it lists them.
     pub except: BTreeSet<Box<str>>,
+    /// Which source names it: [`CONFIGURED`], or a registry.
+    pub source: Box<str>,
 }
 
 impl Catalog {
@@ -92,6 +97,26 @@ impl Catalog {
             route.models.retain(|name, upstream| upstream.is_some() || found.contains(name));
             for name in found.iter().filter(|name| !route.except.contains(*name)) {
                 route.models.entry(name.clone()).or_default();
+            }
+        }
+        Self::new(routes, self.prices.clone(), self, now_seconds)
+    }
+
+    /// The same catalog with what a source lists now. What it listed before stays as long as `picked` says that it may be
+    /// picked; an endpoint that the configuration names too is called as that says.
+    #[must_use]
+    pub fn with_source(
+        &self,
+        source: &str,
+        listed: BTreeMap<Box<str>, Route>,
+        picked: impl Fn(&str) -> bool,
+        now_seconds: u64,
+    ) -> Self {
+        let mut routes = self.routes.clone();
+        routes.retain(|name, route| *route.source != *source || picked(name));
+        for (name, route) in listed {
+            if routes.get(&name).is_none_or(|known| known.source == route.source) {
+                routes.insert(name, route);
             }
         }
         Self::new(routes, self.prices.clone(), self, now_seconds)

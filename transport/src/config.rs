@@ -15,6 +15,7 @@
 
 mod accounts;
 mod catalogue;
+mod discovery;
 mod effective;
 mod env;
 mod expand;
@@ -40,6 +41,7 @@ use std::sync::Arc;
 
 pub use accounts::{DEFAULT_TENANT, KeyEntry, Limits, Tenant};
 pub use catalogue::{Endpoint, Model, Provider, Rule, Upstream};
+pub use discovery::{Consul, Discovery, DnsName};
 pub use effective::{Effective, Entry};
 pub use env::{Env, Flags};
 pub use observe::{Log, LogFormat, LogLevel, Monitoring, Session};
@@ -67,6 +69,8 @@ pub struct Config {
     pub journal: Journal,
     /// How requests are placed and tried.
     pub routing: Routing,
+    /// Registries that know where workers are.
+    pub discovery: Discovery,
     /// Stored sessions.
     pub session: Session,
     /// Providers by name.
@@ -124,6 +128,7 @@ impl Config {
             && self.providers.is_empty()
             && self.upstreams.is_empty()
             && self.rules.is_empty()
+            && !self.discovery.is_some()
     }
 }
 
@@ -211,6 +216,7 @@ fn read(root: &Section<'_>) -> Config {
     let data = root.section("data", Data::read);
     let journal = root.section("journal", Journal::read);
     let routing = root.section("routing", Routing::read);
+    let discovery = root.section("discovery", Discovery::read);
     let session = root.section("session", Session::read);
     let providers = catalogue::read_providers(root);
     let models = catalogue::read_models(root, &routing.timeouts);
@@ -226,6 +232,7 @@ fn read(root: &Section<'_>) -> Config {
         data,
         journal,
         routing,
+        discovery,
         session,
         providers,
         models,
@@ -279,7 +286,7 @@ fn check_routes(root: &Section<'_>, config: &Config) {
     }
     let routes = config.routes();
     for name in config.models.keys() {
-        if !routes.iter().any(|route| route.may_serve(name)) {
+        if !config.discovery.is_some() && !routes.iter().any(|route| route.may_serve(name)) {
             let reason = "nobody serves it; give it an endpoint, or list it under a provider";
             root.problem_of(&["models", name], ProblemKind::Invalid(reason.to_owned()));
         }

@@ -1,6 +1,6 @@
 //! From what people and wires write to what the plane takes. The only place that does.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use control::balance::{self, Policy};
 use control::id::AccountId;
@@ -13,11 +13,12 @@ use control::{affinity, attempt, breaker};
 use proto::inference::v1::Usage as UsageSaid;
 use tonic::{Code, Status};
 
-use crate::catalog::Route;
+use crate::catalog::{CONFIGURED, Route};
 use crate::config::{
     Config, Fallback, Limits, LoadBalancer, Route as Configured, Serves, Timeouts,
 };
 use crate::keys::AccountIds;
+use crate::sources::Instance;
 use crate::upstream::{BadSecret, BadUrl, Failed, Secret, Target};
 
 /// Endpoints without a stated maximum take this many attempts at once: more than one inference server runs, so that it
@@ -233,6 +234,30 @@ fn route(configured: &Configured) -> Result<Route, RouteError> {
         models,
         discover: matches!(configured.serves, Serves::Discovered { .. }),
         except,
+        source: CONFIGURED.into(),
+    })
+}
+
+/// A worker that a registry lists.
+///
+/// # Errors
+/// Where its address makes no URL; in words for whoever registered it.
+pub(crate) fn found(source: &str, instance: &Instance) -> Result<Route, String> {
+    let Instance { name, model, weight, .. } = instance;
+    let url = instance.url();
+    let base_url = url.parse().map_err(|why| format!("{name} is at {url}: {why}"))?;
+    Ok(Route {
+        target: Target::new(base_url),
+        provider: "pointsman".to_owned(),
+        weight: *weight,
+        tier: 1,
+        in_flight_max: IN_FLIGHT_MAX,
+        rps_max: None,
+        attempt_max: None,
+        models: BTreeMap::from([(model.as_str().into(), None)]),
+        discover: false,
+        except: BTreeSet::new(),
+        source: source.into(),
     })
 }
 

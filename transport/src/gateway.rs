@@ -2,6 +2,7 @@
 
 mod discovery;
 mod follower;
+mod sources;
 
 pub use discovery::discovery_limits;
 
@@ -18,7 +19,7 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::accounts::Accounts;
 use crate::admin::{self, Running};
 use crate::cache::{CacheError, ModelCache};
-use crate::catalog::{Catalog, SharedCatalog};
+use crate::catalog::{CONFIGURED, Catalog, SharedCatalog};
 use crate::chat::Local;
 use crate::config::{Config, Fsync};
 use crate::convert::{self, RouteError};
@@ -138,11 +139,12 @@ impl Gateway {
             socket: has_files.then(|| socket.unwrap_or_else(|| admin::socket_path(dir))),
         });
         gateway.reconfigure(config)?;
-        gateway.start_tasks(dir)?;
+        gateway.start_tasks(config)?;
         Ok(gateway)
     }
 
-    fn start_tasks(self: &Arc<Self>, dir: &Path) -> Result<(), StartError> {
+    fn start_tasks(self: &Arc<Self>, config: &Config) -> Result<(), StartError> {
+        let dir = &config.data.dir;
         let spawn = |task| AbortOnDropHandle::new(task);
         let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(socket) = &self.socket {
@@ -153,6 +155,7 @@ impl Gateway {
         }
         tasks.push(spawn(tokio::spawn(Arc::clone(&self.driver).run_timers())));
         tasks.push(spawn(tokio::spawn(discovery::run(Arc::downgrade(self)))));
+        tasks.extend(sources::start(self, &config.discovery));
         Ok(())
     }
 
@@ -215,6 +218,9 @@ impl Gateway {
                 route.models.entry(model).or_default();
             }
         }
+        for (name, route) in before.routes().filter(|(_, route)| *route.source != *CONFIGURED) {
+            routes.entry(name.into()).or_insert_with(|| route.clone());
+        }
         let catalog = Catalog::new(routes, convert::prices(config), &before, self.now_seconds());
         drop(before);
         self.accounts.set_config(config);
@@ -227,18 +233,22 @@ impl Gateway {
 
     /// Makes a catalog known, first to the hands and then to the plane, so that what is picked can be called.
     fn publish(&self, catalog: Catalog) {
+        self.publish_source(catalog, CONFIGURED, |_| true);
+    }
+
+    /// The same for another source than the configuration; of its endpoints, those that it lists.
+    fn publish_source(&self, catalog: Catalog, source: &str, listed: impl Fn(&str) -> bool) {
         let endpoints = catalog
             .routes()
+            .filter(|(name, route)| *route.source == *source && listed(name))
             .filter(|(_, route)| !route.models.is_empty())
             .filter_map(|(name, _)| catalog.spec(name))
             .collect();
+        let is_configured = source == CONFIGURED;
+        let kind = if is_configured { SourceKind::Authoritative } else { SourceKind::Observed };
         self.catalog.store(Arc::new(catalog));
-        self.driver.submit(Input::Membership {
-            source: "config".into(),
-            kind: SourceKind::Authoritative,
-            version: self.next_version(),
-            endpoints,
-        });
+        let (source, version) = (source.into(), self.next_version());
+        self.driver.submit(Input::Membership { source, kind, version, endpoints });
     }
 
     /// An endpoint said what it serves.

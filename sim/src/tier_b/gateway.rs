@@ -13,7 +13,7 @@ use std::time::Duration;
 use control::plane::{ControlPlane, Input};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{sleep, timeout};
-use transport::cache::{Keeping, ModelCache, Seen};
+use transport::cache::{Keeping, Listed, ModelCache, Seen};
 use transport::config::{self, Config, Env, Flags};
 use transport::driver::{Progress, RecoveryError};
 use transport::front::{Front, Limits, Listener, Server};
@@ -279,6 +279,15 @@ impl ModelCache for Shelf {
     fn keep(self: Arc<Self>, endpoint: String, address: String, seen: Seen) -> Keeping {
         let mut shelf = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         shelf.insert((endpoint, address), seen);
+        Box::pin(std::future::ready(Ok(())))
+    }
+
+    // No registry of endpoints is simulated here.
+    fn listed(&self, _source: &str) -> Option<Listed> {
+        None
+    }
+
+    fn keep_listed(self: Arc<Self>, _source: String, _listed: Listed) -> Keeping {
         Box::pin(std::future::ready(Ok(())))
     }
 }

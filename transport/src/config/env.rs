@@ -107,6 +107,7 @@ impl Overrides {
         for (name, provider) in PROVIDER_KEYS {
             all.provider(name, provider, env, file);
         }
+        all.consul(env, file);
         all.stores(env);
         for (value, name, path) in
             [(&flags.listen, "--listen", "server.http.addr"), (&flags.data, "--data", "data.dir")]
@@ -156,6 +157,19 @@ impl Overrides {
         if let (Some(model), "openai") = (env.said("OPENAI_MODEL"), provider) {
             let origin = Origin::Environment("OPENAI_MODEL".into());
             self.set(&format!("{path}.models"), origin, model.to_owned());
+        }
+    }
+
+    /// Like a provider's key: other programs know these names, and a file is the whole list of whom prompts may be sent to.
+    fn consul(&mut self, env: &Env, file: Option<&Node>) {
+        let named = file.is_none_or(|file| file.get("discovery.consul").is_some());
+        let Some(addr) = env.said("CONSUL_HTTP_ADDR").filter(|_| named) else { return };
+        // Consul's own tools take an address without a scheme.
+        let addr = if addr.contains("://") { addr.to_owned() } else { format!("http://{addr}") };
+        self.set("discovery.consul.addr", Origin::Environment("CONSUL_HTTP_ADDR".into()), addr);
+        if let Some(token) = env.said("CONSUL_HTTP_TOKEN") {
+            let origin = Origin::Environment("CONSUL_HTTP_TOKEN".into());
+            self.set("discovery.consul.token", origin, token.to_owned());
         }
     }
 

@@ -16,6 +16,7 @@ pub fn restart_required(old: &Config, new: &Config) -> Vec<String> {
         ("server.grpc.addr", o.grpc_addr != n.grpc_addr),
         ("server.admin.addr", o.admin.addr != n.admin.addr),
         ("server.admin.socket", o.admin.socket != n.admin.socket),
+        ("discovery", old.discovery != new.discovery),
         ("data.dir", old.data.dir != new.data.dir),
         ("journal.segment_bytes", old.journal.segment_bytes != new.journal.segment_bytes),
         ("journal.segments_max", old.journal.segments_max != new.journal.segments_max),

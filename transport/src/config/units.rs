@@ -109,6 +109,12 @@ impl Url {
         self.scheme == "https" || self.scheme == "grpcs"
     }
 
+    /// Whether it is a worker's, which speaks Pointsman's own wire.
+    #[must_use]
+    pub fn is_worker(&self) -> bool {
+        self.scheme.starts_with("grpc")
+    }
+
     /// `host` or `host:port`, as written.
     #[must_use]
     pub fn authority(&self) -> &str {

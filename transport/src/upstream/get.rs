@@ -25,7 +25,13 @@ impl Client {
     /// # Errors
     /// [`Failed`], with what the endpoint said where it refused.
     pub async fn get(&self, target: &Target, path: &str, limits: Limits) -> Result<Got, Failed> {
-        let request = bare_request(target, Method::GET, path, Bytes::new(), HeaderMap::new())?;
+        let request = bare_request(
+            target,
+            Method::GET,
+            target.base_url.join(path),
+            Bytes::new(),
+            HeaderMap::new(),
+        )?;
         let response = self.exchange(target, request, limits.whole_answer, &limits).await?;
         if !response.status().is_success() {
             return Err(failed::refused(response, limits.deadline).await);

@@ -1,0 +1,183 @@
+//! Registries at work: what they list becomes endpoints, and what they listed last outlives their silence and ours.
+//!
+//! A gateway that starts while a registry is down begins with what that said before, and says so. An endpoint that its
+//! registry leaves out is not taken from the plane by us: the plane prunes it when its own probes fail, and until then it
+//! may be picked, so that it stays in the catalog for as long as the plane knows it.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, PoisonError, Weak};
+use std::time::Duration;
+
+use control::Wall;
+use control::plane::Input;
+use http::HeaderValue;
+use tokio::sync::mpsc;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::Gateway;
+use crate::cache::Listed;
+use crate::config::{Consul, Discovery, DnsName};
+use crate::convert;
+use crate::sources::{Instance, Told, consul, dns};
+
+/// How often the age of what a lost registry said is told again.
+const TELL_AGE_EVERY: Duration = Duration::from_secs(10);
+/// What waits to be taken in. The next answer is whole: a longer queue would only be older.
+const TOLD_MAX: usize = 4;
+
+/// Starts to watch every registry of the configuration.
+pub(super) fn start(gateway: &Arc<Gateway>, discovery: &Discovery) -> Vec<AbortOnDropHandle<()>> {
+    let mut tasks = Vec::new();
+    if let Some(configured) = &discovery.consul {
+        let (tell, told) = mpsc::channel(TOLD_MAX);
+        let source = Source::new("consul".to_owned());
+        match settings(configured) {
+            Err(why) => gateway.health.note(&source.part(), Some((false, why))),
+            Ok(settings) => {
+                tasks.push(source.start(gateway, told));
+                let watch = consul::watch(gateway.upstream.clone(), settings, tell);
+                tasks.push(AbortOnDropHandle::new(tokio::spawn(watch)));
+            }
+        }
+    }
+    for name in &discovery.dns {
+        let DnsName { host, port, model, protocol } = name.clone();
+        let (tell, told) = mpsc::channel(TOLD_MAX);
+        tasks.push(Source::new(format!("dns {host}:{port}")).start(gateway, told));
+        let watch = dns::watch(dns::Settings { host, port, model, protocol }, tell);
+        tasks.push(AbortOnDropHandle::new(tokio::spawn(watch)));
+    }
+    tasks
+}
+
+fn settings(configured: &Consul) -> Result<consul::Settings, String> {
+    let Consul { addr, token, datacenter, service_prefix } = configured;
+    let token = token.as_ref().map(|token| HeaderValue::from_str(token.expose()));
+    Ok(consul::Settings {
+        addr: addr.to_string().parse().map_err(|why| format!("discovery.consul.addr: {why}"))?,
+        token: token
+            .transpose()
+            .map_err(|_| "discovery.consul.token holds characters that no token has".to_owned())?,
+        datacenter: datacenter.clone(),
+        prefix: service_prefix.clone(),
+    })
+}
+
+/// One registry.
+struct Source {
+    name: String,
+}
+
+impl Source {
+    fn new(name: String) -> Self {
+        Self { name }
+    }
+
+    fn start(self, gateway: &Arc<Gateway>, told: mpsc::Receiver<Told>) -> AbortOnDropHandle<()> {
+        self.begin(gateway);
+        AbortOnDropHandle::new(tokio::spawn(self.follow(Arc::downgrade(gateway), told)))
+    }
+
+    fn part(&self) -> String {
+        format!("registry {}", self.name)
+    }
+
+    /// With what it said before this process began.
+    fn begin(&self, gateway: &Gateway) {
+        if let Some(listed) = gateway.cache.listed(&self.name) {
+            let age = age(listed.at, gateway.world.wall.now());
+            gateway.found(&self.name, &listed.instances);
+            let count = listed.instances.len();
+            let text = format!("not heard yet: {count} workers as it listed them {age} ago");
+            tracing::info!(source = self.name, "{text}");
+            gateway.health.note(&self.part(), Some((false, text)));
+        } else {
+            gateway.health.note(&self.part(), Some((false, "not heard yet".to_owned())));
+        }
+    }
+
+    async fn follow(self, gateway: Weak<Gateway>, mut told: mpsc::Receiver<Told>) {
+        let mut lost: Option<String> = None;
+        loop {
+            let next = tokio::time::timeout(TELL_AGE_EVERY, told.recv()).await;
+            let Some(gateway) = gateway.upgrade() else { return };
+            match next {
+                Ok(None) => return,
+                Ok(Some(Told::Instances(instances))) => {
+                    if lost.take().is_some() {
+                        tracing::info!(source = self.name, "the registry is heard again");
+                    }
+                    gateway.found(&self.name, &instances);
+                    let text = format!("{} workers", instances.len());
+                    gateway.health.note(&self.part(), Some((true, text)));
+                    self.keep(&gateway, instances).await;
+                }
+                Ok(Some(Told::Lost(why))) => {
+                    if lost.is_none() {
+                        tracing::warn!(source = self.name, "a registry is lost: {why}");
+                        let source = self.name.as_str().into();
+                        gateway.driver.submit(Input::SourceLost { source });
+                    }
+                    self.note_lost(&gateway, &why);
+                    lost = Some(why);
+                }
+                Err(_) => {
+                    if let Some(why) = &lost {
+                        self.note_lost(&gateway, why);
+                    }
+                }
+            }
+        }
+    }
+
+    fn note_lost(&self, gateway: &Gateway, why: &str) {
+        let said = gateway.cache.listed(&self.name).map_or_else(
+            || "it has never said who is there".to_owned(),
+            |listed| {
+                let age = age(listed.at, gateway.world.wall.now());
+                format!("what it said {age} ago stands, {} workers", listed.instances.len())
+            },
+        );
+        gateway.health.note(&self.part(), Some((false, format!("{why}; {said}"))));
+    }
+
+    async fn keep(&self, gateway: &Gateway, instances: Vec<Instance>) {
+        let listed = Listed { instances, at: gateway.world.wall.now() };
+        let kept = Arc::clone(&gateway.cache).keep_listed(self.name.clone(), listed).await;
+        if let Err(error) = kept {
+            gateway.health.note("registry cache", Some((false, error.to_string())));
+        }
+    }
+}
+
+fn age(then: Wall, now: Wall) -> String {
+    let seconds = now.as_millis().saturating_sub(then.as_millis()) / 1_000;
+    match seconds {
+        0..120 => format!("{seconds} s"),
+        120..7_200 => format!("{} min", seconds / 60),
+        _ => format!("{} h", seconds / 3_600),
+    }
+}
+
+impl Gateway {
+    /// A source says who is there.
+    fn found(&self, source: &str, instances: &[Instance]) {
+        let mut listed = BTreeMap::new();
+        for instance in instances {
+            match convert::found(source, instance) {
+                Ok(route) => drop(listed.insert(instance.name.as_str().into(), route)),
+                Err(why) => tracing::warn!(source, "a worker is left out: {why}"),
+            }
+        }
+        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = self.catalog.load();
+        let names: Vec<Box<str>> = listed.keys().cloned().collect();
+        let known: std::collections::BTreeSet<Box<str>> = self
+            .driver
+            .look(|plane| plane.view().endpoints.into_iter().map(|one| one.name).collect());
+        let after =
+            before.with_source(source, listed, |name| known.contains(name), self.now_seconds());
+        drop(before);
+        self.publish_source(after, source, |name| names.iter().any(|listed| **listed == *name));
+    }
+}
