@@ -215,7 +215,8 @@ impl Gateway {
                 route.models.entry(model).or_default();
             }
         }
-        let catalog = Catalog::new(routes, convert::prices(config), &before, self.now_seconds());
+        let catalog = Catalog::new(routes, convert::prices(config), &before, self.now_seconds())
+            .with_silence(convert::silence(config));
         drop(before);
         self.accounts.set_config(config);
         let version = self.next_version();

@@ -82,7 +82,11 @@ impl Worker {
     }
 
     pub async fn client(&self) -> InferenceServiceClient<Channel> {
-        InferenceServiceClient::connect(format!("http://{}", self.addr)).await.unwrap()
+        InferenceServiceClient::new(self.channel().await)
+    }
+
+    pub async fn channel(&self) -> Channel {
+        Channel::from_shared(format!("http://{}", self.addr)).unwrap().connect().await.unwrap()
     }
 
     pub async fn described(&self) -> DescribeResponse {
@@ -142,10 +146,10 @@ pub fn words(count: usize) -> String {
 
 /// A gateway with its HTTP front.
 pub struct World {
-    _home: TempDir,
-    pub gateway: Arc<Gateway>,
     addr: SocketAddr,
     _served: AbortOnDropHandle<()>,
+    _gateway: Arc<Gateway>,
+    _home: TempDir,
 }
 
 impl World {
@@ -175,7 +179,7 @@ impl World {
         let served = tokio::spawn(async move {
             server.serve(router, std::future::pending(), Duration::ZERO).await;
         });
-        Self { _home: home, gateway, addr, _served: AbortOnDropHandle::new(served) }
+        Self { _home: home, _gateway: gateway, addr, _served: AbortOnDropHandle::new(served) }
     }
 
     /// Asks, and returns with the head.
