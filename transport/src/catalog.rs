@@ -25,6 +25,19 @@ pub struct Catalog {
     routes: BTreeMap<Box<str>, Route>,
     prices: BTreeMap<Box<str>, (f64, f64)>,
     since: BTreeMap<Box<str>, u64>,
+    silence: Silence,
+}
+
+/// How long a worker may be silent before the first token of an answer.
+///
+/// The plane's own timer is for streams: an OpenAI-compatible server shows nothing of an answer that does not stream before
+/// its end. A worker does, so it is held to the model's timer there too.
+#[derive(Clone, Debug, Default)]
+pub struct Silence {
+    /// For models that say nothing; `None` where nothing was configured at all.
+    pub general: Option<Duration>,
+    /// For models with timeouts of their own.
+    pub models: BTreeMap<Box<str>, Duration>,
 }
 
 /// One endpoint.
@@ -55,7 +68,7 @@ pub struct Route {
 }
 
 impl Catalog {
-    /// A catalog of `routes`. Models that `before` knew keep the second since when they are known.
+    /// A catalog of `routes`. Models that `before` knew keep the second since when they are known; its times of silence stay.
     #[must_use]
     pub fn new(
         routes: BTreeMap<Box<str>, Route>,
@@ -67,7 +80,20 @@ impl Catalog {
         let since = models
             .map(|name| (name.clone(), before.since.get(name).copied().unwrap_or(now_seconds)))
             .collect();
-        Self { routes, prices, since }
+        Self { routes, prices, since, silence: before.silence.clone() }
+    }
+
+    /// The same with other times of silence.
+    #[must_use]
+    pub fn with_silence(mut self, silence: Silence) -> Self {
+        self.silence = silence;
+        self
+    }
+
+    /// How long a worker may be silent before the first token of an answer of `model`.
+    #[must_use]
+    pub fn silence(&self, model: &str) -> Option<Duration> {
+        self.silence.models.get(model).copied().or(self.silence.general)
     }
 
     /// Where to send a request for `model` to `endpoint`, and the model's name there if it differs.

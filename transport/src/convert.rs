@@ -13,7 +13,7 @@ use control::{affinity, attempt, breaker};
 use proto::inference::v1::Usage as UsageSaid;
 use tonic::{Code, Status};
 
-use crate::catalog::{CONFIGURED, Route};
+use crate::catalog::{CONFIGURED, Route, Silence};
 use crate::config::{
     Config, Fallback, Limits, LoadBalancer, Route as Configured, Serves, Timeouts,
 };
@@ -154,6 +154,18 @@ pub fn prices(config: &Config) -> BTreeMap<Box<str>, (f64, f64)> {
             (name.as_str().into(), (usd(model.price.input), usd(model.price.output)))
         })
         .collect()
+}
+
+/// How long workers may be silent before the first token.
+#[must_use]
+pub fn silence(config: &Config) -> Silence {
+    let of_model = |(name, model): (&String, &crate::config::Model)| {
+        (name.as_str().into(), model.timeouts.first_token)
+    };
+    Silence {
+        general: Some(config.routing.timeouts.first_token),
+        models: config.models.iter().map(of_model).collect(),
+    }
 }
 
 /// Why a configured endpoint cannot be called.

@@ -221,7 +221,8 @@ impl Gateway {
         for (name, route) in before.routes().filter(|(_, route)| *route.source != *CONFIGURED) {
             routes.entry(name.into()).or_insert_with(|| route.clone());
         }
-        let catalog = Catalog::new(routes, convert::prices(config), &before, self.now_seconds());
+        let catalog = Catalog::new(routes, convert::prices(config), &before, self.now_seconds())
+            .with_silence(convert::silence(config));
         drop(before);
         self.accounts.set_config(config);
         let version = self.next_version();

@@ -66,7 +66,9 @@ impl<'a> Run<'a> {
         };
         let rewritten = rewrite(&self.call.body, &self.changes(model))
             .map_err(|error| failed(Failure::ClientError(400), &error.to_string()))?;
-        let limits = self.limits(catalog.route(endpoint).and_then(|route| route.attempt_max));
+        let attempt_max = catalog.route(endpoint).and_then(|route| route.attempt_max);
+        let silence = target.base_url.is_grpc().then(|| catalog.silence(&self.call.model));
+        let limits = self.limits(attempt_max, silence.flatten());
         let ask = self.ask(rewritten.body);
         match self.chat.upstream.call(target, ask, limits).await? {
             Answer::Whole(whole) => Ok(Begun::Whole(self.whole(whole))),
@@ -104,12 +106,13 @@ impl<'a> Run<'a> {
         }
     }
 
-    fn limits(&self, attempt_max: Option<Duration>) -> Limits {
+    fn limits(&self, attempt_max: Option<Duration>, silence: Option<Duration>) -> Limits {
         let clock = self.chat.driver.clock();
         let now = clock.now();
         // An endpoint's own limit is for its silence: a stream that moves is bounded by the request's deadline.
         let first_token = self.dispatch.first_token_by.since(now);
-        let first_token = attempt_max.map_or(first_token, |max| first_token.min(max));
+        let shorter = attempt_max.into_iter().chain(silence).min();
+        let first_token = shorter.map_or(first_token, |max| first_token.min(max));
         Limits {
             connect: self.dispatch.connect_by.since(now),
             first_token,

@@ -27,7 +27,7 @@ pub struct Stream(Inner);
 #[derive(Debug)]
 enum Inner {
     Sse(SseStream),
-    Wire(WireStream),
+    Wire(Box<WireStream>),
 }
 
 impl From<SseStream> for Stream {
@@ -38,7 +38,7 @@ impl From<SseStream> for Stream {
 
 impl From<WireStream> for Stream {
     fn from(stream: WireStream) -> Self {
-        Self(Inner::Wire(stream))
+        Self(Inner::Wire(Box::new(stream)))
     }
 }
 

@@ -55,7 +55,9 @@ async fn answered(state: Known, query: Option<String>, body: impl Fn(&[u16]) -> 
         changes.wait_for(|state| state.0 > index || state.1.is_none()).await.unwrap().clone();
     match ports {
         None => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
-        Some(ports) => ([("x-consul-index", index.to_string())], axum::Json(body(&ports))).into_response(),
+        Some(ports) => {
+            ([("x-consul-index", index.to_string())], axum::Json(body(&ports))).into_response()
+        }
     }
 }
 
@@ -78,8 +80,9 @@ async fn instances(state: Known, Path(name): Path<String>, RawQuery(query): RawQ
 async fn answers_from(world: &World, worker: &Worker) {
     let began = Instant::now();
     let name = format!("w-{}", worker.addr.port());
-    loop {
-        let answer = world.ask("hi", json!({})).await;
+    for nth in 0.. {
+        // One conversation has one home: each of these is another.
+        let answer = world.ask(&format!("hi {nth}"), json!({})).await;
         if answer.status == 200 && answer.header("x-pointsman-replica") == name {
             return;
         }
@@ -140,8 +143,8 @@ async fn a_worker_that_left_the_registry_and_died_is_forgotten() {
     answers_from(&world, &one).await;
     consul.lists(Some(&[&two]));
     one.kill();
-    for _ in 0..20 {
-        let answer = world.ask("hi", json!({})).await;
+    for nth in 0..20 {
+        let answer = world.ask(&format!("hi {nth}"), json!({})).await;
         assert_eq!(answer.status, 200, "the other one is there: {answer:?}");
         assert_eq!(answer.header("x-pointsman-replica"), format!("w-{}", two.addr.port()));
     }

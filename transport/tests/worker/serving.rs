@@ -155,8 +155,7 @@ async fn what_cannot_be_asked_is_refused_by_name() {
 async fn health_and_reflection_answer() {
     let worker = Worker::echo(Duration::ZERO);
     assert_eq!(health(&worker).await, 1, "SERVING");
-    let mut reflection =
-        ServerReflectionClient::connect(format!("http://{}", worker.addr)).await.unwrap();
+    let mut reflection = ServerReflectionClient::new(worker.channel().await);
     let ask = ServerReflectionRequest {
         host: String::new(),
         message_request: Some(MessageRequest::ListServices(String::new())),
@@ -174,7 +173,7 @@ async fn health_and_reflection_answer() {
 }
 
 async fn health(worker: &Worker) -> i32 {
-    let mut client = HealthClient::connect(format!("http://{}", worker.addr)).await.unwrap();
+    let mut client = HealthClient::new(worker.channel().await);
     let service = "pointsman.inference.v1.InferenceService".to_owned();
     let asked = client.check(HealthCheckRequest { service }).await;
     asked.unwrap().into_inner().status

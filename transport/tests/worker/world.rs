@@ -82,7 +82,11 @@ impl Worker {
     }
 
     pub async fn client(&self) -> InferenceServiceClient<Channel> {
-        InferenceServiceClient::connect(format!("http://{}", self.addr)).await.unwrap()
+        InferenceServiceClient::new(self.channel().await)
+    }
+
+    pub async fn channel(&self) -> Channel {
+        Channel::from_shared(format!("http://{}", self.addr)).unwrap().connect().await.unwrap()
     }
 
     pub async fn described(&self) -> DescribeResponse {
@@ -142,10 +146,11 @@ pub fn words(count: usize) -> String {
 
 /// A gateway with its HTTP front.
 pub struct World {
-    _home: TempDir,
-    pub gateway: Arc<Gateway>,
     addr: SocketAddr,
     _served: AbortOnDropHandle<()>,
+    gateway: Arc<Gateway>,
+    home: TempDir,
+    text: String,
 }
 
 impl World {
@@ -157,9 +162,21 @@ impl World {
     }
 
     pub async fn of(text: &str) -> Self {
-        let home = tempfile::Builder::new().prefix("pm-").tempdir().unwrap();
+        Self::at(tempfile::Builder::new().prefix("pm-").tempdir().unwrap(), text).await
+    }
+
+    /// The same gateway, after an orderly end.
+    pub async fn restarted(self) -> Self {
+        let Self { _served: served, gateway, home, text, .. } = self;
+        drop(served);
+        gateway.stop().unwrap();
+        drop(gateway);
+        Self::at(home, &text).await
+    }
+
+    async fn at(home: TempDir, told: &str) -> Self {
         let data = home.path().join("data");
-        let text = format!("version: 1\ndata: {{dir: '{}'}}\n{text}", data.display());
+        let text = format!("version: 1\ndata: {{dir: '{}'}}\n{told}", data.display());
         let flags = Flags::default();
         let loaded = parse("test.yaml", text.as_bytes(), &flags, &Env::default());
         let config = loaded.unwrap_or_else(|errors| panic!("{errors}")).config;
@@ -175,7 +192,8 @@ impl World {
         let served = tokio::spawn(async move {
             server.serve(router, std::future::pending(), Duration::ZERO).await;
         });
-        Self { _home: home, gateway, addr, _served: AbortOnDropHandle::new(served) }
+        let (_served, text) = (AbortOnDropHandle::new(served), told.to_owned());
+        Self { home, gateway, addr, _served, text }
     }
 
     /// Asks, and returns with the head.

@@ -60,11 +60,11 @@ const TOLD: &[(&str, &str)] = &[
     (
         "models: {m: {endpoints: [{weight: 1}]}}",
         "p.yaml:2:10: models.m: nobody serves it; give it an endpoint, or list it under a provider\n\
-         p.yaml:2:26: models.m.endpoints[0].url: missing; give a URL like http://127.0.0.1:8000/v1",
+         p.yaml:2:26: models.m.endpoints[0].url: missing; give a URL like http://127.0.0.1:8000/v1 or grpc://127.0.0.1:50055",
     ),
     (
         "upstreams: [{url: 'ftp://h'}, {url: 'http://u:p@h'}, {url: 'http://h?k=v'}, {url: 'http://h:x'}]",
-        "p.yaml:2:19: upstreams[0].url: a URL begins with http:// or https://\n\
+        "p.yaml:2:19: upstreams[0].url: a URL begins with http://, https://, grpc:// or grpcs://\n\
          p.yaml:2:37: upstreams[1].url: a URL holds no user or password here; use api_key\n\
          p.yaml:2:60: upstreams[2].url: a base URL has no query and no fragment\n\
          p.yaml:2:83: upstreams[3].url: the URL's host or port is not valid",
@@ -204,7 +204,7 @@ fn what_the_environment_or_a_flag_says_wrong_is_told_by_its_name() {
     let told = load(None, &flags, &env).unwrap_err().to_string();
     let expected = "--listen (command line): server.http.addr: expected an address like \
         127.0.0.1:8080 or :8080, found \"here\"\n\
-        --upstream (command line): upstreams: a URL begins with http:// or https://\n\
+        --upstream (command line): upstreams: a URL begins with http://, https://, grpc:// or grpcs://\n\
         LOG_LEVEL (environment): log.level: \"loud\" is not one of trace, debug, info, warn, warning, error";
     assert_eq!(told, expected);
 }

@@ -26,20 +26,16 @@ pub(super) fn of(status: &Status, begun: bool, limits: &Limits) -> Failed {
     }
     let code = status.code();
     let retry_after = retry_after(status);
-    let failure = match code {
-        Code::DeadlineExceeded if limits.deadline <= Instant::now() + SLACK => {
-            Failure::Timeout(Stage::Deadline)
-        }
-        code => convert::failure(code, retry_after.is_some(), begun),
+    let ours = code == Code::DeadlineExceeded && limits.deadline <= Instant::now() + SLACK;
+    let failure = if ours {
+        Failure::Timeout(Stage::Deadline)
+    } else {
+        convert::failure(code, retry_after.is_some(), begun)
     };
-    let mut failed = match failure {
-        Failure::ClientError(status_of) => {
-            let mut failed = of_request(status.message(), None);
-            failed.failure = Failure::ClientError(status_of);
-            failed
-        }
-        failure => Failed::new(failure, ""),
-    };
+    let mut failed = Failed::new(failure, "");
+    if matches!(failure, Failure::ClientError(_)) {
+        failed.upstream = of_request(status.message(), None).upstream;
+    }
     // Not its message: that may quote the prompt.
     failed.detail = format!("status {code:?}");
     failed.retry_after = retry_after;
