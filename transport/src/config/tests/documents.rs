@@ -81,8 +81,13 @@ fn what_needs_a_restart_is_marked_in_the_book() {
     assert!(!marked("log.level") && !marked("routing.max_retries"));
 }
 
-const EXAMPLE_VARS: [(&str, &str); 4] =
-    [("OPENAI_API_KEY", "a"), ("QWEN_KEY", "b"), ("DATABASE_URL", "c"), ("REDIS_SECRET", "d")];
+const EXAMPLE_VARS: [(&str, &str); 5] = [
+    ("OPENAI_API_KEY", "a"),
+    ("QWEN_KEY", "b"),
+    ("DATABASE_URL", "c"),
+    ("REDIS_SECRET", "d"),
+    ("CONSUL_TOKEN", "e"),
+];
 
 /// The example with its examples in force. Prose has one space after its `#`.
 fn uncommented() -> String {
