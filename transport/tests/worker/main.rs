@@ -4,6 +4,7 @@
 mod asked;
 mod failing;
 mod gateway;
+mod lines;
 mod lying;
 mod resuming;
 mod serving;

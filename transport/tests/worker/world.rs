@@ -184,19 +184,33 @@ impl World {
 
     /// Asks, and returns with the head.
     pub async fn begin(&self, path: &str, body: &Value) -> http::Response<Body> {
+        self.begin_with(path, body, &[]).await
+    }
+
+    async fn begin_with(
+        &self,
+        path: &str,
+        body: &Value,
+        headers: &[(&str, &str)],
+    ) -> http::Response<Body> {
         let request = Request::post(format!("http://{}{path}", self.addr))
-            .header("content-type", "application/json")
-            .body(Full::from(body.to_string()))
-            .unwrap();
+            .header("content-type", "application/json");
+        let request =
+            headers.iter().fold(request, |request, (name, value)| request.header(*name, *value));
+        let request = request.body(Full::from(body.to_string())).unwrap();
         let client: Client<HttpConnector, Full<Bytes>> =
             Client::builder(TokioExecutor::new()).build_http();
         timeout(LONG, client.request(request)).await.unwrap().unwrap()
     }
 
     pub async fn ask(&self, text: &str, more: Value) -> Answer {
+        self.ask_with(text, more, &[]).await
+    }
+
+    pub async fn ask_with(&self, text: &str, more: Value, headers: &[(&str, &str)]) -> Answer {
         let mut body = json!({"model": "m", "messages": [{"role": "user", "content": text}]});
         body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
-        Answer::of(self.begin("/v1/chat/completions", &body).await).await
+        Answer::of(self.begin_with("/v1/chat/completions", &body, headers).await).await
     }
 
     pub async fn get(&self, path: &str) -> String {
