@@ -83,6 +83,9 @@ pub struct Drained {
 const REQUEST_BYTES_MAX: usize = 64 << 20;
 /// Far more than may run: refusals need a stream each, too.
 const STREAMS_MAX: u32 = 16_384;
+/// Calls that are cancelled before they are looked at. Gateways whose clients all leave at once make many; beyond this the
+/// connection is closed as an attack, with everything on it.
+const RESETS_MAX: usize = 4_096;
 /// How much of one question may be on its way: so that a long prompt does not wait for a round trip every few pages.
 const STREAM_WINDOW: u32 = 1 << 20;
 /// The same of all questions together. Each is read as it comes, so none holds the others up for long.
@@ -117,6 +120,7 @@ pub async fn serve(
     let mut server = Box::pin(
         Server::builder()
             .max_concurrent_streams(STREAMS_MAX)
+            .http2_max_pending_accept_reset_streams(Some(RESETS_MAX))
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .http2_keepalive_interval(Some(PING_EVERY))
