@@ -160,15 +160,21 @@ async fn an_address_that_never_answers_is_no_connection_within_its_own_time() {
     socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
     socket.listen(0).unwrap();
     let addr = socket.local_addr().unwrap().as_socket().unwrap();
-    let _held: Vec<_> = (0..3)
+    let held: Vec<_> = (0..3)
         .map(|_| std::net::TcpStream::connect_timeout(&addr, Duration::from_millis(200)))
         .collect();
     let client = Client::new(&Settings::default()).unwrap();
     let limits = Limits { connect: Duration::from_millis(300), ..limits() };
     let began = Instant::now();
-    let failed = whole(&client, &format!("grpc://{addr}"), limits).await.unwrap_err();
+    let url = format!("grpc://{addr}");
+    let failed = whole(&client, &url, limits).await.unwrap_err();
     assert_eq!(failed.failure, Failure::Connect, "{failed}");
     assert!(began.elapsed() < 5 * SECOND);
+    // By now the connection that nobody waited for has failed by itself. The next call must not be told so.
+    tokio::time::sleep(Duration::from_millis(10_500)).await;
+    drop((socket, held));
+    let _worker = Worker::at(addr);
+    assert!(whole(&client, &url, self::limits()).await.unwrap().contains("hello"));
 }
 
 #[tokio::test]

@@ -57,8 +57,30 @@ impl Worker {
         Self::running(stop, async |incoming| serve(incoming, settings, stopped).await.unwrap())
     }
 
-    /// Whatever serves on a port, on a runtime of its own.
+    /// One that echoes at once, at this address.
+    pub fn at(addr: SocketAddr) -> Self {
+        let backend = Backend::Echo(Echo::default());
+        let settings = Settings { model: "m".to_owned(), backend, concurrency: 64, grace: SECOND };
+        let stop = CancellationToken::new();
+        let stopped = stop.clone().cancelled_owned();
+        Self::running_at(addr, stop, async |incoming| {
+            serve(incoming, settings, stopped).await.unwrap()
+        })
+    }
+
+    /// Whatever serves on a free port, on a runtime of its own.
     pub fn running<F>(
+        stop: CancellationToken,
+        play: impl FnOnce(Incoming) -> F + Send + 'static,
+    ) -> Self
+    where
+        F: Future<Output = Drained> + Send,
+    {
+        Self::running_at(([127, 0, 0, 1], 0).into(), stop, play)
+    }
+
+    fn running_at<F>(
+        addr: SocketAddr,
         stop: CancellationToken,
         play: impl FnOnce(Incoming) -> F + Send + 'static,
     ) -> Self
@@ -69,7 +91,7 @@ impl Worker {
         let runtime = builder.worker_threads(1).enable_all().build().unwrap();
         let (tell, told) = std::sync::mpsc::channel();
         let served = runtime.spawn(async move {
-            let incoming = Incoming::bind(([127, 0, 0, 1], 0).into()).await.unwrap();
+            let incoming = Incoming::bind(addr).await.unwrap();
             tell.send(incoming.local_addr().unwrap()).unwrap();
             play(incoming).await
         });
