@@ -9,12 +9,16 @@ use std::time::Duration;
 use bytes::Bytes;
 use control::outcome::{Failure, Stage};
 use http::HeaderMap;
-use tokio::io::copy_bidirectional;
+use tokio::io::{DuplexStream, copy_bidirectional, duplex};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
+use tokio::sync::{Mutex, mpsc, watch};
 use tokio::time::{Instant, timeout};
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use transport::upstream::{Answer, Ask, Client, Failed, Limits, Path, Settings, Target};
+
+use transport::seam::{Accept, Connecting, Dial, Duplex, Network};
+use transport::worker::{Backend, Echo, Incoming, Settings as Worked, serve};
 
 use crate::world::{LONG, SECOND, Worker, words};
 
@@ -197,4 +201,59 @@ async fn one_connection_carries_all_calls_and_limits_hold_for_each() {
     assert_eq!(failure(ended.3), Failure::Timeout(Stage::FirstToken));
     assert!(ended.4.unwrap().contains("hello"));
     assert_eq!(connections.load(Ordering::Relaxed), 1);
+}
+
+/// A network in memory: one host, called `worker`.
+struct Hall(mpsc::UnboundedSender<DuplexStream>);
+
+impl Dial for Hall {
+    fn dial(&self, host: &str, port: u16) -> Connecting<'static> {
+        let known = (host, port) == ("worker", 50055);
+        let (here, there) = duplex(1 << 16);
+        let sent = known && self.0.send(there).is_ok();
+        Box::pin(async move {
+            let made = sent.then_some(Box::new(here) as Box<dyn Duplex>);
+            made.ok_or_else(|| std::io::ErrorKind::ConnectionRefused.into())
+        })
+    }
+}
+
+struct Door(Mutex<mpsc::UnboundedReceiver<DuplexStream>>);
+
+impl Accept for Door {
+    fn local_addr(&self) -> std::io::Result<SocketAddr> {
+        Ok(([127, 0, 0, 1], 50055).into())
+    }
+
+    fn accept(&self) -> Connecting<'_> {
+        Box::pin(async {
+            let arrived = self.0.lock().await.recv().await;
+            let arrived = arrived.map(|stream| Box::new(stream) as Box<dyn Duplex>);
+            arrived.ok_or_else(|| std::io::ErrorKind::ConnectionAborted.into())
+        })
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn worker_and_line_run_over_a_network_that_is_not_real_in_time_that_is_not_either() {
+    let (sender, receiver) = mpsc::unbounded_channel();
+    let network = Network::Simulated(Arc::new(Hall(sender)));
+    let settings = Worked {
+        model: "m".to_owned(),
+        backend: Backend::Echo(Echo { delay: 10 * SECOND }),
+        concurrency: 1,
+        grace: SECOND,
+    };
+    let door = Incoming::Simulated(Box::new(Door(Mutex::new(receiver))));
+    let stop = CancellationToken::new();
+    let served = tokio::spawn(serve(door, settings, stop.clone().cancelled_owned()));
+    let client = Client::over(&Settings::default(), &network).unwrap();
+    let began = Instant::now();
+    let told = whole_of(&client, "grpc://worker", limits(), "a b c").await.unwrap();
+    assert!(told.contains("a b c"), "{told}");
+    assert!((30..35).contains(&began.elapsed().as_secs()), "{:?}", began.elapsed());
+    let failed = whole(&client, "grpc://nobody", limits()).await.unwrap_err();
+    assert_eq!(failed.failure, Failure::Connect, "{failed}");
+    stop.cancel();
+    served.await.unwrap().unwrap();
 }
