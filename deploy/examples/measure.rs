@@ -1,6 +1,6 @@
 //! What the gateway costs: memory, latency, throughput and CPU, against a replica asked directly.
 //!
-//! `cargo build --release -p pointsman && cargo run --release -p pointsman --example measure -- [idle] [ttft] [rate] [chunk]`
+//! `cargo build --release -p pointsman && cargo run --release -p pointsman --example measure -- [idle] [ttft] [rate] [chunk] [wire]`
 //!
 //! It starts the `pointsman` beside itself as replica and gateway, each a process of its own, and asks both in turn, so
 //! that whatever else the machine does falls on both alike. Linux only: memory and CPU time are read from `/proc`.
@@ -31,6 +31,7 @@ const TURN: Duration = Duration::from_secs(2);
 /// Streams at once, and pieces in each, for the CPU time of a piece.
 const STREAMS: usize = 32;
 const PIECES: usize = 1_000;
+const PROMPT: &str = "How much does a gateway cost?";
 
 #[tokio::main]
 async fn main() -> Result<()> {
@@ -48,6 +49,9 @@ async fn main() -> Result<()> {
     if is_wanted("chunk") {
         chunk("0ms").await?;
         chunk("2ms").await?;
+    }
+    if is_wanted("wire") {
+        wire().await?;
     }
     Ok(())
 }
@@ -74,7 +78,43 @@ async fn idle() -> Result<()> {
 async fn first_token() -> Result<()> {
     let replica = Program::replica("--ttft 0ms --gap 0ms --tokens 4").await?;
     let gateway = Program::gateway(Some(replica.port)).await?;
-    let (mut direct, mut through) = (connect(replica.port).await?, connect(gateway.port).await?);
+    pairs(["direct", "through the gateway"], [replica.port, gateway.port]).await
+}
+
+/// The same gateway before the same kind of answer, from an HTTP server and from a worker over gRPC.
+async fn wire() -> Result<()> {
+    let replica = Program::replica("--ttft 0ms --gap 0ms --tokens 4").await?;
+    let worker = Program::worker("--backend echo").await?;
+    let over_http = Program::gateway(Some(replica.port)).await?;
+    let over_grpc = Program::gateway_over(&format!("grpc://127.0.0.1:{}", worker.port)).await?;
+    pairs(["over HTTP", "over gRPC"], [over_http.port, over_grpc.port]).await?;
+    drop(replica);
+    let many = Program::replica(&format!("--ttft 0ms --gap 0ms --tokens {PIECES}")).await?;
+    let over_http = Program::gateway(Some(many.port)).await?;
+    let prompt = "word ".repeat(PIECES);
+    for (name, gateway) in [("HTTP", &over_http), ("gRPC", &over_grpc)] {
+        ask(&mut connect(gateway.port).await?, 10, &prompt).await?;
+        let before = gateway.cpu()?;
+        let mut streams = JoinSet::new();
+        for _ in 0..STREAMS {
+            let (port, prompt) = (gateway.port, prompt.clone());
+            streams.spawn(async move { ask(&mut connect(port).await?, PIECES, &prompt).await });
+        }
+        let mut pieces = 0;
+        while let Some(streamed) = streams.join_next().await {
+            pieces += streamed??.pieces;
+        }
+        let each = (gateway.cpu()? - before).as_secs_f64() * 1e6 / pieces as f64;
+        println!(
+            "{pieces} pieces in {STREAMS} streams over {name}: {each:.1} us of CPU each in the gateway"
+        );
+    }
+    Ok(())
+}
+
+/// Time to the first token of two servers, one after the other.
+async fn pairs(names: [&str; 2], ports: [u16; 2]) -> Result<()> {
+    let (mut direct, mut through) = (connect(ports[0]).await?, connect(ports[1]).await?);
     let (mut directly, mut through_it, mut added) = (Vec::new(), Vec::new(), Vec::new());
     for pair in 0..PAIRS + PAIRS / 10 {
         let (one, two) = if pair % 2 == 0 {
@@ -91,8 +131,7 @@ async fn first_token() -> Result<()> {
             added.push((two.as_secs_f64() - one.as_secs_f64()) * 1e6);
         }
     }
-    let sides =
-        [("direct", directly), ("through the gateway", through_it), ("added by pair", added)];
+    let sides = [(names[0], directly), (names[1], through_it), ("the difference by pair", added)];
     for (name, times) in sides {
         let [p50, p90, p99] = [0.5, 0.9, 0.99].map(|share| quantile(&times, share));
         println!("first token {name}: p50 {p50:.0} us, p90 {p90:.0} us, p99 {p99:.0} us");
@@ -182,8 +221,16 @@ struct Streamed {
 }
 
 async fn stream(connection: &mut SendRequest<Full<Bytes>>, tokens: usize) -> Result<Streamed> {
+    ask(connection, tokens, PROMPT).await
+}
+
+async fn ask(
+    connection: &mut SendRequest<Full<Bytes>>,
+    tokens: usize,
+    prompt: &str,
+) -> Result<Streamed> {
     let began = Instant::now();
-    let mut body = send(connection, true, tokens).await?;
+    let mut body = send(connection, true, tokens, prompt).await?;
     let (mut first, mut pieces) = (None, 0);
     while let Some(frame) = body.frame().await {
         let Ok(data) = frame?.into_data() else { continue };
@@ -198,7 +245,7 @@ async fn stream(connection: &mut SendRequest<Full<Bytes>>, tokens: usize) -> Res
 }
 
 async fn whole(connection: &mut SendRequest<Full<Bytes>>) -> Result<()> {
-    send(connection, false, 8).await?.collect().await?;
+    send(connection, false, 8, PROMPT).await?.collect().await?;
     Ok(())
 }
 
@@ -206,10 +253,11 @@ async fn send(
     connection: &mut SendRequest<Full<Bytes>>,
     stream: bool,
     tokens: usize,
+    prompt: &str,
 ) -> Result<hyper::body::Incoming> {
     let body = format!(
         "{{\"model\":\"demo\",\"stream\":{stream},\"max_tokens\":{tokens},\
-         \"messages\":[{{\"role\":\"user\",\"content\":\"How much does a gateway cost?\"}}]}}"
+         \"messages\":[{{\"role\":\"user\",\"content\":\"{prompt}\"}}]}}"
     );
     let request = Request::post("/v1/chat/completions")
         .header("host", "localhost")
@@ -258,12 +306,23 @@ impl Program {
         Self::start(&line, port, None).await
     }
 
+    async fn worker(flags: &str) -> Result<Self> {
+        let port = free_port()?;
+        let line = format!("worker --model demo --listen 127.0.0.1:{port} {flags}");
+        Self::start(&line, port, None).await
+    }
+
     /// Over one replica, or over its own.
     async fn gateway(upstream: Option<u16>) -> Result<Self> {
+        let url = upstream.map(|port| format!("http://127.0.0.1:{port}"));
+        Self::gateway_over(&url.unwrap_or_default()).await
+    }
+
+    /// Over what is at this URL; over its own replicas where it is empty.
+    async fn gateway_over(url: &str) -> Result<Self> {
         let port = free_port()?;
         let data = std::env::temp_dir().join(format!("pointsman-measure-{port}"));
-        let upstream =
-            upstream.map(|port| format!("--upstream http://127.0.0.1:{port}")).unwrap_or_default();
+        let upstream = if url.is_empty() { String::new() } else { format!("--upstream {url}") };
         let line = format!("serve --listen 127.0.0.1:{port} --data {} {upstream}", data.display());
         Self::start(&line, port, Some(data)).await
     }

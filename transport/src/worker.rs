@@ -83,11 +83,13 @@ pub struct Drained {
 const REQUEST_BYTES_MAX: usize = 64 << 20;
 /// Far more than may run: refusals need a stream each, too.
 const STREAMS_MAX: u32 = 16_384;
-/// What one stream may send ahead of a caller that does not read: some thousand chunks. Small, because all streams of a
-/// connection share its window, and one that nobody reads must not hold the others up.
-const STREAM_WINDOW: u32 = 64 << 10;
-/// Questions of all streams together: several that are as large as can be.
-const CONNECTION_WINDOW: u32 = 256 << 20;
+/// Calls that are cancelled before they are looked at. Gateways whose clients all leave at once make many; beyond this the
+/// connection is closed as an attack, with everything on it.
+const RESETS_MAX: usize = 4_096;
+/// How much of one question may be on its way: so that a long prompt does not wait for a round trip every few pages.
+const STREAM_WINDOW: u32 = 1 << 20;
+/// The same of all questions together. Each is read as it comes, so none holds the others up for long.
+const CONNECTION_WINDOW: u32 = 64 << 20;
 /// A caller that has vanished without a word is noticed after both together.
 const PING_EVERY: Duration = Duration::from_secs(10);
 const PING_WITHIN: Duration = Duration::from_secs(5);
@@ -118,6 +120,7 @@ pub async fn serve(
     let mut server = Box::pin(
         Server::builder()
             .max_concurrent_streams(STREAMS_MAX)
+            .http2_max_pending_accept_reset_streams(Some(RESETS_MAX))
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .http2_keepalive_interval(Some(PING_EVERY))

@@ -104,7 +104,7 @@ fn backend(args: &WorkerArgs, env: &Env) -> Result<Backend, WorkerError> {
         Backend::Echo(_) | Backend::Hash(_) if args.backend_model.is_some() => {
             idle("backend-model", "openai:URL")
         }
-        backend => Ok(backend),
+        backend @ (Backend::Echo(_) | Backend::Hash(_) | Backend::OpenAi(_)) => Ok(backend),
     }
 }
 

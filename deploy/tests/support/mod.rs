@@ -25,7 +25,7 @@ const START_MAX: Duration = Duration::from_secs(60);
 /// Longer than any grace time the tests configure.
 const STOP_MAX: Duration = Duration::from_secs(40);
 /// Variables that would change what the program does, if whoever runs the tests has them set.
-const OURS: [&str; 10] = [
+const OURS: [&str; 13] = [
     "OPENAI",
     "ALIYUN",
     "GATEWAY",
@@ -36,6 +36,9 @@ const OURS: [&str; 10] = [
     "MYSQL",
     "LOG",
     "HTTP_PROXY",
+    "LLM",
+    "MODEL_NAME",
+    "WORKER",
 ];
 
 /// A folder for one test, with a gateway's data and configuration in it; gone with the test.
@@ -78,6 +81,17 @@ impl World {
         let mut replica = Server { process: self.process(name, arguments), port };
         replica.start();
         replica
+    }
+
+    /// A worker of its own process, for the model `demo`, running.
+    pub fn worker(&self, name: &str, flags: &str) -> Worker {
+        let port = free_port();
+        let mut arguments = words("worker --model demo --listen");
+        arguments.push(format!("127.0.0.1:{port}").into());
+        arguments.extend(words(flags));
+        let mut worker = Worker { process: self.process(name, arguments), port };
+        worker.start();
+        worker
     }
 
     /// A gateway under this world's configuration, not started.
@@ -184,6 +198,30 @@ impl Server {
     }
 }
 
+/// A process that answers gRPC.
+pub struct Worker {
+    pub process: Process,
+    pub port: u16,
+}
+
+impl Worker {
+    /// Starts it (again) and waits until it listens.
+    pub fn start(&mut self) {
+        self.process.spawn();
+        let began = Instant::now();
+        while TcpStream::connect(("127.0.0.1", self.port)).is_err() {
+            let name = self.process.name.clone();
+            assert!(self.process.is_alive(), "{name} ended at its start");
+            assert!(began.elapsed() < START_MAX, "{name} does not become ready");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    pub fn endpoint(&self) -> String {
+        format!("{{url: 'grpc://127.0.0.1:{}', name: {}}}", self.port, self.process.name)
+    }
+}
+
 /// A port that nobody listens on right now.
 pub fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
@@ -266,6 +304,6 @@ pub fn overwrite(path: &Path, offset: u64, bytes: &[u8]) {
     file.write_all_at(bytes, offset).unwrap();
 }
 
-fn words(line: &str) -> Vec<OsString> {
+pub fn words(line: &str) -> Vec<OsString> {
     line.split_whitespace().map(OsString::from).collect()
 }

@@ -26,13 +26,13 @@ pub struct Stream(Inner);
 
 #[derive(Debug)]
 enum Inner {
-    Sse(SseStream),
+    Sse(Box<SseStream>),
     Wire(Box<WireStream>),
 }
 
 impl From<SseStream> for Stream {
     fn from(stream: SseStream) -> Self {
-        Self(Inner::Sse(stream))
+        Self(Inner::Sse(Box::new(stream)))
     }
 }
 

@@ -91,9 +91,21 @@ pub(super) async fn call(
     let envelope = text::Envelope::new(&ask.request_id, &question.model, client.wall.now());
     let tokens_max = question.parameters.as_ref().and_then(|said| said.max_tokens);
     let line = client.workers.line(&target.base_url)?;
-    let request = request(target, ask.headers, &ask.request_id, question, &limits);
+    let asking = |question| {
+        let request = request(target, ask.headers.clone(), &ask.request_id, question, &limits);
+        stream::open(service(&line, &limits), request, &limits)
+    };
+    let dialing = line.dial();
     // Boxed: what it takes to open a stream is large, and is over soon.
-    let mut opening = Box::pin(stream::open(service(&line, &limits), request, &limits));
+    let mut opening = Box::pin(async {
+        match asking(question).await {
+            // Nothing was sent: the connection that failed was begun for an earlier call, which gave it up.
+            Err(failed) if failed.failure == Failure::Connect && dialing.was_given_up() => {
+                asking(question::read(&ask.body, &ask.request_id)?).await
+            }
+            opened => opened,
+        }
+    });
     let opened = tokio::select! {
         biased;
         opened = &mut opening => opened,
@@ -111,8 +123,10 @@ pub(super) async fn call(
             }
         }
     };
+    drop(opening);
+    dialing.ended();
     let tally = tally::Tally::new(tokens_max);
-    let stream = WireStream::new(opened?, line, envelope, tally, began, &limits);
+    let stream = WireStream::new(opened?, line.clone(), envelope, tally, began, &limits);
     if ask.stream {
         return Ok(Answer::Stream(Box::new(stream.into())));
     }
@@ -129,11 +143,13 @@ pub(super) async fn describe(
     let line = client.workers.line(&target.base_url)?;
     let request = request(target, HeaderMap::new(), "", DescribeRequest {}, &limits);
     let mut service = service(&line, &limits);
+    let dialing = line.dial();
     let Ok(described) = timeout_at(due, Box::pin(service.describe(request))).await else {
         let nobody =
             if line.is_up() { Failure::Timeout(Stage::FirstToken) } else { Failure::Connect };
         return Err(Failed::new(nobody, "not in time"));
     };
+    dialing.ended();
     let said = described.map_err(|status| refusal::of(&status, false, &limits))?.into_inner();
     if let Some(load) = &said.load {
         line.tell(load);

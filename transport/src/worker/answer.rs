@@ -94,13 +94,7 @@ impl Stream for Answer {
 
 /// Lets the backend write until it is done or must stop. The seat is given up with the last word.
 async fn run(backend: Arc<Backend>, job: Job, desk: Arc<Desk>, seat: Seat, out: Out) {
-    let patience = job.patience;
-    let deadline = async {
-        match patience {
-            Some(patience) => tokio::time::sleep(patience).await,
-            None => core::future::pending().await,
-        }
-    };
+    let deadline = tokio::time::sleep(job.patience);
     // Boxed: a backend's future is large, and most of an answer's life is spent waiting in it.
     let mut answer = Box::pin(backend.answer(job, &out));
     let ended = tokio::select! {

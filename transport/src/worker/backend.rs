@@ -88,7 +88,7 @@ pub(super) struct Job {
     /// The caller's `traceparent`.
     pub trace: Option<String>,
     /// How long the caller waits, from now.
-    pub patience: Option<core::time::Duration>,
+    pub patience: core::time::Duration,
 }
 
 impl Backend {

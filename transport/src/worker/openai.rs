@@ -18,8 +18,6 @@ use crate::upstream::{
 };
 use delta::Reader;
 
-/// An answer without the caller's deadline ends here.
-const ANSWER_MAX: Duration = Duration::from_secs(3_600);
 /// The server stands beside the worker: a connection takes no longer than this.
 const CONNECT_WITHIN: Duration = Duration::from_secs(2);
 /// The caller has its own, shorter ideas of silence; this ends what nobody waits for any more.
@@ -131,13 +129,12 @@ impl OpenAi {
 }
 
 fn limits(job: &Job) -> Limits {
-    let patience = job.patience.map_or(ANSWER_MAX, |patience| patience.min(ANSWER_MAX));
     Limits {
         connect: CONNECT_WITHIN,
         first_token: SILENCE_MAX,
         between_tokens: SILENCE_MAX,
         whole_answer: SILENCE_MAX,
-        deadline: Instant::now() + patience,
+        deadline: Instant::now() + job.patience,
         answer_bytes_max: ANSWER_BYTES_MAX,
     }
 }

@@ -97,12 +97,16 @@ impl InferenceService for Service {
     }
 }
 
+/// No answer takes longer, whatever its caller says or leaves out: a seat comes back in the end.
+const ANSWER_MAX: Duration = Duration::from_secs(3_600);
+
 /// How long the caller waits: `grpc-timeout`, at most 8 digits and a unit.
-fn patience(metadata: &MetadataMap) -> Result<Option<Duration>, Status> {
-    let Some(value) = metadata.get("grpc-timeout") else { return Ok(None) };
+fn patience(metadata: &MetadataMap) -> Result<Duration, Status> {
+    let Some(value) = metadata.get("grpc-timeout") else { return Ok(ANSWER_MAX) };
     let read = value.to_str().ok().and_then(timeout_of);
     let words = "grpc-timeout is at most 8 digits and one of H, M, S, m, u, n";
-    read.map(Some).ok_or_else(|| Status::invalid_argument(words))
+    let said = read.ok_or_else(|| Status::invalid_argument(words))?;
+    Ok(said.min(ANSWER_MAX))
 }
 
 fn timeout_of(text: &str) -> Option<Duration> {

@@ -6,6 +6,7 @@ use proto::inference::v1::{Resume, StreamInferenceRequest, StreamInferenceRespon
 use tonic::Status;
 
 use super::backend::{Halt, Out};
+use crate::members::Members;
 use crate::tokens::estimate;
 
 /// A row of tokens, each known only after those before it.
@@ -39,6 +40,7 @@ pub(super) async fn write(
     out: &Out,
 ) -> Result<(), Halt> {
     let parameters = ask.parameters.clone().unwrap_or_default();
+    one_choice(&parameters.extra_json)?;
     let most = parameters.max_tokens.unwrap_or(TOKENS_MAX);
     let mut teller = Teller::new(parameters.stop);
     let mut seq = 0;
@@ -74,6 +76,18 @@ pub(super) async fn write(
         ..Default::default()
     })
     .await
+}
+
+/// More than one choice would each be the same.
+fn one_choice(extra_json: &str) -> Result<(), Status> {
+    let members = Members::read(extra_json);
+    let wrong = || Status::invalid_argument("parameters.extra_json must be a JSON object");
+    let many = members.ok_or_else(wrong)?.0.iter().any(|(key, n)| key == "n" && n.get() != "1");
+    if many {
+        Err(Status::invalid_argument("this backend writes one choice: leave out n"))
+    } else {
+        Ok(())
+    }
 }
 
 /// About how many tokens the prompt has: the texts, and what frames each message.

@@ -75,9 +75,9 @@ async fn a_worker_killed_before_the_first_token_costs_nothing() {
         let began = Instant::now();
         loop {
             assert!(began.elapsed() < LONG, "nobody was asked");
-            for at in 0..2 {
-                if workers[at].running_now().await == 1 {
-                    workers[at].kill();
+            for (at, worker) in workers.iter_mut().enumerate() {
+                if worker.running_now().await == 1 {
+                    worker.kill();
                     return format!("w{}", 1 - at);
                 }
             }

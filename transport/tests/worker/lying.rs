@@ -1,5 +1,6 @@
 //! Workers that say what cannot be: none is believed, and no client sees a clean end of it.
 
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures_util::Stream;
@@ -10,6 +11,7 @@ use proto::inference::v1::{
 };
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
+use tonic::metadata::MetadataMap;
 use tonic::transport::Server;
 use tonic::{Request, Response, Status};
 use transport::worker::{Drained, Incoming};
@@ -20,6 +22,8 @@ use crate::world::{Worker, World};
 struct Scripted {
     chunks: Vec<Result<Chunk, Status>>,
     hangs: bool,
+    /// The last question's metadata.
+    told: Arc<Mutex<MetadataMap>>,
 }
 
 #[tonic::async_trait]
@@ -29,8 +33,9 @@ impl InferenceService for Scripted {
 
     async fn stream_inference(
         &self,
-        _: Request<StreamInferenceRequest>,
+        request: Request<StreamInferenceRequest>,
     ) -> Result<Response<Self::StreamInferenceStream>, Status> {
+        *self.told.lock().unwrap() = request.metadata().clone();
         let chunks = iter(self.chunks.clone());
         let rest = if self.hangs { pending().boxed() } else { iter([]).boxed() };
         Ok(Response::new(chunks.chain(rest).boxed()))
@@ -45,11 +50,19 @@ impl InferenceService for Scripted {
 }
 
 fn liar(chunks: Vec<Result<Chunk, Status>>, hangs: bool) -> Worker {
+    listening(chunks, hangs, Arc::default())
+}
+
+fn listening(
+    chunks: Vec<Result<Chunk, Status>>,
+    hangs: bool,
+    told: Arc<Mutex<MetadataMap>>,
+) -> Worker {
     Worker::running(CancellationToken::new(), async move |incoming| {
         let Incoming::Real(listener) = incoming else { panic!("a real port") };
         let accepted = once(async { listener.accept().await.map(|(stream, _)| stream) });
         let accepted = accepted.chain(pending());
-        let service = InferenceServiceServer::new(Scripted { chunks, hangs });
+        let service = InferenceServiceServer::new(Scripted { chunks, hangs, told });
         Server::builder().add_service(service).serve_with_incoming(accepted).await.unwrap();
         Drained::default()
     })
@@ -143,4 +156,28 @@ async fn a_worker_that_only_says_that_it_is_there_is_stalled() {
     assert!(answer.text.contains("\"error\"") && !answer.is_done(), "{answer:?}");
     let metrics = world.get("/metrics").await;
     assert!(metrics.contains("outcome=\"timeout_between_tokens\""), "{metrics}");
+}
+
+#[tokio::test]
+async fn key_id_trace_and_deadline_travel_with_the_question() {
+    let told = Arc::default();
+    let worker = listening(vec![chunk(0, "a", "stop")], false, Arc::clone(&told));
+    let text = format!(
+        "models: {{m: {{endpoints: [{{url: '{}', name: w0, api_key: sk-worker}}]}}}}\n\
+         routing: {{timeouts: {{request: 30s}}}}",
+        worker.url()
+    );
+    let world = World::of(&text).await;
+    let trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    let answer = world.ask_with("x", json!({}), &[("traceparent", trace)]).await;
+    assert_eq!(answer.status, 200, "{answer:?}");
+    let told = told.lock().unwrap().clone();
+    let said = |name: &str| told.get(name).map_or("-", |value| value.to_str().unwrap()).to_owned();
+    assert_eq!(said("authorization"), "Bearer sk-worker");
+    assert_eq!(said("x-request-id"), answer.header("x-request-id"));
+    assert_eq!(&said("traceparent")[..35], &trace[..35], "the same trace");
+    let timeout = said("grpc-timeout");
+    let (number, unit) = timeout.split_at(timeout.len() - 1);
+    let millis = number.parse::<u64>().unwrap() / if unit == "u" { 1_000 } else { 1 };
+    assert!(["u", "m"].contains(&unit) && (20_000..=30_000).contains(&millis), "{timeout}");
 }

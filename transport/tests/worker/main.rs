@@ -5,6 +5,7 @@ mod asked;
 mod discovering;
 mod failing;
 mod gateway;
+mod lines;
 mod lying;
 mod resuming;
 mod serving;

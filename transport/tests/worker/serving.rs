@@ -136,6 +136,7 @@ async fn what_cannot_be_asked_is_refused_by_name() {
     let mut client = worker.client().await;
     let fine = || question("a", Parameters::default());
     let none = Parameters { max_tokens: Some(0), ..Parameters::default() };
+    let many = Parameters { extra_json: "{\"n\":2}".to_owned(), ..Parameters::default() };
     for (ask, code, word) in [
         (StreamInferenceRequest { model: "x".to_owned(), ..fine() }, Code::NotFound, "\"m\""),
         (StreamInferenceRequest { messages: vec![], ..fine() }, Code::InvalidArgument, "messages"),
@@ -145,6 +146,9 @@ async fn what_cannot_be_asked_is_refused_by_name() {
         assert_eq!(refused.code(), code, "{refused}");
         assert!(refused.message().contains(word), "{refused}");
     }
+    let mut chunks = client.stream_inference(question("a", many)).await.unwrap().into_inner();
+    let refused = chunks.message().await.unwrap_err();
+    assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
     let mut request = Request::new(fine());
     request.metadata_mut().insert("grpc-timeout", "soon".parse().unwrap());
     let refused = client.stream_inference(request).await.unwrap_err();

@@ -57,8 +57,30 @@ impl Worker {
         Self::running(stop, async |incoming| serve(incoming, settings, stopped).await.unwrap())
     }
 
-    /// Whatever serves on a port, on a runtime of its own.
+    /// One that echoes at once, at this address.
+    pub fn at(addr: SocketAddr) -> Self {
+        let backend = Backend::Echo(Echo::default());
+        let settings = Settings { model: "m".to_owned(), backend, concurrency: 64, grace: SECOND };
+        let stop = CancellationToken::new();
+        let stopped = stop.clone().cancelled_owned();
+        Self::running_at(addr, stop, async |incoming| {
+            serve(incoming, settings, stopped).await.unwrap()
+        })
+    }
+
+    /// Whatever serves on a free port, on a runtime of its own.
     pub fn running<F>(
+        stop: CancellationToken,
+        play: impl FnOnce(Incoming) -> F + Send + 'static,
+    ) -> Self
+    where
+        F: Future<Output = Drained> + Send,
+    {
+        Self::running_at(([127, 0, 0, 1], 0).into(), stop, play)
+    }
+
+    fn running_at<F>(
+        addr: SocketAddr,
         stop: CancellationToken,
         play: impl FnOnce(Incoming) -> F + Send + 'static,
     ) -> Self
@@ -69,7 +91,7 @@ impl Worker {
         let runtime = builder.worker_threads(1).enable_all().build().unwrap();
         let (tell, told) = std::sync::mpsc::channel();
         let served = runtime.spawn(async move {
-            let incoming = Incoming::bind(([127, 0, 0, 1], 0).into()).await.unwrap();
+            let incoming = Incoming::bind(addr).await.unwrap();
             tell.send(incoming.local_addr().unwrap()).unwrap();
             play(incoming).await
         });
@@ -198,19 +220,33 @@ impl World {
 
     /// Asks, and returns with the head.
     pub async fn begin(&self, path: &str, body: &Value) -> http::Response<Body> {
+        self.begin_with(path, body, &[]).await
+    }
+
+    async fn begin_with(
+        &self,
+        path: &str,
+        body: &Value,
+        headers: &[(&str, &str)],
+    ) -> http::Response<Body> {
         let request = Request::post(format!("http://{}{path}", self.addr))
-            .header("content-type", "application/json")
-            .body(Full::from(body.to_string()))
-            .unwrap();
+            .header("content-type", "application/json");
+        let request =
+            headers.iter().fold(request, |request, (name, value)| request.header(*name, *value));
+        let request = request.body(Full::from(body.to_string())).unwrap();
         let client: Client<HttpConnector, Full<Bytes>> =
             Client::builder(TokioExecutor::new()).build_http();
         timeout(LONG, client.request(request)).await.unwrap().unwrap()
     }
 
     pub async fn ask(&self, text: &str, more: Value) -> Answer {
+        self.ask_with(text, more, &[]).await
+    }
+
+    pub async fn ask_with(&self, text: &str, more: Value, headers: &[(&str, &str)]) -> Answer {
         let mut body = json!({"model": "m", "messages": [{"role": "user", "content": text}]});
         body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
-        Answer::of(self.begin("/v1/chat/completions", &body).await).await
+        Answer::of(self.begin_with("/v1/chat/completions", &body, headers).await).await
     }
 
     pub async fn get(&self, path: &str) -> String {

@@ -6,7 +6,7 @@ use core::time::Duration;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use http::Uri;
@@ -14,7 +14,7 @@ use http::uri::Scheme;
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_rustls::{HttpsConnector, MaybeHttpsStream};
 use proto::inference::v1::Load;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use tonic::transport::{Channel, Endpoint};
 use tower::Service;
 
@@ -85,6 +85,8 @@ pub(super) struct Line {
 struct State {
     /// Sockets that are open: one, or for a moment two.
     open: AtomicUsize,
+    /// A call went away while it waited for the connection. How that ended is told to the next one, however much later.
+    given_up: AtomicBool,
     load: Mutex<Option<WorkerLoad>>,
 }
 
@@ -102,7 +104,6 @@ impl Line {
         let state = Arc::new(State::default());
         let (address, tls) = (url.worker(), url.is_tls());
         let mut endpoint = Endpoint::from_shared(format!("http://{address}"))?
-            .connect_timeout(CONNECT_MAX)
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .http2_keep_alive_interval(PING_EVERY)
@@ -124,6 +125,15 @@ impl Line {
         self.state.open.load(Ordering::Relaxed) > 0
     }
 
+    /// A call begins that may have to wait for the connection.
+    pub fn dial(&self) -> Dialing<'_> {
+        Dialing {
+            line: self,
+            was_given_up: self.state.given_up.swap(false, Ordering::Relaxed),
+            ended: false,
+        }
+    }
+
     /// The worker says how busy it is.
     pub fn tell(&self, load: &Load) {
         if let Some(load) = WorkerLoad::said(load) {
@@ -133,6 +143,32 @@ impl Line {
 
     fn load(&self) -> Option<WorkerLoad> {
         *self.state.load.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A call that may be waiting for the connection. Dropped before its end, it has given that up.
+pub(super) struct Dialing<'a> {
+    line: &'a Line,
+    was_given_up: bool,
+    ended: bool,
+}
+
+impl Dialing<'_> {
+    /// Whether an earlier call did: a failure to connect may be that call's.
+    pub fn was_given_up(&self) -> bool {
+        self.was_given_up
+    }
+
+    pub fn ended(mut self) {
+        self.ended = true;
+    }
+}
+
+impl Drop for Dialing<'_> {
+    fn drop(&mut self) {
+        if !self.ended && !self.line.is_up() {
+            self.line.state.given_up.store(true, Ordering::Relaxed);
+        }
     }
 }
 
@@ -163,7 +199,7 @@ impl Service<Uri> for Dialer {
         let connecting = Uri::from_parts(parts).map(|to| self.connector.call(to));
         let state = Arc::clone(&self.state);
         Box::pin(async move {
-            let stream = connecting?.await?;
+            let stream = timeout(CONNECT_MAX, connecting?).await??;
             state.open.fetch_add(1, Ordering::Relaxed);
             Ok(Socket { stream, state })
         })
