@@ -85,7 +85,14 @@ pub struct EndpointSpec {
     pub rps_max: Option<u32>,
     /// The models it serves.
     pub models: Vec<Box<str>>,
+    /// Whose broken streams it can continue: those of endpoints with the same mark, which is made of the model's revision,
+    /// its tokenizer and its chat template. None: nobody's.
+    pub fingerprint: Option<Fingerprint>,
 }
+
+/// What two endpoints have in common where one can continue the other's stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Fingerprint(pub u64);
 
 /// How much a source's silence means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]

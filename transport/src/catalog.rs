@@ -159,6 +159,7 @@ impl Catalog {
             in_flight_max: route.in_flight_max,
             rps_max: route.rps_max,
             models: route.models.keys().cloned().collect(),
+            fingerprint: route.fingerprint,
         })
     }
 

@@ -141,11 +141,12 @@ impl Explanation {
             Observation::Nobody { request, nobody } => {
                 (request, format!("nobody to pick: {nobody}"))
             }
-            Observation::Retrying { request, at } => {
+            Observation::Retrying { request, at, resume } => {
                 let wait = at.since(plane.now());
                 let when =
                     if wait.is_zero() { "at once".into() } else { format!("in {}", short(wait)) };
-                (request, format!("another attempt {when}"))
+                let from = resume.map(|from| format!(", from token {} on", from.0));
+                (request, format!("another attempt {when}{}", from.unwrap_or_default()))
             }
             Observation::GaveUp { request, why } => (request, format!("no other attempt: {why}")),
             Observation::Bound { request, session, binding, moved_from } => {

@@ -114,6 +114,10 @@ mutants! {
     RetryAfterClientLeft "retry-after-client-left" breaks [3, 12], pains [10];
     /// A stream that broke after its first token is begun anew (`attempt.rs`, `hopeless`).
     SecondBeginning "second-beginning" breaks [6], pains [8];
+    /// A broken stream is continued by whoever is there, whatever model he runs (`plane/pick.rs`, `continues`).
+    ResumesAnywhere "resumes-anywhere" breaks [6], pains [8];
+    /// A broken stream is continued from its beginning (`plane/pick.rs`, `order`).
+    ResumesFromTheStart "resumes-from-the-start" breaks [6], pains [8];
     /// A stream that broke after its first token ends as a whole one (`plane/end.rs`, `give_up`).
     BrokenEndsClean "broken-ends-clean" breaks [6], pains [8];
     /// Attempts are counted as by two layers of which each retries (`attempt.rs`, `attempts_max`).

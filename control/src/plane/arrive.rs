@@ -141,6 +141,7 @@ impl ControlPlane {
             attempts: 0,
             tried: Vec::new(),
             committed: false,
+            fingerprint: None,
             produced: Tokens::ZERO,
             covered: slice,
             extending: None,

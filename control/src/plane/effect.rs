@@ -84,6 +84,9 @@ pub struct Dispatch {
     pub deadline: Instant,
     /// The most completion tokens to ask for, where quota limits them.
     pub output_max: Option<Tokens>,
+    /// The client has this many tokens of the answer already: the endpoint continues it there. What it reports (progress,
+    /// usage) counts from the answer's beginning.
+    pub resume: Option<Tokens>,
 }
 
 /// A fact that outlives the process.

@@ -1,5 +1,7 @@
 //! Ends: of attempts, and of requests, through one door.
 
+use core::time::Duration;
+
 use super::ControlPlane;
 use super::arrive::holdable;
 use super::effect::{Durable, Effect, Outcome, Refusal};
@@ -143,24 +145,30 @@ impl ControlPlane {
         id: RequestId,
         ended: &Attempt,
         failure: Failure,
-        retry_after: Option<core::time::Duration>,
+        retry_after: Option<Duration>,
     ) {
         let Some(request) = self.requests.get_mut(&id) else { return };
         request.last_failure = Some(failure);
         let other_eligible = self.balance.has_untried(&request.arrival.model, &request.tried);
+        // Whoever continues a stream does what is left of its work: how long the work took until now is no reason against.
+        let resumes = request.committed && request.fingerprint.is_some();
+        let elapsed = if resumes { Duration::ZERO } else { self.now.since(ended.started) };
         let history = History {
             attempts: request.attempts,
-            committed: request.committed,
+            committed: request.committed && !resumes,
             deadline: request.deadline,
-            elapsed_in_attempt: self.now.since(ended.started),
+            elapsed_in_attempt: elapsed,
             failure,
             retry_after,
             other_eligible,
         };
         match self.retry.decide(self.now, &history) {
             Decision::Retry { at, .. } => {
-                request.produced = Tokens::ZERO;
-                self.observe(Observation::Retrying { request: id, at });
+                if !resumes {
+                    request.produced = Tokens::ZERO;
+                }
+                let resume = resumes.then_some(request.produced);
+                self.observe(Observation::Retrying { request: id, at, resume });
                 if at <= self.now {
                     self.pick(id);
                 } else {
@@ -174,11 +182,11 @@ impl ControlPlane {
         }
     }
 
-    fn give_up(
+    pub(super) fn give_up(
         &mut self,
         id: RequestId,
         failure: Failure,
-        retry_after: Option<core::time::Duration>,
+        retry_after: Option<Duration>,
     ) {
         let request = &self.requests[&id];
         if request.committed {
@@ -409,4 +417,4 @@ fn pushed_back(request: &Request) -> bool {
 
 /// How long the last count of a cut stream is awaited. The shell answers a cancel without asking anybody, within
 /// microseconds; a second is for a machine under heavy load.
-const LAST_COUNT_WAIT: core::time::Duration = core::time::Duration::from_secs(1);
+const LAST_COUNT_WAIT: Duration = Duration::from_secs(1);

@@ -110,6 +110,9 @@ pub struct Arrival {
     pub prompt: Tokens,
     /// The most completion tokens the client allows, over all choices. `Some(0)` for embeddings.
     pub output_max: Option<Tokens>,
+    /// Whether another endpoint may continue its answer where one breaks off: it is one stream of text, and whoever speaks
+    /// to the endpoint can hand over what its client already has.
+    pub resumable: bool,
     /// Whether the answer is streamed.
     pub stream: bool,
     /// How long the client is willing to wait for the whole answer, where it says so.

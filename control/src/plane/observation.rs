@@ -98,6 +98,8 @@ pub enum Observation {
         request: RequestId,
         /// When.
         at: Instant,
+        /// It continues a stream of which the client has so many tokens.
+        resume: Option<Tokens>,
     },
     /// No other attempt will be made.
     GaveUp {

@@ -48,8 +48,7 @@ impl ControlPlane {
     pub(super) fn pick(&mut self, id: RequestId) {
         let request = &self.requests[&id];
         if request.deadline <= self.now {
-            let (failure, attempts) = (Failure::Timeout(Stage::Deadline), request.attempts);
-            return self.refuse(id, Refusal::Failed { failure, attempts, retry_after: None });
+            return self.give_up(id, Failure::Timeout(Stage::Deadline), None);
         }
         let key = request.arrival.session.map(|session| session.key);
         let home = key.and_then(|key| self.affinity.lookup(self.now, key)).map(|b| b.endpoint);
@@ -91,8 +90,9 @@ impl ControlPlane {
                 fresh = false;
                 continue;
             }
+            let continues = self.continues(id, chosen.endpoint);
             let wait = self.throttle_of(chosen.endpoint);
-            if wait.is_zero() {
+            if wait.is_zero() && continues {
                 chosen.retried_same |= !fresh;
                 return Choice::Chosen(chosen, throttled);
             }
@@ -103,7 +103,7 @@ impl ControlPlane {
             }
             throttled.push(chosen.endpoint);
             excluded.push(chosen.endpoint);
-            if full.is_none() && self.rps_max(chosen.endpoint).is_none() {
+            if full.is_none() && continues && self.rps_max(chosen.endpoint).is_none() {
                 chosen.retried_same |= request.tried.contains(&chosen.endpoint);
                 full = Some(chosen);
             }
@@ -113,6 +113,13 @@ impl ControlPlane {
         };
         throttled.retain(|passed| *passed != full.endpoint);
         Choice::Chosen(full, throttled)
+    }
+
+    /// Whether an endpoint can go on with what a request's client already has.
+    fn continues(&self, id: RequestId, endpoint: EndpointId) -> bool {
+        let request = &self.requests[&id];
+        let own = self.registry.endpoint(endpoint).and_then(|endpoint| endpoint.spec.fingerprint);
+        !request.committed || own == request.fingerprint || planted!(ResumesAnywhere)
     }
 
     /// How long an endpoint is to be passed over, for its rate or because it was full.
@@ -180,6 +187,11 @@ impl ControlPlane {
                 && arrival.output_max != Some(Tokens::ZERO)
                 && self.is_limited(request))
             .then_some(request.covered),
+            resume: request.committed.then_some(if planted!(ResumesFromTheStart) {
+                Tokens::ZERO
+            } else {
+                request.produced
+            }),
         }
     }
 
@@ -217,36 +229,26 @@ impl ControlPlane {
 
     fn nobody(&mut self, id: RequestId, nobody: Nobody) {
         let retry_after = self.until_someone_returns(id);
-        let request = &self.requests[&id];
-        let refusal = match request.last_failure {
-            Some(failure) => Refusal::Failed {
-                failure,
-                attempts: request.attempts,
-                retry_after: Some(retry_after),
-            },
-            None => Refusal::NobodyLeft {
+        let failure = self.requests[&id].last_failure;
+        self.observe(Observation::Nobody { request: id, nobody });
+        let Some(failure) = failure else {
+            let refusal = Refusal::NobodyLeft {
                 members: nobody.members,
                 draining: nobody.draining,
                 ejected: nobody.ejected,
                 full: nobody.full,
                 retry_after,
-            },
+            };
+            return self.refuse(id, refusal);
         };
-        self.observe(Observation::Nobody { request: id, nobody });
-        self.refuse(id, refusal);
+        self.give_up(id, failure, Some(retry_after));
     }
 
     fn all_throttled(&mut self, id: RequestId, retry_after: Duration) {
-        let request = &self.requests[&id];
-        let refusal = match request.last_failure {
-            Some(failure) => Refusal::Failed {
-                failure,
-                attempts: request.attempts,
-                retry_after: Some(retry_after),
-            },
-            None => Refusal::ModelBusy { retry_after },
-        };
-        self.refuse(id, refusal);
+        match self.requests[&id].last_failure {
+            Some(failure) => self.give_up(id, failure, Some(retry_after)),
+            None => self.refuse(id, Refusal::ModelBusy { retry_after }),
+        }
     }
 
     /// When the first ejected endpoint of the request's model may be asked again; a second where none is ejected.

@@ -70,13 +70,15 @@ impl ControlPlane {
 
     pub(super) fn handle_first_token(&mut self, attempt: AttemptId) {
         let Some((id, running)) = self.running(attempt) else { return self.stale(attempt) };
-        let Attempt { started, accepted, ticket, .. } = *running;
+        let Attempt { started, accepted, ticket, endpoint, .. } = *running;
         let after = self.now.since(started);
         if !accepted {
             self.accept(id, attempt);
         }
+        let own = self.registry.endpoint(endpoint).and_then(|endpoint| endpoint.spec.fingerprint);
         let Some(request) = self.requests.get_mut(&id) else { return };
         if !core::mem::replace(&mut request.committed, true) {
+            request.fingerprint = own.filter(|_| request.arrival.resumable);
             if ticket.probe {
                 self.show_life(id);
             }

@@ -11,7 +11,11 @@
 //! | attempting | -          | -          | -       | attempting | begun       | -         | completed | backoff | refused         | refused   | refused     | refused    |
 //! | begun      | -          | -          | -       | begun      | begun       | cutting   | completed | broken  | broken          | cancelled | cancelled   | broken     |
 //! | backoff    | -          | -          | -       | -          | -           | -         | -         | -       | -               | -         | refused     | attempting |
+//! | resuming   | -          | -          | -       | -          | -           | -         | -         | -       | -               | -         | cancelled   | attempting |
 //! | cutting    | -          | -          | -       | cutting    | cutting     | cutting   | completed | spent   | spent           | spent     | cancelled   | spent      |
+//!
+//! *Resuming* is the backoff of a request that has begun: where an endpoint with the fingerprint of the one that broke off can
+//! be asked, *begun* goes there on *failed* instead of *broken*, and an attempt from there is one that has begun.
 //!
 //! *Failed* stands for what may be tried again; with another endpoint at hand its backoff is over at once. A failed
 //! attempt also ends in *refused* where nothing is to be had from another: see [`attempt`](crate::attempt).
@@ -30,6 +34,7 @@ use crate::breaker::Ticket;
 use crate::id::{AccountId, AttemptId, EndpointId, Minted, RequestId, ReservationId};
 use crate::outcome::Failure;
 use crate::rate::RateLimits;
+use crate::registry::Fingerprint;
 use crate::time::Instant;
 use crate::units::{Amount, Price, Tokens, Usage};
 
@@ -84,6 +89,8 @@ pub(super) struct Request {
     pub tried: Vec<EndpointId>,
     /// Something of an answer has gone to the client.
     pub committed: bool,
+    /// Of the endpoint that began the answer, where others may continue it.
+    pub fingerprint: Option<Fingerprint>,
     /// Completion tokens that have arrived, as of the last progress mark.
     pub produced: Tokens,
     /// Completion tokens covered by the reservation.

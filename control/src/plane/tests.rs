@@ -15,6 +15,7 @@ mod phases;
 mod properties;
 
 mod quota;
+mod resuming;
 
 mod transcripts;
 mod turns;

@@ -261,5 +261,6 @@ pub(super) fn spec(line: &str) -> EndpointSpec {
         in_flight_max: 8,
         rps_max: None,
         models: words.map(Into::into).collect(),
+        fingerprint: None,
     }
 }

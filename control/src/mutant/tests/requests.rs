@@ -5,7 +5,7 @@ use super::Story;
 use crate::Machine;
 use crate::id::{AccountId, CallerToken};
 use crate::outcome::Failure;
-use crate::plane::tests::world::{Ask, World, daily, seconds};
+use crate::plane::tests::world::{Ask, World, alike, daily, failed, seconds};
 use crate::plane::{Config, Effect, Input, Outcome};
 use crate::quota::{Entry, Fact};
 use crate::units::{MicroUsd, Price, Tokens};
@@ -28,6 +28,8 @@ pub(super) const STORIES: &[Story] = &[
     (CancelNotSent, a_disconnect_reaches_the_replica),
     (RetryAfterClientLeft, nothing_is_tried_for_a_client_that_left),
     (SecondBeginning, a_broken_stream_is_not_begun_anew),
+    (ResumesAnywhere, another_model_continues_nothing),
+    (ResumesFromTheStart, a_stream_goes_on_where_it_broke),
     (BrokenEndsClean, a_broken_stream_is_told_as_broken),
     (RetryLayersMultiply, two_attempts_are_two),
     (BudgetUnpaid, retries_are_paid_for),
@@ -168,6 +170,29 @@ fn a_broken_stream_is_not_begun_anew() -> bool {
     let (mut world, caller) = streaming(&["a", "b"]);
     world.fail(caller, Failure::Truncated);
     world.dispatches[&caller].number == 1
+}
+
+/// A stream of `a` or `b` that broke off after five tokens, where these have such marks.
+/// Told: who began it, who has it now, and from where on.
+fn continued(a: u64, b: u64) -> (String, String, Option<Tokens>) {
+    let mut world = World::new();
+    world.listed(vec![alike("a", a), alike("b", b)]);
+    let caller = world.ask(Ask::resumable());
+    let first = world.at(caller).to_owned();
+    world.first_token(caller);
+    world.end(caller, failed(Failure::Truncated, 5));
+    world.later(seconds(3));
+    (first, world.at(caller).to_owned(), world.dispatches[&caller].resume)
+}
+
+fn another_model_continues_nothing() -> bool {
+    let (first, now, _) = continued(1, 2);
+    first == now
+}
+
+fn a_stream_goes_on_where_it_broke() -> bool {
+    let (first, now, resume) = continued(1, 1);
+    first != now && resume == Some(Tokens(5))
 }
 
 fn a_broken_stream_is_told_as_broken() -> bool {

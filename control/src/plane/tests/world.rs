@@ -14,7 +14,7 @@ use crate::plane::{
 };
 use crate::quota::{self, Cap};
 use crate::rate::RateLimits;
-use crate::registry::{EndpointSpec, SourceKind};
+use crate::registry::{EndpointSpec, Fingerprint, SourceKind};
 use crate::time::{Instant, Wall};
 use crate::units::{Amount, MicroUsd, Price, Tokens, Usage};
 
@@ -305,6 +305,7 @@ impl Ask {
             idempotency: None,
             prompt: Tokens(10),
             output_max: Some(Tokens(100)),
+            resumable: false,
             stream: false,
             patience: None,
         })
@@ -312,6 +313,10 @@ impl Ask {
 
     pub fn stream() -> Self {
         Self(Arrival { stream: true, output_max: None, ..Self::new().0 })
+    }
+
+    pub fn resumable() -> Self {
+        Self(Arrival { resumable: true, ..Self::stream().0 })
     }
 
     pub fn model(mut self, model: &str) -> Self {
@@ -358,7 +363,13 @@ pub(crate) fn spec(name: &str) -> EndpointSpec {
         in_flight_max: 64,
         rps_max: None,
         models: Vec::from(["m".into()]),
+        fingerprint: None,
     }
+}
+
+/// One that continues the streams of others with the same mark.
+pub(crate) fn alike(name: &str, fingerprint: u64) -> EndpointSpec {
+    EndpointSpec { fingerprint: Some(Fingerprint(fingerprint)), ..spec(name) }
 }
 
 pub(crate) fn failed(failure: Failure, produced: u64) -> AttemptEnd {
