@@ -49,6 +49,7 @@ impl Load {
             in_flight_max: 1_000,
             rps_max: None,
             models: vec!["demo".into()],
+            fingerprint: None,
         });
         load.step(Input::Membership {
             source: "config".into(),
@@ -90,6 +91,7 @@ impl Load {
             idempotency: None,
             prompt: Tokens(200),
             output_max: None,
+            resumable: false,
             stream: true,
             patience: None,
         })));

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use control::registry::EndpointSpec;
+use control::registry::{EndpointSpec, Fingerprint};
 
 use crate::exchange::Model;
 use crate::upstream::Target;
@@ -65,6 +65,8 @@ pub struct Route {
     pub except: BTreeSet<Box<str>>,
     /// Which source names it: [`CONFIGURED`], or a registry.
     pub source: Box<str>,
+    /// Whose broken streams it continues, where it said so.
+    pub fingerprint: Option<Fingerprint>,
 }
 
 impl Catalog {

@@ -321,6 +321,7 @@ fn arrival(caller: CallerToken, call: &Call) -> Arrival {
         idempotency: call.idempotency,
         prompt: call.prompt,
         output_max: call.output_max,
+        resumable: false,
         stream: call.stream,
         patience: call.patience,
     }

@@ -247,6 +247,7 @@ fn route(configured: &Configured) -> Result<Route, RouteError> {
         discover: matches!(configured.serves, Serves::Discovered { .. }),
         except,
         source: CONFIGURED.into(),
+        fingerprint: None,
     })
 }
 
@@ -270,6 +271,7 @@ pub(crate) fn found(source: &str, instance: &Instance) -> Result<Route, String> 
         discover: false,
         except: BTreeSet::new(),
         source: source.into(),
+        fingerprint: None,
     })
 }
 

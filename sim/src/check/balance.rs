@@ -53,7 +53,16 @@ impl Balance {
         if member.in_flight >= plan.in_flight_max {
             wrong(format!("goes to {}, which is full", order.endpoint_name));
         }
-        let open = eligible(members, pool, request, chosen.panic.then_some(chosen.tier), step.now);
+        let panic = chosen.panic.then_some(chosen.tier);
+        let mut open = eligible(members, pool, request, panic, step.now);
+        if order.resume.is_some() {
+            // A broken stream goes on only where the same model runs.
+            let mark = plan.fingerprint;
+            open.retain(|one| {
+                let member = pool.members.get(&one.id);
+                member.is_some_and(|member| members.plan(member.replica).fingerprint == mark)
+            });
+        }
         if member.left_until > step.now && full(members, pool, step.now) < PASSED_OVER_MAX {
             let free = |one: &&Open| !one.limited && !request.tried.contains(&one.id);
             if let Some(other) = open.iter().find(free) {

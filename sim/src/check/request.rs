@@ -5,11 +5,12 @@ use std::time::Duration;
 use control::Instant;
 use control::id::{AccountId, AttemptId, EndpointId, RequestId};
 use control::outcome::AttemptEnd;
-use control::plane::{Arrival, Config, Refusal};
+use control::plane::{Arrival, Config, Dispatch, Refusal};
 use control::quota::Cap;
 use control::units::{Price, Usage};
 
 use super::book::{Pair, plus};
+use crate::world::replica_of;
 
 /// What is known of a request.
 #[derive(Clone, Debug)]
@@ -44,6 +45,8 @@ pub(crate) struct Request {
     pub committed: Option<u64>,
     /// Progress: record, attempt number, tokens.
     pub marks: Vec<(u64, u32, u64)>,
+    /// Where its latest attempt went.
+    pub replica: Option<u32>,
     /// What is held for it.
     pub granted: Pair,
     /// Records of what is held, for when they are lost.
@@ -113,6 +116,7 @@ impl Request {
             last_end: None,
             committed: None,
             marks: Vec::new(),
+            replica: None,
             granted: [0, 0],
             grants: Vec::new(),
             terminal: None,
@@ -139,6 +143,27 @@ impl Request {
     pub fn noted(&self) -> Option<Pair> {
         let expired = self.expired.map(|_| [0, 0]);
         self.terminal.map(|(_, charged)| charged).or(expired)
+    }
+
+    /// Why an attempt may not go on with an answer that began, if it may not.
+    pub fn wrongly_resumed(
+        &self,
+        order: &Dispatch,
+        fingerprints: &[Option<u32>],
+    ) -> Option<String> {
+        let mark = |replica: Option<u32>| replica.and_then(|one| fingerprints[one as usize]);
+        let (before, now) = (mark(self.replica), mark(replica_of(&order.endpoint_name)));
+        match order.resume {
+            None => Some("is a second beginning of an answer that began".into()),
+            Some(from) if from.0 != self.produced() => {
+                Some(format!("goes on after {} tokens of {}", from.0, self.produced()))
+            }
+            Some(_) if before.is_none() || before != now => {
+                Some(format!("goes on at a replica of {now:?} with what one of {before:?} began"))
+            }
+            Some(_) if !self.arrival.resumable => Some("goes on with what nobody can".into()),
+            Some(_) => None,
+        }
     }
 
     /// Whether a quota of one of its accounts held it back all along.

@@ -34,6 +34,8 @@ pub(crate) struct Requests {
     counted: u64,
     /// Requests that a new life has just found under way, and whether it decides by another logic.
     lost: Vec<(u32, bool)>,
+    /// Whose streams each replica continues.
+    fingerprints: Vec<Option<u32>>,
 }
 
 /// What is known of a gateway.
@@ -70,6 +72,7 @@ impl Requests {
                 true => plan.topology.replicas.iter().map(|r| u64::from(r.rate)).max().unwrap_or(0),
                 false => 0,
             },
+            fingerprints: plan.topology.replicas.iter().map(|one| one.fingerprint).collect(),
             counted: 0,
             lost: Vec::new(),
         }
@@ -118,8 +121,10 @@ impl Requests {
             Input::FirstToken { attempt } => {
                 if let Some((request, running)) = self.running(step.gateway, *attempt) {
                     let number = running.number;
-                    request.committed = request.committed.or(Some(step.position));
-                    request.marks.push((step.position, number, 0));
+                    if request.committed.is_none() {
+                        request.committed = Some(step.position);
+                        request.marks.push((step.position, number, 0));
+                    }
                     let waited = step.now.since(request.arrived);
                     self.figures.first_token(waited);
                 }

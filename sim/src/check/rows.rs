@@ -19,6 +19,7 @@ pub(super) enum Phase {
     Begun,
     Cutting,
     Backoff,
+    Resuming,
 }
 
 impl Request {
@@ -28,6 +29,7 @@ impl Request {
             Some(running) if running.cancelled => Phase::Cutting,
             Some(_) if self.committed.is_some() => Phase::Begun,
             Some(_) => Phase::Attempting,
+            None if self.committed.is_some() => Phase::Resuming,
             None if self.attempts > 0 => Phase::Backoff,
             None if self.asked => Phase::Reserving,
             None => Phase::Waiting,
@@ -47,6 +49,7 @@ pub(super) fn met(phase: Phase, input: &Input) {
         (Phase::Attempting, Input::ClientGone { .. }) => sometimes!("row_attempting_client_gone"),
         (Phase::Begun, Input::ClientGone { .. }) => sometimes!("row_begun_client_gone"),
         (Phase::Backoff, Input::ClientGone { .. }) => sometimes!("row_backoff_client_gone"),
+        (Phase::Resuming, Input::ClientGone { .. }) => sometimes!("row_resuming_client_gone"),
         _ => {}
     }
 }
@@ -74,6 +77,8 @@ pub(super) fn moved(phase: Phase, step: &Step<'_>, effect: &Effect) {
         (Phase::Backoff, Effect::Reject { .. }) => sometimes!("row_failed_for_good"),
         (Phase::Reserving, Effect::Dispatch(_)) => sometimes!("row_reserving_granted"),
         (Phase::Reserving, Effect::Reject { .. }) => sometimes!("row_reserving_denied"),
+        (Phase::Resuming, Effect::Dispatch(_)) => sometimes!("row_resuming_dispatched"),
+        (Phase::Resuming, Effect::Finish { .. }) => sometimes!("row_resuming_broken"),
         (Phase::Waiting, Effect::Dispatch(_)) => sometimes!("row_turn_came"),
         (Phase::Begun, Effect::Cancel { .. }) => sometimes!("row_begun_limit_met"),
         _ => {}

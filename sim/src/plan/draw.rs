@@ -20,7 +20,8 @@ const FAULT_MS_MAX: u64 = 30_000;
 #[must_use]
 pub fn draw(seed: u64) -> Plan {
     let root = Rng::new(seed);
-    let topology = topology(&mut root.fork("topology"));
+    let mut topology = topology(&mut root.fork("topology"));
+    mark(&mut topology.replicas, &mut root.fork("fingerprints"));
     let mut rng = root.fork("workload");
     let mut asks = asks(&topology, &mut rng);
     spoil(&mut asks, &mut root.fork("mistakes"));
@@ -108,6 +109,16 @@ fn replica(index: u64, models: u32, cores: &[bool], rng: &mut Rng) -> ReplicaPla
         slots: one_of(&[4, 16, 64, 256], rng),
         tells_usage: chance(80, rng),
         core: first || cores[index as usize],
+        fingerprint: None,
+    }
+}
+
+/// Replicas of a model mostly run the same revision of it, where they tell at all.
+fn mark(replicas: &mut [ReplicaPlan], rng: &mut Rng) {
+    let percent = one_of(&[0, 50, 100, 100], rng);
+    for replica in replicas {
+        let revision = 10 * replica.models[0] + u32::from(chance(15, rng));
+        replica.fingerprint = chance(percent, rng).then_some(revision);
     }
 }
 

@@ -62,6 +62,9 @@ pub struct ReplicaPlan {
     pub tells_usage: bool,
     /// Whether it belongs to the core that is healed in the end.
     pub core: bool,
+    /// Whose broken streams it continues: those of replicas with the same.
+    #[serde(default)]
+    pub fingerprint: Option<u32>,
 }
 
 /// A link between any two hosts.

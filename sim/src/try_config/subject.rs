@@ -198,6 +198,7 @@ fn replica_of(
         slots: SLOTS,
         tells_usage: true,
         core: true,
+        fingerprint: None,
     }
 }
 

@@ -27,7 +27,9 @@ pub(super) struct Run {
     /// When the gateway last heard of it.
     heard: Nanos,
     produced: u64,
-    /// Completion tokens the replica will write.
+    /// Tokens that the client had before it.
+    from: u64,
+    /// Completion tokens the replica will have written, those before it included.
     target: u64,
     stream: bool,
     /// Whether it holds one of the replica's slots.
@@ -54,6 +56,7 @@ impl World<'_> {
         let local = |instant: Instant| own.clock.until(self.now, instant);
         let bound = ask.output_max.unwrap_or(u64::MAX);
         let bound = order.output_max.map_or(bound, |max| bound.min(max.0));
+        let from = order.resume.map_or(0, |from| from.0);
         let run = Run {
             call,
             gateway,
@@ -66,8 +69,9 @@ impl World<'_> {
             deadline: local(order.deadline),
             stage: At::Connecting,
             heard: self.now,
-            produced: 0,
-            target: ask.output.min(bound),
+            produced: from,
+            from,
+            target: ask.output.min(bound).max(from),
             stream: ask.stream,
             slot: false,
             over: false,
@@ -189,11 +193,12 @@ impl World<'_> {
         let Some(pace) = self.passes(id, Event::Head { run: id }) else { return };
         let run = &mut self.runs[id as usize];
         (run.accepted, run.heard) = (true, self.now);
-        let Run { attempt, gateway, call, .. } = *run;
+        let Run { attempt, gateway, call, from, .. } = *run;
         let ask = &self.asks[self.calls[call as usize].ask as usize];
-        let prefill = ask.prompt_true * SECOND / u64::from(pace.prefill_rate) * pace.slow;
+        let prefill = (ask.prompt_true + from) * SECOND / u64::from(pace.prefill_rate) * pace.slow;
         self.tell(id, gateway, Input::AttemptAccepted { attempt });
-        self.agenda.plan(self.now + prefill / 2 + MILLI, Event::Mark { run: id, produced: 1 });
+        self.agenda
+            .plan(self.now + prefill / 2 + MILLI, Event::Mark { run: id, produced: from + 1 });
     }
 
     /// Tokens are at the gateway: the first is told apart, later ones in marks of 16 or a quarter of a second.

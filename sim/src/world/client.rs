@@ -167,6 +167,7 @@ fn arrival(call: u32, ask: &Ask) -> Arrival {
         }),
         prompt: Tokens(ask.prompt),
         output_max: ask.output_max.map(Tokens),
+        resumable: ask.stream,
         stream: ask.stream,
         patience: ask.patience_ms.map(Duration::from_millis),
     }

@@ -1,7 +1,7 @@
 //! The registry: who is there, as it says; which is not always so.
 
 use control::plane::Input;
-use control::registry::{EndpointSpec, SourceKind};
+use control::registry::{EndpointSpec, Fingerprint, SourceKind};
 
 use super::World;
 use super::clock::{MILLI, Nanos, SECOND};
@@ -89,6 +89,7 @@ impl World<'_> {
                 in_flight_max: plan.in_flight_max,
                 rps_max: plan.rps_max,
                 models: plan.models.iter().map(|m| Plan::model_name(*m).into()).collect(),
+                fingerprint: plan.fingerprint.map(|mark| Fingerprint(u64::from(mark))),
             }
         };
         listed.iter().map(spec).collect()

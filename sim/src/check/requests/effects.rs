@@ -11,6 +11,8 @@ use super::super::book::{above, pair};
 use super::super::request::{End, Request, Running};
 use super::super::{Invariant, Step, Verdict};
 use super::Requests;
+use crate::coverage::sometimes;
+use crate::world::replica_of;
 
 impl Requests {
     /// A request has an id: the first thing said of it, and a new one.
@@ -58,8 +60,13 @@ impl Requests {
             let text = format!("is made after {:?} was over, at {} ns", request.id, end.at);
             return wrong(Invariant::Outcome, text);
         }
-        if request.committed.is_some() {
-            wrong(Invariant::Tokens, "is a second beginning of an answer that began".into());
+        if request.committed.is_none() && order.resume.is_some() {
+            wrong(Invariant::Tokens, "goes on with an answer that never began".into());
+        }
+        if request.committed.is_some()
+            && let Some(text) = request.wrongly_resumed(order, &self.fingerprints)
+        {
+            wrong(Invariant::Tokens, text);
         }
         if let Some(running) = request.running {
             let text = format!("is made while {:?} runs", running.attempt);
@@ -99,6 +106,11 @@ impl Requests {
         }
         if let Some(config) = &own.config {
             request.under(config);
+        }
+        request.replica = replica_of(&order.endpoint_name);
+        if let Some(from) = order.resume {
+            request.marks.push((step.position, request.attempts, from.0));
+            sometimes!("stream_resumed");
         }
         request.tried.push(order.endpoint);
         request.dispatches.push(step.position);
