@@ -65,19 +65,31 @@ pub struct Route {
     pub except: BTreeSet<Box<str>>,
     /// Which source names it: [`CONFIGURED`], or a registry.
     pub source: Box<str>,
+    /// Whether its source lists it now. One that does not is called until the plane has forgotten it.
+    pub listed: bool,
     /// Whose broken streams it continues, where it said so.
     pub fingerprint: Option<Fingerprint>,
+    /// Whether it was asked what it is. Only workers are, beside those that are asked for their models.
+    pub described: bool,
 }
 
 impl Catalog {
     /// A catalog of `routes`. Models that `before` knew keep the second since when they are known; its times of silence stay.
     #[must_use]
     pub fn new(
-        routes: BTreeMap<Box<str>, Route>,
+        mut routes: BTreeMap<Box<str>, Route>,
         prices: BTreeMap<Box<str>, (f64, f64)>,
         before: &Self,
         now_seconds: u64,
     ) -> Self {
+        // Who is called at the same address is who was asked there.
+        for (name, route) in routes.iter_mut().filter(|(_, route)| !route.described) {
+            let known = before.routes.get(name);
+            let known = known.filter(|known| known.target.base_url == route.target.base_url);
+            if let Some(known) = known {
+                (route.described, route.fingerprint) = (known.described, known.fingerprint);
+            }
+        }
         let models = routes.values().flat_map(|route| route.models.keys());
         let since = models
             .map(|name| (name.clone(), before.since.get(name).copied().unwrap_or(now_seconds)))
@@ -142,12 +154,32 @@ impl Catalog {
     ) -> Self {
         let mut routes = self.routes.clone();
         routes.retain(|name, route| *route.source != *source || picked(name));
+        for route in routes.values_mut().filter(|route| *route.source == *source) {
+            route.listed = false;
+        }
         for (name, route) in listed {
             if routes.get(&name).is_none_or(|known| known.source == route.source) {
                 routes.insert(name, route);
             }
         }
         Self::new(routes, self.prices.clone(), self, now_seconds)
+    }
+
+    /// The same catalog with whose streams an endpoint continues.
+    #[must_use]
+    pub fn with_fingerprint(&self, endpoint: &str, said: Option<Fingerprint>) -> Self {
+        let mut after = self.clone();
+        if let Some(route) = after.routes.get_mut(endpoint) {
+            (route.described, route.fingerprint) = (true, said);
+        }
+        after
+    }
+
+    /// Whether anybody who serves a model could continue an answer of it that another began.
+    #[must_use]
+    pub fn resumes(&self, model: &str) -> bool {
+        let serving = self.routes.values().filter(|route| route.models.contains_key(model));
+        serving.filter(|route| route.fingerprint.is_some()).count() > 0
     }
 
     /// An endpoint as the plane's registry takes it.

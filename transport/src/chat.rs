@@ -10,6 +10,7 @@
 mod attempt;
 mod cache;
 mod pump;
+mod resume;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -82,9 +83,10 @@ impl Local {
     async fn answer(&self, call: Call) -> Result<Reply, Refused> {
         let unavailable = |why| Refused { request: None, attempts: 0, why };
         let parts = &self.0;
+        let resumable = parts.catalog.load().resumes(&call.model) && resume::is_resumable(&call);
         let (caller, orders) = parts
             .driver
-            .arrive(|caller| arrival(caller, &call))
+            .arrive(|caller| arrival(caller, &call, resumable))
             .map_err(|error| unavailable(Why::JournalUnavailable(error.0)))?;
         let mut request = Request {
             chat: Arc::clone(parts),
@@ -95,6 +97,7 @@ impl Local {
             id: None,
             attempts: 0,
             upstream_words: None,
+            resumable,
         };
         request.run().await
     }
@@ -132,6 +135,8 @@ struct Request {
     arrived: control::Instant,
     id: Option<RequestId>,
     attempts: u32,
+    /// Whether another replica may go on with its answer.
+    resumable: bool,
     /// How upstream worded its refusal of the request itself.
     upstream_words: Option<(bytes::Bytes, String)>,
 }
@@ -312,7 +317,7 @@ impl Drop for Leaving {
     }
 }
 
-fn arrival(caller: CallerToken, call: &Call) -> Arrival {
+fn arrival(caller: CallerToken, call: &Call, resumable: bool) -> Arrival {
     Arrival {
         caller,
         model: call.model.as_str().into(),
@@ -321,7 +326,7 @@ fn arrival(caller: CallerToken, call: &Call) -> Arrival {
         idempotency: call.idempotency,
         prompt: call.prompt,
         output_max: call.output_max,
-        resumable: false,
+        resumable,
         stream: call.stream,
         patience: call.patience,
     }

@@ -8,9 +8,11 @@ use control::outcome::{Failure, Fault, Stage};
 use control::plane::{self, AccountConfig, ModelConfig};
 use control::quota::{Cap, Limits as QuotaLimits};
 use control::rate::RateLimits;
+use control::registry::Fingerprint;
 use control::units::{Tokens, Usage};
 use control::{affinity, attempt, breaker};
 use proto::inference::v1::Usage as UsageSaid;
+use sha2::{Digest as _, Sha256};
 use tonic::{Code, Status};
 
 use crate::catalog::{CONFIGURED, Route, Silence};
@@ -247,7 +249,9 @@ fn route(configured: &Configured) -> Result<Route, RouteError> {
         discover: matches!(configured.serves, Serves::Discovered { .. }),
         except,
         source: CONFIGURED.into(),
+        listed: true,
         fingerprint: None,
+        described: false,
     })
 }
 
@@ -271,7 +275,9 @@ pub(crate) fn found(source: &str, instance: &Instance) -> Result<Route, String> 
         discover: false,
         except: BTreeSet::new(),
         source: source.into(),
+        listed: true,
         fingerprint: None,
+        described: false,
     })
 }
 
@@ -314,6 +320,13 @@ pub(crate) fn usage(said: &UsageSaid) -> Option<(Usage, u64)> {
     let possible = prompt <= COUNT_MAX && completion <= COUNT_MAX;
     let usage = Usage { prompt: Tokens(prompt), completion: Tokens(completion) };
     possible.then_some((usage, said.cached_tokens.min(prompt)))
+}
+
+/// What a worker says of whose streams it continues, as the plane compares it.
+pub(crate) fn fingerprint(said: &str) -> Option<Fingerprint> {
+    let digest = Sha256::digest(said.as_bytes());
+    let first = digest.first_chunk().copied().map(u64::from_be_bytes);
+    first.filter(|_| !said.is_empty()).map(Fingerprint)
 }
 
 /// The other way round.

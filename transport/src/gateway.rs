@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use arc_swap::ArcSwap;
 use control::journal::LOGIC_VERSION;
 use control::plane::Input;
-use control::registry::SourceKind;
+use control::registry::{Fingerprint, SourceKind};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::accounts::Accounts;
@@ -234,14 +234,14 @@ impl Gateway {
 
     /// Makes a catalog known, first to the hands and then to the plane, so that what is picked can be called.
     fn publish(&self, catalog: Catalog) {
-        self.publish_source(catalog, CONFIGURED, |_| true);
+        self.publish_source(catalog, CONFIGURED);
     }
 
     /// The same for another source than the configuration; of its endpoints, those that it lists.
-    fn publish_source(&self, catalog: Catalog, source: &str, listed: impl Fn(&str) -> bool) {
+    fn publish_source(&self, catalog: Catalog, source: &str) {
         let endpoints = catalog
             .routes()
-            .filter(|(name, route)| *route.source == *source && listed(name))
+            .filter(|(_, route)| *route.source == *source && route.listed)
             .filter(|(_, route)| !route.models.is_empty())
             .filter_map(|(name, _)| catalog.spec(name))
             .collect();
@@ -264,6 +264,19 @@ impl Gateway {
             tracing::info!(instance_id = endpoint, models = models.len(), "models discovered");
             self.publish(after);
         }
+    }
+
+    /// An endpoint said whose streams it continues.
+    fn described(&self, endpoint: &str, fingerprint: Option<Fingerprint>) {
+        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = self.catalog.load_full();
+        let Some(route) = before.route(endpoint) else { return };
+        if route.described && route.fingerprint == fingerprint {
+            return;
+        }
+        let after = before.with_fingerprint(endpoint, fingerprint);
+        let source = route.source.clone();
+        self.publish_source(after, &source);
     }
 
     /// Grows over restarts too: it counts from the wall clock's milliseconds.

@@ -43,6 +43,7 @@ mod timer;
 mod whole;
 mod wire;
 
+use core::fmt;
 use core::time::Duration;
 
 use bytes::Bytes;
@@ -54,13 +55,14 @@ use hyper_util::client::legacy::connect::capture_connection;
 use tokio::time::{Instant, sleep_until};
 
 use control::outcome::{Failure, Stage};
+use control::units::Tokens;
 
 pub use connect::{Client, Settings, SetupError};
 pub use failed::{Failed, UPSTREAM_ERROR_BYTES_MAX, UpstreamError};
 pub use get::Got;
-pub use models::ModelInfo;
+pub use models::{Described, ModelInfo};
 use stream::SseStream;
-pub use stream::{Event, EventKind, Stream};
+pub use stream::{Event, EventKind, Piece, Stream};
 pub use target::{BadSecret, BadUrl, BaseUrl, Secret, Target};
 pub use whole::Whole;
 pub use wire::WorkerLoad;
@@ -87,6 +89,39 @@ pub struct Ask {
     pub request_id: String,
     /// Headers of the caller to pass on (`traceparent`, ...). Ours win over them.
     pub headers: HeaderMap,
+    /// What the client has of the answer already, where another endpoint began it. Only workers continue answers.
+    pub resume: Option<Box<Resume>>,
+}
+
+/// The part of an answer that its client has.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Resume {
+    /// How many tokens.
+    pub seq: Tokens,
+    /// Their ids: all of them, or none.
+    pub token_ids: Vec<u32>,
+    /// Their text.
+    pub text: String,
+    /// Who began it, and when: the answer goes on as the same one.
+    pub origin: Origin,
+}
+
+/// Counts only: the text is the client's.
+impl fmt::Debug for Resume {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { seq, token_ids, text, origin } = self;
+        let (ids, bytes) = (token_ids.len(), text.len());
+        write!(f, "Resume({} tokens, {ids} ids, {bytes} bytes, {origin:?})", seq.0)
+    }
+}
+
+/// Where an answer comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Origin {
+    /// The worker's mark: another with the same can continue what it began.
+    pub fingerprint: String,
+    /// The answer's `created`, in Unix seconds.
+    pub created: u64,
 }
 
 /// How long an answer may take and how large it may be. The plane's policy, passed with each call.

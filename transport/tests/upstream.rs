@@ -31,6 +31,7 @@ fn limits() -> Limits {
 
 fn ask(stream: bool) -> Ask {
     Ask {
+        resume: None,
         path: Path::ChatCompletions,
         body: Bytes::from_static(b"{\"model\":\"m\"}"),
         stream,
@@ -445,7 +446,7 @@ async fn a_request_carries_our_headers_and_none_that_are_not_for_the_endpoint() 
 async fn models_are_discovered_and_a_server_that_lists_none_is_garbage() {
     let list = "{\"object\":\"list\",\"data\":[{\"id\":\"a\",\"max_model_len\":4096},{\"id\":\"b\",\"owned_by\":\"me\"}]}";
     let server = serve(vec![Step::send(&with_length("200 OK", "application/json", list))]).await;
-    let models = client().discover(&server.target, limits()).await.unwrap();
+    let models = client().discover(&server.target, limits()).await.unwrap().models;
     assert_eq!(models.len(), 2);
     assert_eq!((models[0].id.as_str(), models[0].context), ("a", Some(Tokens(4_096))));
     let server = serve(vec![Step::send(&with_length("200 OK", "text/html", "<html>"))]).await;

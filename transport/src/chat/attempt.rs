@@ -5,13 +5,13 @@ use std::time::Duration;
 use bytes::Bytes;
 use control::outcome::Failure;
 use control::plane::{Dispatch, Input};
-use control::units::{Tokens, Usage};
+use control::units::Usage;
 use http::HeaderMap;
 
 use super::Parts;
 use crate::exchange::{Call, Operation};
 use crate::upstream::body::{CompletionMaxKey, Rewrite, rewrite};
-use crate::upstream::{Answer, Ask, Event, EventKind, Failed, Limits, Path, Stream, Whole};
+use crate::upstream::{Answer, Ask, Event, EventKind, Failed, Limits, Path, Resume, Stream, Whole};
 
 /// Bytes of a stream held back until its first token: a role announcement and some comments. More than that without a
 /// token is not an answer.
@@ -51,21 +51,27 @@ pub(super) struct Run<'a> {
     chat: &'a Parts,
     call: &'a Call,
     dispatch: &'a Dispatch,
+    resume: Option<Box<Resume>>,
 }
 
 impl<'a> Run<'a> {
     pub fn new(chat: &'a Parts, call: &'a Call, dispatch: &'a Dispatch) -> Self {
-        Self { chat, call, dispatch }
+        Self { chat, call, dispatch, resume: None }
+    }
+
+    /// The same for an attempt that goes on with an answer.
+    pub fn resuming(self, resume: Resume) -> Self {
+        Self { resume: Some(Box::new(resume)), ..self }
     }
 
     pub async fn begin(&self) -> Result<Begun, Failed> {
         let catalog = self.chat.catalog.load_full();
         let endpoint = &self.dispatch.endpoint_name;
         let Some((target, model)) = catalog.target(endpoint, &self.call.model) else {
-            return Err(failed(Failure::Connect, "the endpoint has just left the catalog"));
+            return Err(Failed::of(Failure::Connect, "the endpoint has just left the catalog"));
         };
         let rewritten = rewrite(&self.call.body, &self.changes(model))
-            .map_err(|error| failed(Failure::ClientError(400), &error.to_string()))?;
+            .map_err(|error| Failed::of(Failure::ClientError(400), &error.to_string()))?;
         let attempt_max = catalog.route(endpoint).and_then(|route| route.attempt_max);
         let silence = target.base_url.is_grpc().then(|| catalog.silence(&self.call.model));
         let limits = self.limits(attempt_max, silence.flatten());
@@ -103,6 +109,7 @@ impl<'a> Run<'a> {
             stream: self.call.stream,
             request_id: self.dispatch.request.to_string(),
             headers,
+            resume: self.resume.clone(),
         }
     }
 
@@ -140,7 +147,7 @@ impl<'a> Run<'a> {
         let mut opening = Vec::new();
         let mut held = 0;
         loop {
-            let ended = || failed(Failure::Truncated, "the stream ended before a token");
+            let ended = || Failed::of(Failure::Truncated, "the stream ended before a token");
             let event = stream.next().await.unwrap_or_else(|| Err(ended()))?;
             held += event.raw.len();
             let begins = !matches!(event.kind, EventKind::Opening | EventKind::Other);
@@ -149,7 +156,7 @@ impl<'a> Run<'a> {
                 break;
             }
             if held > OPENING_MAX {
-                return Err(failed(Failure::Garbage, "64 KiB of events without a token"));
+                return Err(Failed::of(Failure::Garbage, "64 KiB of events without a token"));
             }
         }
         let committed_at = self.chat.driver.submit(Input::FirstToken { attempt });
@@ -161,14 +168,4 @@ impl<'a> Run<'a> {
 fn content_type(headers: &HeaderMap) -> String {
     let value = headers.get(http::header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
     value.unwrap_or("application/json").to_owned()
-}
-
-fn failed(failure: Failure, detail: &str) -> Failed {
-    Failed {
-        failure,
-        produced: Tokens::ZERO,
-        retry_after: None,
-        upstream: None,
-        detail: detail.to_owned(),
-    }
 }

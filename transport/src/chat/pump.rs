@@ -1,21 +1,25 @@
 //! From the first token to the last byte: events go to the client as upstream wrote them.
 //!
+//! Where upstream breaks off, the plane may order another replica to go on. The client then sees one stream: what it has is
+//! handed over, what follows is passed on, and a comment in the stream says where the seam is.
+//!
 //! The pump waits for whichever comes first: the client leaves, the plane orders a stop, the next event. Its channel to
 //! the front is short, so a slow client slows upstream down instead of filling memory.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use control::outcome::AttemptEnd;
+use control::outcome::{AttemptEnd, Failure};
 use control::plane::{Dispatch, Input, Outcome};
 use control::units::{Tokens, Usage};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::attempt::Opened;
+use super::attempt::{Begun, Opened, Run};
+use super::resume::Delivered;
 use super::{Leaving, Parts, Request};
 use crate::driver::Order;
-use crate::exchange::{End, Part, Tally};
+use crate::exchange::{Call, End, Part, Tally};
 use crate::upstream::{Event, EventKind, Failed, Stream};
 
 /// Events between upstream and client. Enough to ride out a scheduling hiccup, few enough to mean backpressure.
@@ -52,6 +56,8 @@ pub(super) fn start(
         usage: None,
         last: None,
         first_token: Some(clock.now().since(request.arrived)),
+        call: request.resumable.then(|| request.call.clone()),
+        delivered: Delivered::of(opened.stream.origin().filter(|_| request.resumable)),
     };
     tokio::spawn(pump.run(opened.stream, opened.opening));
     body
@@ -73,6 +79,10 @@ struct Pump {
     /// `[DONE]`, held back until the settlement is written.
     last: Option<Event>,
     first_token: Option<Duration>,
+    /// What was asked, where another replica may go on with the answer.
+    call: Option<Call>,
+    /// And what he would have to know.
+    delivered: Delivered,
 }
 
 /// Why the pump stopped.
@@ -88,21 +98,58 @@ enum Stop {
 }
 
 impl Pump {
-    async fn run(mut self, mut stream: Box<Stream>, opening: Vec<Event>) {
-        let mut stop = None;
-        for event in opening {
-            stop = match stop {
-                None => self.forward(event).await,
-                stopped => stopped,
-            };
+    async fn run(mut self, stream: Box<Stream>, opening: Vec<Event>) {
+        let mut stop = self.deliver(stream, opening).await;
+        while let Some(dispatch) = self.after(stop).await {
+            stop = self.go_on(&dispatch).await;
         }
-        let stop = match stop {
-            Some(stop) => stop,
-            None => self.pump(&mut stream).await,
+    }
+
+    /// Passes a stream on, from its first events to its end.
+    async fn deliver(&mut self, mut stream: Box<Stream>, opening: Vec<Event>) -> Stop {
+        for event in opening {
+            if let Some(stop) = self.forward(event).await {
+                return stop;
+            }
+        }
+        // Dropping the stream with this call's end stops upstream at once; the accounting comes after.
+        self.pump(&mut stream).await
+    }
+
+    /// Another replica goes on.
+    async fn go_on(&mut self, dispatch: &Dispatch) -> Stop {
+        self.attempt = dispatch.attempt;
+        self.endpoint = dispatch.endpoint_name.to_string();
+        let lost = || Failed::of(Failure::TooLarge, "what was delivered cannot be handed over");
+        let Some((call, resume)) = self.call.as_ref().zip(self.delivered.resume()) else {
+            return Stop::Broken(lost());
         };
-        // Dropping the stream stops upstream at once; the accounting comes after.
-        drop(stream);
-        self.finish(stop).await;
+        let seam = format!(": resumed after {} tokens by {}\n\n", resume.seq.0, self.endpoint);
+        let run = Run::new(&self.chat, call, dispatch).resuming(resume);
+        let begun = tokio::select! {
+            biased;
+            () = self.parts.closed() => return Stop::Gone,
+            () = super::cancelled(&mut self.orders) => return Stop::Cancelled,
+            begun = run.begin() => begun,
+        };
+        match begun {
+            Ok(Begun::Stream(mut opened)) => {
+                tracing::info!(
+                    request_id = %dispatch.request,
+                    instance_id = self.endpoint,
+                    attempt = dispatch.number,
+                    "a broken stream goes on"
+                );
+                if self.parts.send(Part::Bytes(seam.into())).await.is_err() {
+                    return Stop::Gone;
+                }
+                // The answer has begun: whoever goes on does not announce it again.
+                opened.opening.retain(|event| event.kind != EventKind::Opening);
+                self.deliver(opened.stream, opened.opening).await
+            }
+            Ok(Begun::Whole(_)) => Stop::Broken(lost()),
+            Err(failed) => Stop::Broken(failed),
+        }
     }
 
     async fn pump(&mut self, stream: &mut Stream) -> Stop {
@@ -137,6 +184,7 @@ impl Pump {
             EventKind::Usage if !self.usage_wanted => return None,
             EventKind::Tokens { count } => {
                 self.produced += count;
+                self.delivered.add(count, event.piece.as_deref());
                 self.tally.set(self.produced);
                 self.mark();
             }
@@ -159,19 +207,14 @@ impl Pump {
         }
     }
 
-    async fn finish(mut self, stop: Stop) {
+    /// Tells the plane how the attempt ended, and does what it makes of that: the answer's last bytes, or another attempt.
+    async fn after(&mut self, stop: Stop) -> Option<Box<Dispatch>> {
         let (attempt, produced) = (self.attempt, self.produced);
         let mut detail = None;
         let end = match stop {
             Stop::Gone => {
-                // With the exact count: what was generated is charged.
-                self.leaving.over = true;
-                let caller = self.leaving.caller;
-                self.chat.driver.submit_all([
-                    Input::Progress { attempt, produced },
-                    Input::ClientGone { caller },
-                ]);
-                return;
+                self.leave();
+                return None;
             }
             Stop::Ended => AttemptEnd::Completed {
                 usage: self.usage.unwrap_or(Usage { prompt: self.prompt, completion: produced }),
@@ -185,30 +228,54 @@ impl Pump {
                 AttemptEnd::Failed { failure, produced, retry_after }
             }
         };
+        let may_go_on = detail.is_some() && self.call.is_some();
         self.chat.driver.submit(Input::AttemptEnded { attempt, end });
-        self.say_end(detail).await;
+        loop {
+            let order = tokio::select! {
+                biased;
+                order = self.orders.recv() => order?,
+                // Between two replicas nothing is sent, so that nothing else tells that the client has left.
+                () = self.parts.closed(), if may_go_on => {
+                    self.leave();
+                    return None;
+                }
+            };
+            match order {
+                Order::Dispatch(dispatch) => return Some(dispatch),
+                Order::Finish { outcome, position, .. } => {
+                    self.say_end(outcome, position, detail).await;
+                    return None;
+                }
+                Order::Admitted(_) | Order::Cancel | Order::Reject { .. } => {}
+            }
+        }
+    }
+
+    /// The client has left. With the exact count: what was generated is charged.
+    fn leave(&mut self) {
+        self.leaving.over = true;
+        let (caller, attempt, produced) = (self.leaving.caller, self.attempt, self.produced);
+        self.chat
+            .driver
+            .submit_all([Input::Progress { attempt, produced }, Input::ClientGone { caller }]);
     }
 
     /// The last bytes, once the settlement is written.
-    async fn say_end(&mut self, detail: Option<String>) {
-        while let Some(order) = self.orders.recv().await {
-            let Order::Finish { outcome, position, .. } = order else { continue };
-            self.leaving.over = true;
-            let counted = Usage { prompt: self.prompt, completion: self.produced };
-            let usage = self.usage.unwrap_or(counted);
-            let end = End { outcome, detail, usage, first_token: self.first_token };
-            if let Err(why) = self.chat.written(position).await {
-                tracing::error!(attempt = %self.attempt, "an answer ends without its record: {why}");
-                let _ = self.parts.send_timeout(Part::Unrecorded(end), LAST_WORDS).await;
-                return;
-            }
-            let completed = matches!(outcome, Outcome::Completed);
-            if let Some(done) = self.last.take().filter(|_| completed) {
-                // A client that has left by now has missed nothing but the end.
-                let _ = self.parts.send_timeout(Part::Bytes(done.raw), LAST_WORDS).await;
-            }
-            let _ = self.parts.send_timeout(Part::End(end), LAST_WORDS).await;
+    async fn say_end(&mut self, outcome: Outcome, position: u64, detail: Option<String>) {
+        self.leaving.over = true;
+        let counted = Usage { prompt: self.prompt, completion: self.produced };
+        let usage = self.usage.unwrap_or(counted);
+        let end = End { outcome, detail, usage, first_token: self.first_token };
+        if let Err(why) = self.chat.written(position).await {
+            tracing::error!(attempt = %self.attempt, "an answer ends without its record: {why}");
+            let _ = self.parts.send_timeout(Part::Unrecorded(end), LAST_WORDS).await;
             return;
         }
+        let completed = matches!(outcome, Outcome::Completed);
+        if let Some(done) = self.last.take().filter(|_| completed) {
+            // A client that has left by now has missed nothing but the end.
+            let _ = self.parts.send_timeout(Part::Bytes(done.raw), LAST_WORDS).await;
+        }
+        let _ = self.parts.send_timeout(Part::End(end), LAST_WORDS).await;
     }
 }

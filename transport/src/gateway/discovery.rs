@@ -10,7 +10,8 @@ use futures_util::future::join_all;
 
 use super::Gateway;
 use crate::cache::Seen;
-use crate::upstream::Limits;
+use crate::catalog::Route;
+use crate::upstream::{Described, Limits};
 
 /// How often endpoints are asked again.
 const EVERY: Duration = Duration::from_secs(30);
@@ -36,7 +37,10 @@ pub(super) async fn run(gateway: Weak<Gateway>) {
     loop {
         let Some(strong) = gateway.upgrade() else { return };
         discover_all(&strong).await;
-        let unknown = strong.catalog().routes().any(|(_, r)| r.discover && r.models.is_empty());
+        let unknown = strong.catalog().routes().any(|(_, route)| {
+            (route.discover && route.models.is_empty())
+                || (route.target.base_url.is_grpc() && !route.described)
+        });
         drop(strong);
         tokio::time::sleep(if unknown { EVERY_UNKNOWN } else { EVERY }).await;
     }
@@ -45,15 +49,21 @@ pub(super) async fn run(gateway: Weak<Gateway>) {
 /// Asks each once, all at the same time.
 pub(super) async fn discover_all(gateway: &Gateway) {
     let catalog = gateway.catalog();
-    let asked = catalog.routes().filter(|(_, route)| route.discover).map(async |(name, route)| {
+    let told = |route: &Route| route.discover || route.target.base_url.is_grpc();
+    let asked = catalog.routes().filter(|(_, route)| told(route)).map(async |(name, route)| {
         let address = route.target.base_url.to_string();
         let part = format!("discovery {name}");
         match gateway.upstream.discover(&route.target, discovery_limits()).await {
-            Ok(models) if models.is_empty() => {
+            Ok(described) if !route.discover => {
+                gateway.described(name, described.fingerprint);
+                gateway.health.note(&part, None);
+            }
+            Ok(described) if described.models.is_empty() => {
                 let text = format!("{address} lists no models; keeping those it listed before");
                 gateway.health.note(&part, Some((false, text)));
             }
-            Ok(models) => {
+            Ok(Described { models, fingerprint }) => {
+                gateway.described(name, fingerprint);
                 let models: Vec<Box<str>> = models.into_iter().map(|m| m.id.into()).collect();
                 gateway.discovered(name, &models);
                 gateway.health.note(&part, None);

@@ -171,13 +171,12 @@ impl Gateway {
         }
         let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         let before = self.catalog.load();
-        let names: Vec<Box<str>> = listed.keys().cloned().collect();
         let known: std::collections::BTreeSet<Box<str>> = self
             .driver
             .look(|plane| plane.view().endpoints.into_iter().map(|one| one.name).collect());
         let after =
             before.with_source(source, listed, |name| known.contains(name), self.now_seconds());
         drop(before);
-        self.publish_source(after, source, |name| names.iter().any(|listed| **listed == *name));
+        self.publish_source(after, source);
     }
 }

@@ -66,6 +66,12 @@ impl fmt::Display for Failed {
 impl std::error::Error for Failed {}
 
 impl Failed {
+    /// A failure of our own side's, in our own words.
+    #[must_use]
+    pub fn of(failure: Failure, detail: &str) -> Self {
+        Self::new(failure, detail)
+    }
+
     pub(super) fn new(failure: Failure, detail: impl Into<String>) -> Self {
         Self {
             failure,

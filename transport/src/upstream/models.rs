@@ -6,6 +6,7 @@ use http::header::HeaderMap;
 use serde::Deserialize;
 
 use control::outcome::Failure;
+use control::registry::Fingerprint;
 use control::units::Tokens;
 
 use super::connect::Client;
@@ -24,16 +25,21 @@ pub struct ModelInfo {
     pub context: Option<Tokens>,
 }
 
+/// What an endpoint says of itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Described {
+    /// The models it serves, in the order it says them.
+    pub models: Vec<ModelInfo>,
+    /// Whose broken streams it continues, where it can.
+    pub fingerprint: Option<Fingerprint>,
+}
+
 impl Client {
-    /// Asks `target` which models it serves, in the order it says them. `limits.whole_answer` bounds the wait.
+    /// Asks `target` which models it serves, and a worker whose streams it continues. `limits.whole_answer` bounds the wait.
     ///
     /// # Errors
     /// [`Failed`]: an endpoint that knows no such list answers with a client error (404).
-    pub async fn discover(
-        &self,
-        target: &Target,
-        limits: Limits,
-    ) -> Result<Vec<ModelInfo>, Failed> {
+    pub async fn discover(&self, target: &Target, limits: Limits) -> Result<Described, Failed> {
         if target.base_url.is_grpc() {
             return wire::describe(self, target, limits).await;
         }
@@ -46,7 +52,8 @@ impl Client {
         let body = whole::collect(response.into_body(), &limits).await?;
         let list: List = serde_json::from_slice(&body)
             .map_err(|_| Failed::new(Failure::Garbage, "not a list of models"))?;
-        Ok(list.data.into_iter().map(Entry::info).collect())
+        let models = list.data.into_iter().map(Entry::info).collect();
+        Ok(Described { models, fingerprint: None })
     }
 
     /// The page at `/metrics` of the server that `target` is on, as inference servers have one.

@@ -13,12 +13,12 @@ use control::units::{Tokens, Usage};
 
 use crate::sse;
 
-use super::Limits;
 use super::chunk::{Chunk, Finish};
 use super::failed::Failed;
 use super::timer::Patience;
 use super::whole::{content_type, passed_on, upstream_request_id};
 use super::wire::WireStream;
+use super::{Limits, Origin};
 
 /// A stream that has begun. Dropping it cancels the call upstream at once.
 #[derive(Debug)]
@@ -100,6 +100,15 @@ impl Stream {
         }
     }
 
+    /// Where the answer comes from, of a worker that says whose streams it continues.
+    #[must_use]
+    pub fn origin(&self) -> Option<Origin> {
+        match &self.0 {
+            Inner::Sse(_) => None,
+            Inner::Wire(stream) => stream.origin(),
+        }
+    }
+
     /// The endpoint's `x-request-id`, for the logs. A worker has the gateway's.
     #[must_use]
     pub fn upstream_request_id(&self) -> Option<&str> {
@@ -134,6 +143,18 @@ pub struct Event {
     pub kind: EventKind,
     /// The usage it carries. Some servers send one with every chunk; the last counts.
     pub usage: Option<Usage>,
+    /// What it says, for whoever keeps it to hand it over; only of a worker's chunks, and only where it is nothing but text
+    /// of the first choice.
+    pub piece: Option<Box<Piece>>,
+}
+
+/// Some tokens of an answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Piece {
+    /// Their text; it lags behind where a character spans tokens.
+    pub text: String,
+    /// Their ids, where the worker tells them.
+    pub token_ids: Vec<u32>,
 }
 
 /// What a block of a stream is to us.
@@ -265,7 +286,7 @@ impl SseStream {
 
     fn judge(&mut self, event: sse::Event) -> Result<Event, Failed> {
         let sse::Event { raw, data, name, .. } = event;
-        let other = |raw| Event { raw, kind: EventKind::Other, usage: None };
+        let other = |raw| Event { raw, kind: EventKind::Other, usage: None, piece: None };
         let Some(data) = data else { return Ok(other(raw)) };
         if name.as_deref() == Some(b"error") {
             return Err(Failed::in_answer(data));
@@ -286,7 +307,7 @@ impl SseStream {
             }
             EventKind::Opening | EventKind::Done | EventKind::Other => {}
         }
-        Ok(Event { raw, kind, usage: chunk.usage() })
+        Ok(Event { raw, kind, usage: chunk.usage(), piece: None })
     }
 
     /// The stream is over, with `done` or without it.
@@ -307,7 +328,7 @@ impl SseStream {
             tokio::spawn(drain(body));
         }
         let raw = done.unwrap_or(Bytes::from_static(DONE));
-        Ok(Event { raw, kind: EventKind::Done, usage: None })
+        Ok(Event { raw, kind: EventKind::Done, usage: None, piece: None })
     }
 
     /// A `[DONE]` whose last line end is missing is meant as one; forwarded, it gets its line end.

@@ -25,7 +25,7 @@ mod whole;
 use http::HeaderMap;
 use http::header::{HeaderName, HeaderValue};
 use proto::inference::v1::inference_service_client::InferenceServiceClient;
-use proto::inference::v1::{DescribeRequest, Load};
+use proto::inference::v1::{DescribeRequest, Load, Resume, StreamInferenceRequest};
 use tokio::time::{Instant, sleep_until, timeout_at};
 use tonic::metadata::MetadataMap;
 use tonic::transport::Channel;
@@ -35,9 +35,10 @@ use control::outcome::{Failure, Stage};
 
 use super::connect::Client;
 use super::failed::Failed;
-use super::models::ModelInfo;
+use super::models::{Described, ModelInfo};
 use super::target::Target;
 use super::{Answer, Ask, Limits, Path, laid_over, late};
+use crate::convert;
 use line::Line;
 pub(super) use line::Workers;
 pub(super) use stream::WireStream;
@@ -87,8 +88,8 @@ pub(super) async fn call(
         let words = "this model is served by a worker, which has no embeddings: ask a model that an OpenAI-compatible server serves";
         return Err(refusal::of_request(words, None));
     }
-    let question = question::read(&ask.body, &ask.request_id)?;
-    let envelope = text::Envelope::new(&ask.request_id, &question.model, client.wall.now());
+    let question = asked(&ask)?;
+    let mut envelope = text::Envelope::new(&ask.request_id, &question.model, client.wall.now());
     let tokens_max = question.parameters.as_ref().and_then(|said| said.max_tokens);
     let line = client.workers.line(&target.base_url)?;
     let asking = |question| {
@@ -101,7 +102,7 @@ pub(super) async fn call(
         match asking(question).await {
             // Nothing was sent: the connection that failed was begun for an earlier call, which gave it up.
             Err(failed) if failed.failure == Failure::Connect && dialing.was_given_up() => {
-                asking(question::read(&ask.body, &ask.request_id)?).await
+                asking(asked(&ask)?).await
             }
             opened => opened,
         }
@@ -125,12 +126,33 @@ pub(super) async fn call(
     };
     drop(opening);
     dialing.ended();
-    let tally = tally::Tally::new(tokens_max);
+    let mut tally = tally::Tally::new(tokens_max);
+    if let Some(resume) = &ask.resume {
+        tally = tally.after(resume.seq);
+        envelope = envelope.since(resume.origin.created);
+    }
     let stream = WireStream::new(opened?, line.clone(), envelope, tally, began, &limits);
+    if let Some(resume) = &ask.resume
+        && stream.origin().is_none_or(|own| own.fingerprint != resume.origin.fingerprint)
+    {
+        return Err(Failed::new(Failure::Garbage, "the worker that goes on is of another model"));
+    }
     if ask.stream {
         return Ok(Answer::Stream(Box::new(stream.into())));
     }
     whole::collect(stream).await.map(Answer::Whole)
+}
+
+/// The question, with what is there of its answer.
+fn asked(ask: &Ask) -> Result<StreamInferenceRequest, Failed> {
+    let mut question = question::read(&ask.body, &ask.request_id)?;
+    question.resume = ask.resume.as_deref().map(|resume| Resume {
+        seq: resume.seq.0,
+        token_ids: resume.token_ids.clone(),
+        text: resume.text.clone(),
+        fingerprint: resume.origin.fingerprint.clone(),
+    });
+    Ok(question)
 }
 
 /// Asks a worker what it serves: [`Client::discover`] for targets that are one.
@@ -138,7 +160,7 @@ pub(super) async fn describe(
     client: &Client,
     target: &Target,
     limits: Limits,
-) -> Result<Vec<ModelInfo>, Failed> {
+) -> Result<Described, Failed> {
     let due = limits.deadline.min(Instant::now() + limits.whole_answer);
     let line = client.workers.line(&target.base_url)?;
     let request = request(target, HeaderMap::new(), "", DescribeRequest {}, &limits);
@@ -155,7 +177,8 @@ pub(super) async fn describe(
         line.tell(load);
     }
     let model = |id| ModelInfo { id, owned_by: None, context: None };
-    Ok(said.models.into_iter().map(model).collect())
+    let models = said.models.into_iter().map(model).collect();
+    Ok(Described { models, fingerprint: convert::fingerprint(&said.fingerprint) })
 }
 
 fn service(line: &Line, limits: &Limits) -> InferenceServiceClient<Channel> {

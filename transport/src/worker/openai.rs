@@ -114,6 +114,7 @@ impl OpenAi {
             headers.insert("traceparent", value);
         }
         Ok(Ask {
+            resume: None,
             path: Path::ChatCompletions,
             body: question::body(&job.ask, self.model.as_deref())?.into(),
             stream: true,

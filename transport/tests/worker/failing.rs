@@ -99,7 +99,8 @@ async fn a_worker_killed_in_the_middle_gives_an_error_event_and_no_done() {
     assert!(!first.into_data().unwrap().is_empty());
     worker.kill();
     let rest = Answer::of(response).await;
-    assert!(rest.text.contains("\"replica_broke_off\""), "{rest:?}");
+    // Nobody was there to go on with it.
+    assert!(rest.text.contains("The answer broke off"), "{rest:?}");
     assert!(!rest.text.contains("[DONE]"), "{rest:?}");
 }
 

@@ -36,6 +36,7 @@ fn limits() -> Limits {
 fn ask(text: &str) -> Ask {
     let body = serde_json::json!({"model": "m", "messages": [{"role": "user", "content": text}]});
     Ask {
+        resume: None,
         path: Path::ChatCompletions,
         body: Bytes::from(body.to_string()),
         stream: false,

@@ -7,6 +7,7 @@ mod failing;
 mod gateway;
 mod lines;
 mod lying;
+mod outliving;
 mod resuming;
 mod serving;
 mod world;

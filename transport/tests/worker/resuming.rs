@@ -9,21 +9,21 @@ use crate::world::{Worker, question, words};
 
 /// What an answer came to.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Told {
-    ids: Vec<u32>,
-    text: String,
+pub struct Told {
+    pub ids: Vec<u32>,
+    pub text: String,
     /// The text at the end of each chunk.
-    texts: Vec<String>,
-    finish: String,
-    completion: u64,
-    fingerprint: String,
+    pub texts: Vec<String>,
+    pub finish: String,
+    pub completion: u64,
+    pub fingerprint: String,
 }
 
 fn hash(seed: u64) -> Worker {
     Worker::new(Backend::Hash(Hash { delay: Duration::ZERO, seed }))
 }
 
-async fn ask(worker: &Worker, ask: StreamInferenceRequest) -> Result<Told, tonic::Status> {
+pub async fn ask(worker: &Worker, ask: StreamInferenceRequest) -> Result<Told, tonic::Status> {
     let mut next = ask.resume.as_ref().map_or(0, |resume| resume.seq);
     let mut chunks = worker.client().await.stream_inference(ask).await?.into_inner();
     let mut told = Told::default();
@@ -41,7 +41,7 @@ async fn ask(worker: &Worker, ask: StreamInferenceRequest) -> Result<Told, tonic
     Ok(told)
 }
 
-fn resume(unbroken: &Told, at: usize) -> Resume {
+pub fn resume(unbroken: &Told, at: usize) -> Resume {
     Resume {
         seq: at as u64,
         token_ids: unbroken.ids[..at].to_vec(),

@@ -18,10 +18,10 @@ use super::line::Line;
 use super::refusal;
 use super::tally::{Tally, has_text, is_silent};
 use super::text::Envelope;
-use crate::upstream::Limits;
 use crate::upstream::failed::Failed;
-use crate::upstream::stream::{DONE, Event, EventKind};
+use crate::upstream::stream::{DONE, Event, EventKind, Piece};
 use crate::upstream::timer::Patience;
+use crate::upstream::{Limits, Origin};
 
 /// A call that a worker has begun to answer.
 pub(super) struct Opened {
@@ -61,6 +61,8 @@ pub(in crate::upstream) struct WireStream {
     ready: VecDeque<Event>,
     received: usize,
     headers: HeaderMap,
+    /// What the first chunk said of it.
+    fingerprint: String,
 }
 
 impl WireStream {
@@ -74,7 +76,9 @@ impl WireStream {
     ) -> Self {
         let mut headers = HeaderMap::new();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+        let fingerprint = opened.first.fingerprint.clone();
         Self {
+            fingerprint,
             chunks: Some(opened.rest),
             first: Some(opened.first),
             line,
@@ -95,7 +99,7 @@ impl WireStream {
             }
             match self.chunk().await? {
                 Ok(None) => self.end(),
-                Ok(Some((chunk, first))) => match self.event(&chunk, first) {
+                Ok(Some((chunk, first))) => match self.event(chunk, first) {
                     Ok(event) => return Some(Ok(event)),
                     Err(failed) => return Some(Err(self.broken(failed))),
                 },
@@ -162,32 +166,42 @@ impl WireStream {
         Ok(chunk)
     }
 
-    fn event(&self, chunk: &Chunk, first: bool) -> Result<Event, Failed> {
-        let raw = self.envelope.event(chunk, first)?;
+    fn event(&self, chunk: Chunk, first: bool) -> Result<Event, Failed> {
+        let raw = self.envelope.event(&chunk, first)?;
         let count = Tokens(u64::from(chunk.token_count));
-        let kind = if count > Tokens::ZERO || has_text(chunk) {
+        let kind = if count > Tokens::ZERO || has_text(&chunk) {
             EventKind::Tokens { count }
         } else if chunk.finish_reason.is_empty() {
             EventKind::Opening
         } else {
             EventKind::Finish
         };
-        Ok(Event { raw, kind, usage: None })
+        Ok(Event { raw, kind, usage: None, piece: piece(chunk) })
     }
 
     fn end(&mut self) {
         if let Some(usage) = self.tally.usage() {
             let raw = self.envelope.bill(usage, self.tally.cached);
-            self.ready.push_back(Event { raw, kind: EventKind::Usage, usage: Some(usage) });
+            self.ready.push_back(Event {
+                raw,
+                kind: EventKind::Usage,
+                usage: Some(usage),
+                piece: None,
+            });
         }
         let raw = Bytes::from_static(DONE);
-        self.ready.push_back(Event { raw, kind: EventKind::Done, usage: None });
+        self.ready.push_back(Event { raw, kind: EventKind::Done, usage: None, piece: None });
     }
 
     /// Nothing follows a failure, and the call is cancelled.
     pub(super) fn broken(&mut self, failed: Failed) -> Failed {
         self.chunks = None;
         failed.with_produced(self.tally.produced())
+    }
+
+    pub(in crate::upstream) fn origin(&self) -> Option<Origin> {
+        let (fingerprint, created) = (self.fingerprint.clone(), self.envelope.created());
+        (!fingerprint.is_empty()).then_some(Origin { fingerprint, created })
     }
 
     pub(super) fn envelope(&self) -> &Envelope {
@@ -213,6 +227,15 @@ impl WireStream {
     pub(in crate::upstream) fn headers(&self) -> &HeaderMap {
         &self.headers
     }
+}
+
+/// What a chunk says, where that is nothing but text of the first choice.
+fn piece(chunk: Chunk) -> Option<Box<Piece>> {
+    let Chunk { choice, text, token_ids, reasoning, tool_calls_json, refusal, extra_json, .. } =
+        chunk;
+    let more = [reasoning, tool_calls_json, refusal, extra_json];
+    let plain = choice == 0 && more.iter().all(String::is_empty);
+    plain.then(|| Box::new(Piece { text, token_ids }))
 }
 
 fn size(chunk: &Chunk) -> usize {

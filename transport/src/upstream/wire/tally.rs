@@ -29,6 +29,13 @@ impl Tally {
         Self { tokens_max, choices: Vec::new(), produced: Tokens::ZERO, usage: None, cached: 0 }
     }
 
+    /// Of an answer whose first choice has so many tokens already.
+    pub fn after(mut self, seq: Tokens) -> Self {
+        self.choices.push((0, seq.0, false));
+        self.produced = seq;
+        self
+    }
+
     /// Takes a chunk into the books; true where it is the first of its choice.
     ///
     /// # Errors

@@ -31,6 +31,17 @@ impl Envelope {
         Self { id, model: model.to_owned(), created: now.as_millis() / 1_000 }
     }
 
+    /// The answer's `created`.
+    pub fn created(&self) -> u64 {
+        self.created
+    }
+
+    /// The same, as part of an answer that began then.
+    pub fn since(mut self, created: u64) -> Self {
+        self.created = created;
+        self
+    }
+
     pub fn open(&self, object: &str) -> Writer {
         let mut writer = Writer::new();
         writer.value("id", &self.id);

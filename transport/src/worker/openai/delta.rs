@@ -153,6 +153,7 @@ mod tests {
     fn event(data: &str) -> Event {
         let usage = data.contains("prompt_tokens");
         Event {
+            piece: None,
             raw: Bytes::from(format!("data: {data}\n\n")),
             kind: EventKind::Opening,
             usage: usage

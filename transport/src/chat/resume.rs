@@ -1,0 +1,136 @@
+//! What is kept of a stream so that another replica can go on with it.
+
+use control::units::Tokens;
+use serde_json::value::RawValue;
+
+use crate::exchange::{Call, Operation};
+use crate::members::{Members, present};
+use crate::upstream::{Origin, Piece, Resume};
+
+/// The most text that is kept of one stream: twice the longest answers that models give.
+const TEXT_MAX: usize = 1 << 20;
+/// The most ids.
+const IDS_MAX: usize = 1 << 18;
+
+/// Members of a request under which an answer can be continued. Whatever else is asked for (tools, grammars, several choices,
+/// log probabilities, a seed, stop strings that may lie across the seam) the one who goes on would have to know the state of.
+const HARMLESS: [&str; 14] = [
+    "model",
+    "messages",
+    "stream",
+    "stream_options",
+    "max_tokens",
+    "max_completion_tokens",
+    "temperature",
+    "top_p",
+    "user",
+    "metadata",
+    "store",
+    "service_tier",
+    "session_id",
+    "user_id",
+];
+
+/// Whether another replica may go on with the answer to a call.
+pub(super) fn is_resumable(call: &Call) -> bool {
+    if call.operation != Operation::ChatCompletions || !call.stream {
+        return false;
+    }
+    let members = core::str::from_utf8(&call.body).ok().and_then(Members::read);
+    let harmless = |key: &str, value: &RawValue| {
+        HARMLESS.contains(&key)
+            || present(value).is_none()
+            || matches!((key, value.get()), ("n", "1") | ("logprobs" | "echo", "false"))
+    };
+    members.is_some_and(|all| all.0.iter().all(|(key, value)| harmless(key, value)))
+}
+
+/// What a client has of an answer.
+#[derive(Default)]
+pub(super) struct Delivered {
+    origin: Option<Origin>,
+    seq: Tokens,
+    text: String,
+    ids: Vec<u32>,
+    ids_missing: bool,
+    /// Something was delivered that nobody can be told.
+    lost: bool,
+}
+
+impl Delivered {
+    /// Of an answer from there; nothing is kept where it comes from nowhere that could be continued.
+    pub fn of(origin: Option<Origin>) -> Self {
+        let lost = origin.is_none();
+        Self { origin, lost, ..Self::default() }
+    }
+
+    /// Some tokens more.
+    pub fn add(&mut self, count: Tokens, piece: Option<&Piece>) {
+        self.seq += count;
+        let Some(piece) = piece.filter(|_| !self.lost) else {
+            return self.lose();
+        };
+        self.text.push_str(&piece.text);
+        self.ids.extend_from_slice(&piece.token_ids);
+        if piece.token_ids.len() as u64 != count.0 {
+            self.ids_missing = true;
+            self.ids = Vec::new();
+        }
+        if self.text.len() > TEXT_MAX || self.ids.len() > IDS_MAX {
+            self.lose();
+        }
+    }
+
+    fn lose(&mut self) {
+        self.lost = true;
+        (self.text, self.ids) = (String::new(), Vec::new());
+    }
+
+    /// For whoever goes on, if anybody can.
+    pub fn resume(&self) -> Option<Resume> {
+        let origin = self.origin.clone().filter(|_| !self.lost)?;
+        let token_ids = if self.ids_missing { Vec::new() } else { self.ids.clone() };
+        Some(Resume { seq: self.seq, token_ids, text: self.text.clone(), origin })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
+    use super::*;
+
+    fn piece(text: &str, ids: &[u32]) -> Piece {
+        Piece { text: text.to_owned(), token_ids: ids.to_vec() }
+    }
+
+    fn from() -> Option<Origin> {
+        Some(Origin { fingerprint: "f".to_owned(), created: 1 })
+    }
+
+    #[test]
+    fn what_was_delivered_is_handed_over_whole() {
+        let mut delivered = Delivered::of(from());
+        delivered.add(Tokens(2), Some(&piece("ab", &[1, 2])));
+        delivered.add(Tokens(1), Some(&piece("", &[3])));
+        let resume = delivered.resume().unwrap();
+        assert_eq!(
+            (resume.seq, &*resume.text, &*resume.token_ids),
+            (Tokens(3), "ab", &[1, 2, 3][..])
+        );
+        delivered.add(Tokens(1), Some(&piece("c", &[])));
+        let resume = delivered.resume().unwrap();
+        assert_eq!((&*resume.text, resume.token_ids.len()), ("abc", 0), "all ids or none");
+    }
+
+    #[test]
+    fn what_cannot_be_told_cannot_be_continued() {
+        assert!(Delivered::of(None).resume().is_none());
+        let mut delivered = Delivered::of(from());
+        delivered.add(Tokens(1), None);
+        assert!(delivered.resume().is_none(), "a piece of a tool call, say");
+        let mut delivered = Delivered::of(from());
+        delivered.add(Tokens(1), Some(&piece(&"x".repeat(TEXT_MAX + 1), &[])));
+        assert!(delivered.resume().is_none());
+    }
+}
