@@ -16,6 +16,7 @@ pub mod inspect;
 pub mod journal;
 pub mod keys;
 pub mod logs;
+pub mod redis;
 pub mod seam;
 pub mod sse;
 pub mod tls;

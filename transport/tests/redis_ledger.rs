@@ -1,0 +1,234 @@
+//! The scripts against their specification: the same random asks to the pure ledger and to a real Redis, which must agree on
+//! every answer and every balance, standalone and in a cluster.
+//!
+//! `POINTSMAN_LEDGER_SCRIPTS=1000` runs so many random scripts instead of the usual few; `POINTSMAN_LEDGER_SEED=7` starts at
+//! that one.
+#![allow(clippy::unwrap_used, reason = "a test that unwraps nothing fails as it should")]
+
+#[path = "redis/script.rs"]
+mod script;
+#[path = "redis/server.rs"]
+mod server;
+
+use core::time::Duration;
+
+use control::id::AccountId;
+use control::quota::{
+    Ask, At, BalanceKey, Ledger, LedgerConfig, OpId, OwnerId, Reply, RunId, StoreOp, Sums,
+};
+use control::{Instant, Wall};
+use script::{Belief, Rng, Step, bounds, steps};
+use server::Server;
+use transport::redis::{Settings, Store, Told};
+
+/// Steps of one random script.
+const STEPS: usize = 250;
+
+/// Near the end of a month, so that windows of all kinds turn over. In milliseconds.
+const START: u64 = 1_764_542_000_000;
+
+#[tokio::test]
+async fn the_scripts_answer_as_the_ledger_does() {
+    let server = Server::start();
+    let mut bench = Bench::new(settings(&[&server], false));
+    let compared = bench.compare(scripts(60), 1).await;
+    println!("{compared} asks compared");
+    assert!(compared > 5_000, "only {compared} asks were made");
+}
+
+#[tokio::test]
+async fn the_scripts_answer_alike_in_a_cluster_and_touch_one_slot_each() {
+    let servers = Server::cluster(3);
+    let mut bench = Bench::new(settings(&servers.iter().collect::<Vec<_>>(), true));
+    let compared = bench.compare(scripts(20), 4).await;
+    println!("{compared} asks compared");
+    assert!(compared > 1_500, "only {compared} asks were made");
+    let mut used = 0;
+    for server in &servers {
+        let keys: usize = server.ask("DBSIZE").parse().unwrap();
+        used += usize::from(keys > 0);
+    }
+    assert_eq!(used, 3, "tenants live on all nodes");
+    for tenant in 0..64 {
+        let slots = transport::redis::keys(AccountId(tenant))
+            .map(|key| servers[0].ask(&format!("CLUSTER KEYSLOT {key}")));
+        assert!(slots.iter().all(|slot| *slot == slots[0]), "{slots:?}");
+    }
+}
+
+fn scripts(usual: u64) -> u64 {
+    let told = std::env::var("POINTSMAN_LEDGER_SCRIPTS").ok();
+    told.map_or(usual, |count| count.parse().unwrap())
+}
+
+fn settings(servers: &[&Server], cluster: bool) -> Settings {
+    Settings {
+        addresses: servers.iter().map(|server| ("127.0.0.1".to_owned(), server.port)).collect(),
+        cluster,
+        // Patient: the machine may be busy, and this is no test of speed.
+        dial_timeout: Duration::from_secs(10),
+        call_timeout: Duration::from_secs(10),
+        ..Settings::default()
+    }
+}
+
+/// Compares the store with as many pure ledgers as it has tenants.
+struct Bench {
+    store: Store,
+    /// Every comparison uses tenants nobody has used.
+    tenants: u64,
+}
+
+/// A ledger, and the same in Redis.
+struct Pair {
+    tenant: AccountId,
+    ledger: Ledger,
+    run: Option<String>,
+}
+
+impl Bench {
+    fn new(settings: Settings) -> Self {
+        let store = Store::new(settings, LedgerConfig::default(), 1).unwrap();
+        Self { store, tenants: 0 }
+    }
+
+    async fn compare(&mut self, scripts: u64, tenants: usize) -> usize {
+        let first = std::env::var("POINTSMAN_LEDGER_SEED").map_or(1, |seed| seed.parse().unwrap());
+        let mut asks = 0;
+        for seed in first..first + scripts {
+            let mut rng = Rng(seed);
+            let bounds = bounds(&mut rng);
+            let steps = steps(&mut rng, tenants, STEPS, START);
+            match self.run(&bounds, &steps, tenants).await {
+                Ok(made) => asks += made,
+                Err(_) => self.report(seed, &bounds, steps, tenants).await,
+            }
+        }
+        asks
+    }
+
+    /// Leaves out what can be left out, prints the rest, and fails.
+    async fn report(&mut self, seed: u64, bounds: &LedgerConfig, steps: Vec<Step>, tenants: usize) {
+        let mut shortest = steps;
+        let mut chunk = shortest.len().div_ceil(2);
+        loop {
+            let mut at = 0;
+            while at < shortest.len() {
+                let mut fewer = shortest.clone();
+                fewer.drain(at..(at + chunk).min(shortest.len()));
+                if self.run(bounds, &fewer, tenants).await.is_err() {
+                    shortest = fewer;
+                } else {
+                    at += chunk;
+                }
+            }
+            if chunk == 1 {
+                break;
+            }
+            chunk = chunk.div_ceil(2);
+        }
+        let why = self.run(bounds, &shortest, tenants).await.unwrap_err();
+        panic!("seed {seed}, {bounds:?}\n{shortest:#?}\n{why}");
+    }
+
+    /// The number of asks, or where the two part.
+    async fn run(
+        &mut self,
+        bounds: &LedgerConfig,
+        steps: &[Step],
+        tenants: usize,
+    ) -> Result<usize, String> {
+        let mut pairs: Vec<Pair> = (0..tenants)
+            .map(|_| {
+                self.tenants += 1;
+                let ledger = Ledger::new(bounds.clone());
+                Pair { tenant: AccountId(self.tenants << 32), ledger, run: None }
+            })
+            .collect();
+        let (mut micros, mut wall, mut asks) = (1_u64, START, 0);
+        for step in steps {
+            match step {
+                Step::Wait { micros: more } => {
+                    micros += more;
+                    wall += more / 1_000;
+                }
+                Step::Jump { millis } => wall = wall.saturating_add_signed(*millis),
+                Step::Ask { tenant, believed, confirmed, ask } => {
+                    asks += 1;
+                    let now = Instant::from_nanos(micros * 1_000);
+                    let at = At { now, wall: Wall::from_millis(wall) };
+                    let pair = &mut pairs[*tenant];
+                    pair.step(&self.store, at, (*believed, *confirmed), ask).await?;
+                }
+            }
+        }
+        Ok(asks)
+    }
+}
+
+/// The pure ledger's run.
+const HERE: RunId = RunId(1);
+
+impl Pair {
+    async fn step(
+        &mut self,
+        store: &Store,
+        at: At,
+        (believed, confirmed): (Belief, Belief),
+        ask: &Ask,
+    ) -> Result<(), String> {
+        // Before the first answer nobody knows the run.
+        let known = |belief| match belief {
+            Belief::Current if self.run.is_none() => Belief::None,
+            belief => belief,
+        };
+        let (believed, confirmed) = (known(believed), known(confirmed));
+        let expected = self.expected(at, (believed, confirmed), ask);
+        let text = |belief| match belief {
+            Belief::None => None,
+            Belief::Current => self.run.as_deref(),
+            Belief::Other => Some("another"),
+        };
+        let told = Told {
+            at: Some(at),
+            believed: text(believed),
+            confirmed: text(confirmed),
+            token: "token",
+            bounds: self.ledger.config(),
+        };
+        let answer = store.run_script(self.tenant, ask, &told).await;
+        let (run, reply) = answer.map_err(|error| format!("{at:?} {ask:?}: {error}"))?;
+        if reply != expected {
+            return Err(format!("{at:?}\nthe ledger: {expected:?}\n the script: {reply:?}"));
+        }
+        if self.run.get_or_insert_with(|| run.clone()) != &run {
+            return Err(format!("the run became {run}"));
+        }
+        let kept: Vec<(BalanceKey, Sums)> = store.balances(self.tenant).await.unwrap();
+        let pure: Vec<(BalanceKey, Sums)> =
+            self.ledger.balances().map(|(key, sums)| (key, *sums)).collect();
+        if kept != pure {
+            return Err(format!("{at:?}\nthe ledger: {pure:#?}\n the script: {kept:#?}"));
+        }
+        Ok(())
+    }
+
+    fn expected(&mut self, at: At, (believed, confirmed): (Belief, Belief), ask: &Ask) -> Reply {
+        let run = |belief| match belief {
+            Belief::None => None,
+            Belief::Current => Some(HERE),
+            Belief::Other => Some(RunId(2)),
+        };
+        let mut ask = ask.clone();
+        if let Ask::Settle { confirmed: told, .. } = &mut ask {
+            *told = run(confirmed);
+        }
+        let tenant = Some(self.tenant);
+        let op = StoreOp { op: OpId(0), owner: OwnerId(7), run: run(believed), tenant, ask };
+        let mut entries = Vec::new();
+        while self.ledger.expire(at, 64, &mut entries).is_break() {}
+        let reply = self.ledger.perform(at, HERE, &op, &mut entries).reply;
+        self.ledger.invariants();
+        reply
+    }
+}
