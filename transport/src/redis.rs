@@ -53,9 +53,7 @@ mod script;
 use std::sync::{Mutex, PoisonError};
 
 use control::id::AccountId;
-use control::quota::{
-    Ask, BalanceKey, HoldId, LedgerConfig, Reply, StoreAnswer, StoreOp, Sums,
-};
+use control::quota::{Ask, BalanceKey, HoldId, LedgerConfig, Reply, StoreAnswer, StoreOp, Sums};
 
 pub use client::{Settings, SettingsError, Tls};
 pub use error::StoreError;

@@ -355,7 +355,7 @@ local function late(hold, pins, tokens, money)
     if not get('B' .. key) then key = window_open(account, kind_of(key), limits_of(account)) end
     open[#open + 1] = key
   end
-  if not room_for(open) then return FULL end
+  if not room_for(open) then return {'full', 0} end
   for i = 1, #open do
     local sums = balance(open[i])
     add(sums, LATE, tokens, money)

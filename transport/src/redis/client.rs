@@ -138,7 +138,9 @@ impl Caller {
         }
         .map_err(|failure| match failure {
             Failure::Store(error) => error,
-            Failure::UnknownScript => StoreError::Garbled("NOSCRIPT for a script's own text".into()),
+            Failure::UnknownScript => {
+                StoreError::Garbled("NOSCRIPT for a script's own text".into())
+            }
         })
     }
 
@@ -287,9 +289,7 @@ impl Dialler {
             let (host, port) = (host.clone(), *port);
             let address = match &settings.tls {
                 None => ConnectionAddr::Tcp(host, port),
-                Some(_) => {
-                    ConnectionAddr::TcpTls { host, port, insecure: false, tls_params: None }
-                }
+                Some(_) => ConnectionAddr::TcpTls { host, port, insecure: false, tls_params: None },
             };
             let info = address.into_connection_info().map_err(wrong)?;
             infos.push(info.set_redis_settings(settings.login()));
@@ -297,7 +297,8 @@ impl Dialler {
         if settings.cluster {
             let mut builder = ClusterClientBuilder::new(infos)
                 .connection_timeout(settings.dial_timeout)
-                .response_timeout(settings.call_timeout)
+                // The deadline of a call is ours: this one only keeps a dead node from being waited for by others.
+                .response_timeout(settings.call_timeout.saturating_mul(2))
                 // Redirections while slots move; anything longer is the owner's to repeat.
                 .retries(3)
                 .max_retry_wait(50);
@@ -330,7 +331,10 @@ impl Dialler {
                 Ok(Ok(connection)) => return Ok(Link::One(id, connection)),
                 Ok(Err(error)) => why.push(format!("{host}:{port}: {error}")),
                 Err(_) => {
-                    why.push(format!("{host}:{port}: no connection within {} ms", limit.as_millis()));
+                    why.push(format!(
+                        "{host}:{port}: no connection within {} ms",
+                        limit.as_millis()
+                    ));
                 }
             }
         }
@@ -341,7 +345,8 @@ impl Dialler {
     async fn dial_one(&self, client: &Client) -> Result<MultiplexedConnection, String> {
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(self.settings.dial_timeout))
-            .set_response_timeout(Some(self.settings.call_timeout));
+            // The deadline of a call is ours alone.
+            .set_response_timeout(None);
         let connected = client.get_multiplexed_async_connection_with_config(&config).await;
         let mut connection = connected.map_err(|error| error.to_string())?;
         let info: String = redis::cmd("INFO")

@@ -38,7 +38,9 @@ pub enum StoreError {
     )]
     Forbidden(String),
     /// Something under our keys is not ours.
-    #[error("the keys pointsman:ledger:* hold something else: give Pointsman a database of its own ({0})")]
+    #[error(
+        "the keys pointsman:ledger:* hold something else: give Pointsman a database of its own ({0})"
+    )]
     Foreign(String),
     /// Any other refusal, or an answer that is none of ours.
     #[error("Redis answered what no script of ours says: {0}")]

@@ -23,9 +23,7 @@ pub(super) fn reply(answer: Value, hold: HoldId) -> Result<(String, Reply), Stor
         "other" => Reply::OtherRun,
         "ended" => Reply::Denied(Denied::never(DenyReason::Ended)),
         "large" => Reply::Denied(Denied::never(DenyReason::TooLarge)),
-        "full" => {
-            Reply::Denied(Denied { reason: DenyReason::Full, retry_after: words.pause()? })
-        }
+        "full" => Reply::Denied(Denied { reason: DenyReason::Full, retry_after: words.pause()? }),
         "spent" => Reply::Denied(words.spent()?),
         other => return Err(garbled(other)),
     };

@@ -80,6 +80,22 @@ impl Server {
         }
     }
 
+    /// Stops it in its tracks: it takes connections and bytes, and answers nothing until [`Self::thaw`].
+    pub fn freeze(&self) {
+        self.signal("STOP");
+    }
+
+    /// Lets it go on.
+    pub fn thaw(&self) {
+        self.signal("CONT");
+    }
+
+    fn signal(&self, name: &str) {
+        let id = self.child.as_ref().unwrap().id();
+        let sent = Command::new("sh").args(["-c", &format!("kill -{name} {id}")]).status();
+        assert!(sent.unwrap().success());
+    }
+
     /// Asks it something that has one line or one text for an answer.
     pub fn ask(&self, command: &str) -> String {
         node::command(self.port, command).unwrap()
@@ -92,6 +108,7 @@ impl Drop for Server {
     }
 }
 
-fn free_port() -> u16 {
+/// A port nobody listens on just now.
+pub fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
