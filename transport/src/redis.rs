@@ -45,10 +45,12 @@
 //! performed, and is asked again by whoever asked (the plane's `quota` room), under the same ids.
 
 mod client;
+mod desk;
 mod error;
 mod reply;
 mod runs;
 mod script;
+mod shared;
 
 use std::sync::{Mutex, PoisonError};
 
@@ -56,15 +58,20 @@ use control::id::AccountId;
 use control::quota::{Ask, BalanceKey, HoldId, LedgerConfig, Reply, StoreAnswer, StoreOp, Sums};
 
 pub use client::{Settings, SettingsError, Tls};
+pub use desk::{Counter, Desk};
 pub use error::StoreError;
 pub use runs::Runs;
 pub use script::{NUMBER_MAX, Told, keys};
+pub use shared::{JoinError, Shared};
 
 use client::Caller;
 use script::Call;
 
 /// Balances read with one call: some 20 KiB, and well below a millisecond of the server's time.
 const BALANCES_PER_CALL: usize = 100;
+
+/// The salt's key.
+const SALT_KEY: &str = "pointsman:salt";
 
 /// The shared ledger.
 #[derive(Debug)]
@@ -159,6 +166,16 @@ impl Store {
                 return Ok(all);
             }
         }
+    }
+
+    /// The salt of all who share this Redis: the one that is there, else `proposal`, which is there then.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn salt(&self, proposal: [u8; 32]) -> Result<[u8; 32], StoreError> {
+        let text: String = proposal.iter().map(|byte| format!("{byte:02x}")).collect();
+        self.caller.command(redis::cmd("SETNX").arg(SALT_KEY).arg(text)).await?;
+        reply::salt(self.caller.command(redis::cmd("GET").arg(SALT_KEY)).await?)
     }
 
     fn runs(&self) -> std::sync::MutexGuard<'_, Runs> {

@@ -132,8 +132,8 @@ impl Caller {
 
     /// Runs a script.
     pub async fn call(&self, call: &Call) -> Result<Value, StoreError> {
-        match self.send(call.command(false)).await {
-            Err(Failure::UnknownScript) => self.send(call.command(true)).await,
+        match self.send(&call.command(false)).await {
+            Err(Failure::UnknownScript) => self.send(&call.command(true)).await,
             sent => sent,
         }
         .map_err(|failure| match failure {
@@ -146,14 +146,15 @@ impl Caller {
 
     /// Is anybody there?
     pub async fn ping(&self) -> Result<(), StoreError> {
-        match self.send(redis::cmd("PING")).await {
-            Ok(_) => Ok(()),
-            Err(Failure::Store(error)) => Err(error),
-            Err(Failure::UnknownScript) => Err(StoreError::Garbled("NOSCRIPT for PING".into())),
-        }
+        self.command(&redis::cmd("PING")).await.map(drop)
     }
 
-    async fn send(&self, command: Cmd) -> Result<Value, Failure> {
+    /// Any other command.
+    pub async fn command(&self, command: &Cmd) -> Result<Value, StoreError> {
+        self.send(command).await.map_err(Failure::into_store)
+    }
+
+    async fn send(&self, command: &Cmd) -> Result<Value, Failure> {
         let limit = self.dialler.settings.call_timeout;
         let Ok(_place) = self.in_flight.try_acquire() else {
             return Err(StoreError::Busy(self.dialler.settings.in_flight_max).into());
@@ -161,7 +162,7 @@ impl Caller {
         let sent = timeout(limit, async {
             let mut link = self.link().await.map_err(Failure::Store)?;
             let id = link.id();
-            Ok((id, link.send(&command).await))
+            Ok((id, link.send(command).await))
         });
         match sent.await {
             Err(_) => {
@@ -244,6 +245,17 @@ async fn dial(
 enum Failure {
     Store(StoreError),
     UnknownScript,
+}
+
+impl Failure {
+    fn into_store(self) -> StoreError {
+        match self {
+            Self::Store(error) => error,
+            Self::UnknownScript => {
+                StoreError::Garbled("NOSCRIPT for what is no script's SHA".into())
+            }
+        }
+    }
 }
 
 impl From<StoreError> for Failure {

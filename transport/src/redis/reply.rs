@@ -56,6 +56,21 @@ fn row(row: Value) -> Result<(BalanceKey, Sums), StoreError> {
     Ok((key, sums))
 }
 
+/// 32 bytes, in hex.
+pub(super) fn salt(answer: Value) -> Result<[u8; 32], StoreError> {
+    let wrong = || StoreError::Foreign("pointsman:salt is not 64 hex digits".into());
+    let Value::BulkString(text) = answer else { return Err(wrong()) };
+    let text = str::from_utf8(&text).map_err(|_| wrong())?;
+    let mut salt = [0; 32];
+    if text.len() != 64 || !text.is_ascii() {
+        return Err(wrong());
+    }
+    for (byte, at) in salt.iter_mut().zip((0..64).step_by(2)) {
+        *byte = u8::from_str_radix(&text[at..at + 2], 16).map_err(|_| wrong())?;
+    }
+    Ok(salt)
+}
+
 /// An answer, word by word.
 struct Words(std::vec::IntoIter<Value>);
 
