@@ -135,7 +135,7 @@ const TOLD: &[(&str, &str)] = &[
         "data: {redis: {addr: 'redis://r:6379', cluster: true, db: 1}, database: {driver: postgres}}",
         "p.yaml:2:22: data.redis.addr: each address is host:port, without a scheme or a password\n\
          p.yaml:2:55: data.redis.db: a cluster has database 0 alone: remove this key\n\
-         p.yaml:2:70: data.database: not supported yet: this build has no database: its data is in \
+         p.yaml:2:73: data.database: not supported yet: this build has no database: its data is in \
          data.dir; remove this section",
     ),
     (
