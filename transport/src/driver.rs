@@ -252,7 +252,7 @@ impl Driver {
             self.observer.observe(&core.plane, &observation);
         }
         for effect in std::mem::take(&mut core.effects) {
-            perform(&mut core.mailboxes, self.carrier.get(), effect, position);
+            perform(&mut core.mailboxes, self.carrier.get().map(Box::as_ref), effect, position);
         }
         let due = core.plane.poll_timeout().map(|(due, _)| due);
         if due.is_some_and(|due| core.armed.is_none_or(|armed| due < armed)) {
@@ -268,7 +268,7 @@ const NEVER: u64 = u64::MAX;
 /// Does what the plane asks for, or hands it to the task that does.
 fn perform(
     mailboxes: &mut BTreeMap<CallerToken, mpsc::Sender<Order>>,
-    carrier: Option<&Box<dyn Carrier>>,
+    carrier: Option<&dyn Carrier>,
     effect: Effect,
     position: u64,
 ) {

@@ -41,7 +41,7 @@ async fn two_gateways_share_one_limit_and_overspend_nothing() {
         assert!(matches!(answer, Why::Plane(Refusal::QuotaSpent(_))), "{answer:?}");
     }
     // What was held and not used is there again.
-    while ask(&gateways[usize::from(served % 2 == 0)], 5).await.is_ok() {
+    while ask(&gateways[usize::from(served.is_multiple_of(2))], 5).await.is_ok() {
         served += 1;
     }
     let (spent, held) = world.settled(served * COST).await;

@@ -229,7 +229,7 @@ impl Pair {
         // Before the first answer nobody knows the run.
         let known = |belief| match belief {
             Belief::Current if self.run.is_none() => Belief::None,
-            belief => belief,
+            Belief::None | Belief::Current | Belief::Other => belief,
         };
         let (believed, confirmed) = (known(believed), known(confirmed));
         let expected = self.expected(at, (believed, confirmed), ask);

@@ -63,26 +63,28 @@ impl StoreError {
         if text.contains("READONLY") {
             return Self::NotServing(text);
         }
-        match error.kind() {
-            ErrorKind::Server(kind) => Self::of_server(kind, text),
-            ErrorKind::ClusterConnectionNotFound => Self::NotServing(text),
-            ErrorKind::AuthenticationFailed => Self::Forbidden(text),
-            ErrorKind::Io => Self::Broken(text),
-            _ => Self::Garbled(text),
-        }
-    }
-
-    fn of_server(kind: ServerErrorKind, text: String) -> Self {
-        match kind {
-            ServerErrorKind::BusyLoading
-            | ServerErrorKind::Moved
-            | ServerErrorKind::Ask
-            | ServerErrorKind::TryAgain
-            | ServerErrorKind::ClusterDown
-            | ServerErrorKind::MasterDown
-            | ServerErrorKind::ReadOnly => Self::NotServing(text),
-            ServerErrorKind::NoPerm => Self::Forbidden(text),
-            _ => Self::Garbled(text),
+        let kind = error.kind();
+        let away = matches!(
+            kind,
+            ErrorKind::ClusterConnectionNotFound
+                | ErrorKind::Server(
+                    ServerErrorKind::BusyLoading
+                        | ServerErrorKind::Moved
+                        | ServerErrorKind::Ask
+                        | ServerErrorKind::TryAgain
+                        | ServerErrorKind::ClusterDown
+                        | ServerErrorKind::MasterDown
+                        | ServerErrorKind::ReadOnly
+                )
+        );
+        let forbidden =
+            [ErrorKind::AuthenticationFailed, ErrorKind::Server(ServerErrorKind::NoPerm)];
+        if away {
+            Self::NotServing(text)
+        } else if forbidden.contains(&kind) {
+            Self::Forbidden(text)
+        } else {
+            Self::Garbled(text)
         }
     }
 

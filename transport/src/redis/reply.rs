@@ -76,10 +76,8 @@ struct Words(std::vec::IntoIter<Value>);
 
 impl Words {
     fn of(answer: Value) -> Result<Self, StoreError> {
-        match answer {
-            Value::Array(words) => Ok(Self(words.into_iter())),
-            other => Err(garbled(&format!("{other:.80?}"))),
-        }
+        let Value::Array(words) = answer else { return Err(garbled("an answer that is no list")) };
+        Ok(Self(words.into_iter()))
     }
 
     fn text(&mut self) -> Result<String, StoreError> {
