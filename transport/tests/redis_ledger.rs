@@ -101,6 +101,58 @@ async fn the_scripts_answer_alike_in_a_cluster_and_touch_one_slot_each() {
     }
 }
 
+/// More ends than one call forgets: what is due to be forgotten is forgotten all the same, and what came after it is not.
+#[tokio::test]
+async fn a_backlog_of_ends_is_forgotten_as_if_there_were_none() {
+    let server = Server::start();
+    let mut bench = Bench::new(settings(&[&server], false));
+    let bounds = LedgerConfig { remember: Duration::from_secs(50), ..LedgerConfig::default() };
+    let ask = |ask| Step::Ask { tenant: 0, believed: Belief::None, confirmed: Belief::None, ask };
+    let hold = |id| script::request(id);
+    let mut steps: Vec<Step> = (0..300).map(|id| ask(Ask::Refund { hold: hold(id) })).collect();
+    steps.push(Step::Wait { micros: 60_000_000 });
+    steps.push(ask(Ask::Refund { hold: hold(1_000) }));
+    // These were forgotten with the call before, though it did not come to them.
+    let again = [299, 250, 100, 80];
+    steps.extend(again.map(|id| ask(Ask::Reserve(script::draw(hold(id))))));
+    steps.extend(again.map(|id| ask(Ask::Refund { hold: hold(id) })));
+    // And these are remembered, while what they were before is swept away.
+    steps.extend((0..10).map(|id| ask(Ask::Refund { hold: hold(2_000 + id) })));
+    steps.extend(again.map(|id| ask(Ask::Reserve(script::draw(hold(id))))));
+    bench.run(&bounds, &steps, 1).await.unwrap();
+}
+
+/// More expiries than one call performs: whoever is asked about has expired, and the rest follows call by call.
+#[tokio::test]
+async fn a_backlog_of_expiries_is_worked_off_in_bounded_steps() {
+    let server = Server::start();
+    let store = Store::new(settings(&[&server], false), LedgerConfig::default(), 1).unwrap();
+    let (tenant, bounds) = (AccountId(9), LedgerConfig::default());
+    let (store, bounds) = (&store, &bounds);
+    let ask = |seconds: u64, ask: Ask| async move {
+        let wall = Wall::from_millis(START + seconds * 1_000);
+        let at = Some(At { now: Instant::from_nanos(seconds * 1_000_000_000), wall });
+        let told = Told { at, believed: None, confirmed: None, token: "token", bounds };
+        let reply = store.run_script(tenant, &ask, &told).await.unwrap().1;
+        let balances = store.balances(tenant).await.unwrap();
+        (reply, balances[0].1.outstanding.tokens.0)
+    };
+    for id in 0..200 {
+        let (reply, held) = ask(1, Ask::Reserve(script::draw(script::request(id)))).await;
+        assert!(matches!(reply, Reply::Granted { .. }), "{reply:?}");
+        assert_eq!(held, id + 1);
+    }
+    let total = script::draw(script::request(0)).amount;
+    let (reply, held) = ask(100, Ask::Extend { hold: script::request(199), total }).await;
+    assert_eq!(word(&reply), "ended", "it was due, though it was the last");
+    assert_eq!(held, 200 - 64 - 1);
+    let mut left = Vec::new();
+    for _ in 0..3 {
+        left.push(ask(100, Ask::Refund { hold: script::request(999) }).await.1);
+    }
+    assert_eq!(left, [71, 7, 0]);
+}
+
 fn scripts(usual: u64) -> u64 {
     let told = std::env::var("POINTSMAN_LEDGER_SCRIPTS").ok();
     told.map_or(usual, |count| count.parse().unwrap())

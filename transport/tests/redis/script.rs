@@ -99,6 +99,10 @@ pub fn steps(rng: &mut Rng, tenants: usize, count: usize, wall: u64) -> Vec<Step
 const DAY: i64 = 86_400_000;
 
 fn wait(rng: &mut Rng) -> u64 {
+    if rng.one_in(4) {
+        // To the very moment at which something expires, leaves its window or is forgotten.
+        return rng.of(&[1_000_000, 3_000_000, 30_000_000, 50_000_000, 66_000_000, 86_400_000_000]);
+    }
     let longest = rng.of(&[2, 40_000, 3_000_000, 40_000_000, 3_600_000_000, 100_000_000_000]);
     rng.below(longest)
 }
@@ -125,6 +129,18 @@ fn ask(rng: &mut Rng, wall: u64) -> Ask {
         },
         _ => Ask::Refund { hold },
     }
+}
+
+/// The hold of a request, by number.
+pub fn request(counter: u64) -> HoldId {
+    HoldId::request(OwnerId(7), ReservationId(Minted { incarnation: 1, counter }))
+}
+
+/// A draw of one token, without limits, for half a minute.
+pub fn draw(hold: HoldId) -> Draw {
+    let accounts = vec![(ACCOUNTS[0], Limits::default())];
+    let amount = Amount { tokens: Tokens(1), money: MicroUsd(0) };
+    Draw { hold, accounts, amount, ttl: Duration::from_secs(30) }
 }
 
 fn hold(rng: &mut Rng) -> HoldId {
