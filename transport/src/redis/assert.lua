@@ -7,7 +7,7 @@ local function assert_held(hold, tokens, money, ttl, pins)
     return granted(hold)
   end
   if ended(hold) then return {'ended'} end
-  if call('ZCARD', EXPIRIES) >= LIVE_MAX then return FULL end
+  if meta[LIVE] >= LIVE_MAX then return FULL end
   if not room_for(pins) then return FULL end
   insert(hold, tokens, money, ttl, pins)
   return granted(hold)

@@ -24,6 +24,12 @@ local FULL = {'full', FULL_RETRY_MS}
 local HELD, OVERRUN, CHARGED, REFUNDED, EXPIRED, OUTSTANDING, LATE, FORGIVEN, SPENT, CARRIED =
   1, 3, 5, 7, 9, 11, 13, 15, 17, 19
 
+-- The places of the meta field. The last four spare every call a look: before NEXT_EXPIRY nothing expires, before NEXT_DUE
+-- no window closes, LIVE holds are live, and no end was remembered before OLDEST. They are looked up anew once a day.
+local WALL, NOW, ACCOUNTS, HORIZON, TOKEN, RENEWED, LONGEST, NEXT_EXPIRY, NEXT_DUE, LIVE, OLDEST =
+  1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11
+local NEVER = 9007199254740991
+
 -- Fields of the book, read once and written once.
 local cache, dirty, touched = {}, {}, {}
 
@@ -78,7 +84,7 @@ local function see(seen)
   wall = seen
   day = floor(wall / DAY_MS)
   month = month_of(day)
-  if meta then meta[1] = wall end
+  if meta then meta[WALL] = wall end
 end
 
 local function next_month()
@@ -142,12 +148,12 @@ end
 local function limits_of(account) return get('A' .. account) or FOREVER end
 
 local function room(account)
-  if get('A' .. account) or meta[3] < ACCOUNTS_MAX then return true end
+  if get('A' .. account) or meta[ACCOUNTS] < ACCOUNTS_MAX then return true end
   local idle = call('ZRANGE', IDLE, 0, 0)[1]
   if not idle then return false end
   call('ZREM', IDLE, idle)
   put('A' .. idle, false)
-  meta[3] = meta[3] - 1
+  meta[ACCOUNTS] = meta[ACCOUNTS] - 1
   return true
 end
 
@@ -167,10 +173,10 @@ local function learn(account, limits)
   if not known then
     call('ZADD', IDLE, 0, account)
     touched[IDLE] = true
-    meta[3] = meta[3] + 1
+    meta[ACCOUNTS] = meta[ACCOUNTS] + 1
   end
   limits[9] = known and known[9] or 0
-  if limits[5] > meta[7] then meta[7], meta[6] = limits[5], 0 end
+  if limits[5] > meta[LONGEST] then meta[LONGEST], meta[RENEWED] = limits[5], 0 end
   put('A' .. account, limits)
   return true
 end
@@ -186,10 +192,11 @@ local function balance(key)
     call('ZADD', INDEX, 0, key)
     call('ZREM', IDLE, account)
     touched[DUE], touched[INDEX] = true, true
+    meta[NEXT_DUE] = min(meta[NEXT_DUE], due)
     local known = get('A' .. account)
     if not known then
       known = {unpack(FOREVER)}
-      meta[3] = meta[3] + 1
+      meta[ACCOUNTS] = meta[ACCOUNTS] + 1
     end
     known[9] = known[9] + 1
     put('A' .. account, known)
@@ -230,10 +237,19 @@ local function close(key)
   return true
 end
 
+-- The lowest score of a sorted set.
+local function first_of(key)
+  return tonumber(call('ZRANGE', key, 0, 0, 'WITHSCORES')[2] or NEVER)
+end
+
 local function close_due(most)
+  if wall < meta[NEXT_DUE] then return end
   for _ = 1, most do
     local key = call('ZRANGEBYSCORE', DUE, '-inf', wall, 'LIMIT', 0, 1)[1]
-    if not key then return end
+    if not key then
+      meta[NEXT_DUE] = first_of(DUE)
+      return
+    end
     if not close(key) then
       local sums = get('B' .. key)
       if sums then
@@ -250,16 +266,20 @@ end
 -- Ends, remembered.
 local function ended(hold)
   local known = get('E' .. hold)
-  if known and known[3] >= meta[4] then return known end
+  if known and known[3] >= meta[HORIZON] then return known end
   return nil
 end
 
 local function forget_some(count)
   for _ = 1, WORK_PER_CALL do
     local oldest = call('LINDEX', ENDS, 0)
-    if not oldest then return end
+    if not oldest then
+      meta[OLDEST] = NEVER
+      return
+    end
     local since, hold = tonumber(oldest:sub(1, 16)), oldest:sub(17)
-    if count <= REMEMBERED_MAX and since >= meta[4] then return end
+    meta[OLDEST] = since
+    if count <= REMEMBERED_MAX and since >= meta[HORIZON] then return end
     call('LPOP', ENDS)
     count = count - 1
     local known = get('E' .. hold)
@@ -272,8 +292,9 @@ local function remember(hold, how, pins)
   put('E' .. hold, {how, pins, now})
   local count = call('RPUSH', ENDS, format('%016.0f', now) .. hold)
   if count == 1 then touched[ENDS] = true end
-  meta[4] = max(meta[4], now - REMEMBER)
-  forget_some(count)
+  meta[HORIZON] = max(meta[HORIZON], now - REMEMBER)
+  meta[OLDEST] = min(meta[OLDEST], now)
+  if count > REMEMBERED_MAX or meta[OLDEST] < meta[HORIZON] then forget_some(count) end
 end
 
 -- Holds.
@@ -286,7 +307,8 @@ local function insert(hold, tokens, money, ttl, pins)
   end
   local expires = now + ttl + DRIFT
   call('ZADD', EXPIRIES, expires, hold)
-  touched[EXPIRIES] = true
+  if meta[LIVE] == 0 then touched[EXPIRIES] = true end
+  meta[LIVE], meta[NEXT_EXPIRY] = meta[LIVE] + 1, min(meta[NEXT_EXPIRY], expires)
   put('L' .. hold, {tokens, money, ttl, expires, pins})
 end
 
@@ -294,6 +316,7 @@ local function extend(hold, held, tokens, money, expires)
   held[1], held[2], held[4] = held[1] + tokens, held[2] + money, expires
   put('L' .. hold, held)
   call('ZADD', EXPIRIES, expires, hold)
+  meta[NEXT_EXPIRY] = min(meta[NEXT_EXPIRY], expires)
   if tokens == 0 and money == 0 then return end
   local pins = held[5]
   fetch_balances(pins)
@@ -326,6 +349,7 @@ local function finish(hold, how, tokens, money)
   fetch_balances(pins)
   put('L' .. hold, false)
   call('ZREM', EXPIRIES, hold)
+  meta[LIVE] = meta[LIVE] - 1
   for i = 1, #pins do
     if is_over(pins[i]) then over[#over + 1] = pins[i] end
     local sums = balance(pins[i])
@@ -339,12 +363,14 @@ end
 
 -- What is due, at most so much per call; and the hold that is asked about, whatever the backlog.
 local function expire(hold)
+  if now < meta[NEXT_EXPIRY] then return end
   local due = call('ZRANGEBYSCORE', EXPIRIES, '-inf', now, 'LIMIT', 0, WORK_PER_CALL)
   for i = 1, #due do
     if not finish(due[i], 'expired') then call('ZREM', EXPIRIES, due[i]) end
   end
   local held = get('L' .. hold)
   if held and held[4] <= now then finish(hold, 'expired') end
+  meta[NEXT_EXPIRY] = first_of(EXPIRIES)
 end
 
 local function late(hold, pins, tokens, money)
@@ -383,24 +409,24 @@ local function begin(hold, fields)
   end
   fields[#fields + 1], fields[#fields + 2], fields[#fields + 3] = 'meta', 'L' .. hold, 'E' .. hold
   fetch(fields)
-  -- wall, now, accounts, horizon of what is remembered, token, when the keys' lives were renewed, longest rolling window
-  local known = cache['meta'] or {0, 0, 0, 0, ARGV[4], 0, 0}
-  now = max(now, known[2])
-  see(known[1])
+  local known = cache['meta'] or {0, 0, 0, 0, ARGV[4], 0, 0, NEVER, NEVER, 0, NEVER}
+  now = max(now, known[NOW])
+  see(known[WALL])
   meta = known
   see(seen)
-  meta[2] = now
+  meta[NOW] = now
   put('meta', meta)
   local replication = call('INFO', 'replication')
-  run = (replication:match('master_replid:(%w+)') or 'none') .. '.' .. meta[5]
+  run = (replication:match('master_replid:(%w+)') or 'none') .. '.' .. meta[TOKEN]
   expire(hold)
 end
 
 -- Writes what changed, lets the keys live on, and answers.
 local function answer(reply)
-  local keep = KEEP_MS + 2 * meta[7]
-  if now - meta[6] > DAY_MS * 1000 then
-    meta[6] = now
+  local keep = KEEP_MS + 2 * meta[LONGEST]
+  if now - meta[RENEWED] > DAY_MS * 1000 then
+    meta[RENEWED], meta[LIVE] = now, call('ZCARD', EXPIRIES)
+    meta[NEXT_EXPIRY], meta[NEXT_DUE], meta[OLDEST] = 0, 0, 0
     touched = {[BOOK] = true, [EXPIRIES] = true, [ENDS] = true, [IDLE] = true, [DUE] = true, [INDEX] = true}
   end
   local set, drop = {}, {}

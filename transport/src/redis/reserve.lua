@@ -5,7 +5,7 @@ local function reserve(hold, ttl, tokens, money)
   if get('L' .. hold) then return granted(hold) end
   if ended(hold) then return {'ended'} end
   if tokens > MAX_AMOUNT or money > MAX_AMOUNT then return {'large'} end
-  if call('ZCARD', EXPIRIES) >= LIVE_MAX then return FULL end
+  if meta[LIVE] >= LIVE_MAX then return FULL end
   local accounts = {}
   for at = 14, #ARGV, 9 do
     local limits = {}
