@@ -178,6 +178,13 @@ impl Store {
         reply::salt(self.caller.command(redis::cmd("GET").arg(SALT_KEY)).await?)
     }
 
+    /// What may make this Redis forget or refuse: a policy that evicts. `None` where all is well, or where it cannot be said
+    /// (a cluster, a user without `INFO`).
+    pub async fn evicts(&self) -> Option<String> {
+        let info = self.caller.command(redis::cmd("INFO").arg("memory")).await.ok()?;
+        reply::evicting_policy(&info)
+    }
+
     fn runs(&self) -> std::sync::MutexGuard<'_, Runs> {
         self.runs.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -73,6 +73,12 @@ async fn while_redis_is_away_a_gateway_spends_what_it_drew_and_no_more_and_nothi
     }
     assert!(started.elapsed() < Duration::from_secs(1), "ten more: {:?}", started.elapsed());
     assert!(says(&gateway, false), "{:?}", gateway.chat().checks().parts);
+    let figures = gateway.chat().metrics();
+    assert!(figures.contains("pointsman_quota_degraded 1"), "{figures}");
+    assert!(
+        figures.contains("pointsman_quota_store_asks_total{outcome=\"answered\"}"),
+        "{figures}"
+    );
     // More than was drawn ahead (4,096 tokens) is refused at once.
     let started = Instant::now();
     let refused = ask(&gateway, 5_000).await.unwrap_err();

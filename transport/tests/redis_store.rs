@@ -248,6 +248,15 @@ async fn a_full_server_says_so_and_still_takes_ends() {
 }
 
 #[tokio::test]
+async fn a_server_that_evicts_is_told_from_one_that_does_not() {
+    let server = Server::start();
+    let store = store(settings(&server));
+    assert_eq!(store.evicts().await, None);
+    server.ask("CONFIG SET maxmemory-policy volatile-lru");
+    assert_eq!(store.evicts().await.as_deref(), Some("volatile-lru"));
+}
+
+#[tokio::test]
 async fn foreign_data_under_our_keys_is_named_and_left_alone() {
     let server = Server::start();
     let store = store(settings(&server));

@@ -95,6 +95,7 @@ impl Desk {
 
 impl Report {
     fn answered(&self) {
+        self.health.store_asked("answered");
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         if last.take().is_some() {
             tracing::info!("the quota store answers again");
@@ -103,6 +104,7 @@ impl Report {
     }
 
     fn failed(&self, error: StoreError) {
+        self.health.store_asked(error.name());
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         if last.as_ref() == Some(&error) {
             return;

@@ -88,6 +88,24 @@ impl StoreError {
         }
     }
 
+    /// Its name in metrics.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::TooLarge(..) => "too_large",
+            Self::Unrepresentable(_) => "unrepresentable",
+            Self::Busy(_) => "busy",
+            Self::Away(_) => "away",
+            Self::Unanswered(_) => "unanswered",
+            Self::Broken(_) => "broken",
+            Self::NotServing(_) => "not_serving",
+            Self::Full(_) => "full",
+            Self::Forbidden(_) => "forbidden",
+            Self::Foreign(_) => "foreign",
+            Self::Garbled(_) => "garbled",
+        }
+    }
+
     /// True where another connection may do better: the one that told it is given up.
     pub(super) const fn wants_new_link(&self) -> bool {
         matches!(self, Self::Broken(_) | Self::NotServing(_))

@@ -71,6 +71,14 @@ pub(super) fn salt(answer: Value) -> Result<[u8; 32], StoreError> {
     Ok(salt)
 }
 
+/// The policy by which a server evicts keys, from its `INFO memory`, unless it evicts none.
+pub(super) fn evicting_policy(info: &Value) -> Option<String> {
+    let Value::BulkString(bytes) = info else { return None };
+    let text = String::from_utf8_lossy(bytes);
+    let policy = text.lines().find_map(|line| line.strip_prefix("maxmemory_policy:"))?;
+    (policy != "noeviction").then(|| policy.to_owned())
+}
+
 /// An answer, word by word.
 struct Words(std::vec::IntoIter<Value>);
 

@@ -149,7 +149,15 @@ fn first_question(
                     Err(_) if started.elapsed() < patience => {
                         tokio::time::sleep(Duration::from_millis(100)).await;
                     }
-                    answer => return answer,
+                    answer => {
+                        if let Some(policy) = store.evicts().await {
+                            tracing::warn!(
+                                "Redis evicts keys ({policy}): a ledger that forgets lets accounts overspend; set \
+                                 maxmemory-policy noeviction"
+                            );
+                        }
+                        return answer;
+                    }
                 }
             }
         }))
