@@ -51,7 +51,7 @@ enum Command {
         #[arg(long, value_enum, value_name = "STEP")]
         only: Vec<Step>,
     },
-    /// Run what roles share, on private ports: Redis (a primary with its replica, and a cluster of three).
+    /// Run what roles share, on private ports: Redis (a primary with its replica, and a cluster of three), Consul.
     Services {
         #[command(subcommand)]
         action: services::Action,

@@ -6,8 +6,9 @@
 //! kept in the directory, so that a restarted server is found where it was.
 //!
 //! A service is a [`Server`] in the list of [`all`]; whatever needs more than that (a cluster that must be joined) does so
-//! once its servers answer.
+//! once its servers answer. Programs come from [`install`], or, where no package will do, from the service's own module.
 
+mod consul;
 pub mod install;
 mod node;
 
@@ -42,22 +43,24 @@ struct Server {
     name: &'static str,
     place: PathBuf,
     port: u16,
-    /// The second port of a cluster's node.
+    /// The second port, where it has one: on which it talks to others of its kind.
     bus: u16,
 }
 
 /// Names and preferred ports: far from the usual ones, below those that systems give out by themselves.
-const SERVERS: [(&str, u16); 5] = [
+const SERVERS: [(&str, u16); 6] = [
     (PRIMARY, 17_379),
     (REPLICA, 17_380),
     ("redis-node-1", 17_381),
     ("redis-node-2", 17_382),
     ("redis-node-3", 17_383),
+    (CONSUL, 17_500),
 ];
 const PRIMARY: &str = "redis";
 const REPLICA: &str = "redis-replica";
+const CONSUL: &str = "consul";
 
-/// A cluster's node talks to the others this much above its own port, if that is free.
+/// A server talks to others of its kind this much above its own port, if that is free.
 const BUS_ABOVE: u16 = 1_000;
 
 /// Does it.
@@ -71,10 +74,17 @@ pub fn run_action(workspace: &Workspace, action: Action) -> Result<(), String> {
 }
 
 fn up(home: &Path) -> Result<(), String> {
-    let program = install::ensure(install::REDIS)?;
+    let (program, consul) = (install::ensure(install::REDIS)?, consul::ensure(home)?);
     let servers = all(home)?;
     let mut nodes = Vec::new();
     for server in &servers {
+        if server.name == CONSUL {
+            if server.process().is_none() {
+                consul::start(&consul, &server.place, server.port, server.bus)?;
+            }
+            consul::wait_ready(server.port, &server.place)?;
+            continue;
+        }
         let part = server.part(&servers);
         if server.process().is_none() {
             server.start(&program, part)?;
@@ -173,11 +183,19 @@ impl Server {
         run(&mut command).map_err(|why| format!("{why}; see {}/log", self.place.display()))
     }
 
-    /// Its process, if that runs and is ours: a server's command line names its port.
+    /// What the command line of its process contains: its program and its port.
+    fn marks(&self) -> [String; 2] {
+        match self.name {
+            CONSUL => [consul::PROGRAM.to_owned(), format!("-http-port={}", self.port)],
+            _ => [node::PROGRAM.to_owned(), format!(":{}", self.port)],
+        }
+    }
+
+    /// Its process, if that runs and is ours.
     fn process(&self) -> Option<u32> {
         let id = fs::read_to_string(self.place.join("pid")).ok()?.trim().parse::<u32>().ok()?;
         let args = arguments(id)?;
-        let ours = args.contains(node::PROGRAM) && args.contains(&format!(":{}", self.port));
+        let ours = self.marks().iter().all(|mark| args.contains(mark));
         ours.then_some(id)
     }
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use crate::process::{output, run_within};
 
 /// One installation, from a cold cache over a slow line.
-const INSTALL_MAX: Duration = Duration::from_secs(10 * 60);
+pub const INSTALL_MAX: Duration = Duration::from_secs(10 * 60);
 
 /// Debian's packages ask this program whether a service may start. 101 is "no".
 const POLICY: &str = "/usr/sbin/policy-rc.d";
