@@ -73,6 +73,10 @@ const BALANCES_PER_CALL: usize = 100;
 /// The salt's key.
 const SALT_KEY: &str = "pointsman:salt";
 
+/// What probes write, and for how long.
+const PROBE_KEY: &str = "pointsman:probe";
+const PROBE_SECONDS: u64 = 60;
+
 /// The shared ledger.
 #[derive(Debug)]
 pub struct Store {
@@ -105,7 +109,10 @@ impl Store {
     /// [`StoreError`]: no answer. Except where it says that nothing was sent, the ask may have been performed.
     pub async fn perform(&self, op: &StoreOp) -> Result<StoreAnswer, StoreError> {
         let Some(tenant) = op.tenant.filter(|_| op.ask != Ask::Probe) else {
-            self.caller.ping().await?;
+            // A server that answers and takes no writes (full, a replica) is as good as away: so it is asked to write.
+            let mut probe = redis::cmd("SET");
+            probe.arg(PROBE_KEY).arg(&self.token).arg("EX").arg(PROBE_SECONDS);
+            self.caller.command(&probe).await?;
             let run = self.runs().current();
             return Ok(StoreAnswer { op: op.op, run, reply: Reply::Here });
         };

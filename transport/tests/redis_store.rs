@@ -241,10 +241,14 @@ async fn a_full_server_says_so_and_still_takes_ends() {
     let why = store.perform(&reserve(Some(granted.run), 2, 100)).await.unwrap_err();
     assert!(matches!(why, StoreError::Full(_)), "{why}");
     assert!(why.to_string().contains("maxmemory"), "{why}");
+    let probe = StoreOp { tenant: None, ..op(TENANT, None, Ask::Probe) };
+    let why = store.perform(&probe).await.unwrap_err();
+    assert!(matches!(why, StoreError::Full(_)), "nobody shall take it for well: {why}");
     let settled = store.perform(&settle(Some(granted.run), 1, 70, &granted)).await.unwrap();
     assert_eq!(settled.reply, Reply::Done);
     server.ask("CONFIG SET maxmemory 0");
     assert_eq!(spent(&store, TENANT).await, (70, 0), "the refused one left nothing behind");
+    assert_eq!(store.perform(&probe).await.unwrap().reply, Reply::Here);
 }
 
 #[tokio::test]

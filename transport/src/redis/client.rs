@@ -144,11 +144,6 @@ impl Caller {
         })
     }
 
-    /// Is anybody there?
-    pub async fn ping(&self) -> Result<(), StoreError> {
-        self.command(&redis::cmd("PING")).await.map(drop)
-    }
-
     /// Any other command.
     pub async fn command(&self, command: &Cmd) -> Result<Value, StoreError> {
         self.send(command).await.map_err(Failure::into_store)
