@@ -353,3 +353,49 @@ async fn a_connection_by_tls_trusts_the_given_authority_and_no_other() {
     let why = store(with(Some(stranger.cert.pem()))).perform(&reserve(None, 1, 1)).await;
     assert!(matches!(why, Err(StoreError::Away(_))), "{why:?}");
 }
+
+#[tokio::test]
+async fn in_a_cluster_a_slot_that_moved_is_followed_and_a_node_that_restarts_is_another_run() {
+    let mut servers = Server::cluster(3);
+    let store = store(Settings {
+        addresses: servers.iter().map(|one| ("127.0.0.1".to_owned(), one.port)).collect(),
+        cluster: true,
+        ..settings(&servers[0])
+    });
+    let owner = |servers: &[Server], tenant: AccountId| {
+        let [book, ..] = keys(tenant);
+        // Whoever does not own the slot refuses, and says where it is.
+        let owns = |one: &Server| one.try_ask(&format!("EXISTS {book}")).is_ok();
+        servers.iter().position(owns).unwrap()
+    };
+    let first = store.perform(&reserve_of(AccountId(1), None, 1, 10)).await.unwrap();
+    let home = owner(&servers, AccountId(1));
+    // Tenants of other nodes have replication ids of their own, and still there is one run.
+    let elsewhere = (2..100).map(AccountId).find(|one| owner(&servers, *one) != home).unwrap();
+    let other = store.perform(&reserve_of(elsewhere, Some(first.run), 2, 10)).await.unwrap();
+    assert_eq!(other.run, first.run);
+    assert!(matches!(other.reply, Reply::Granted { .. }), "{other:?}");
+
+    // A slot changes hands behind the client's back.
+    let moving = (100..200).map(AccountId).find(|one| owner(&servers, *one) != home).unwrap();
+    let [book, ..] = keys(moving);
+    let slot = servers[home].ask(&format!("CLUSTER KEYSLOT {book}"));
+    let id = servers[home].ask("CLUSTER MYID");
+    for index in [home, (home + 1) % 3, (home + 2) % 3] {
+        servers[index].ask(&format!("CLUSTER SETSLOT {slot} NODE {id}"));
+    }
+    let moved = store.perform(&reserve_of(moving, Some(first.run), 3, 10)).await.unwrap();
+    assert!(matches!(moved.reply, Reply::Granted { .. }), "{moved:?}");
+    assert_eq!(owner(&servers, moving), home);
+
+    servers[home].kill();
+    servers[home].up();
+    let turned = again(&store, &reserve_of(AccountId(1), Some(first.run), 4, 10)).await;
+    assert_eq!(turned.reply, Reply::OtherRun);
+    assert_ne!(turned.run, first.run);
+    // The whole store has changed, so the others turn away whoever believes in the old run, too.
+    let late = again(&store, &reserve_of(elsewhere, Some(first.run), 5, 10)).await;
+    assert_eq!((late.reply, late.run), (Reply::OtherRun, turned.run));
+    let drawn = again(&store, &reserve_of(elsewhere, Some(turned.run), 5, 10)).await;
+    assert!(matches!(drawn.reply, Reply::Granted { .. }), "{drawn:?}");
+}

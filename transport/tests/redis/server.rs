@@ -98,7 +98,12 @@ impl Server {
 
     /// Asks it something that has one line or one text for an answer.
     pub fn ask(&self, command: &str) -> String {
-        node::command(self.port, command).unwrap()
+        self.try_ask(command).unwrap()
+    }
+
+    /// The same where it may refuse.
+    pub fn try_ask(&self, command: &str) -> std::io::Result<String> {
+        node::command(self.port, command)
     }
 }
 
