@@ -210,13 +210,28 @@ impl Quota {
         Self { config, wall: Wall::default(), mode, events: VecDeque::new(), entries: Vec::new() }
     }
 
-    /// New policy. What is held stays; where the ledger is, and who we are there, stays too.
+    /// New policy. What is held stays. Where the ledger is, and who we are there, is settled with the first thing this room
+    /// keeps; from then on it stays too: [`config`](Self::config) tells which it is.
     pub fn set_config(&mut self, config: Config) {
         let (store, owner) = (self.config.store, self.config.owner);
+        if (store, owner) != (config.store, config.owner) && self.is_untouched() {
+            let (now, wall) = (Instant::ZERO, self.wall);
+            *self = Self::new(config);
+            self.wall(now, wall);
+            return;
+        }
         self.config = Config { store, owner, ..config };
         match &mut self.mode {
             Mode::Embedded(ledger) => ledger.set_config(embedded(&self.config)),
             Mode::Shared(owner) => owner.set_config(self.config.clone()),
+        }
+    }
+
+    /// True until anything was asked of it.
+    fn is_untouched(&self) -> bool {
+        match &self.mode {
+            Mode::Embedded(ledger) => ledger.is_untouched() && self.events.is_empty(),
+            Mode::Shared(owner) => owner.is_untouched(),
         }
     }
 

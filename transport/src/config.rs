@@ -9,7 +9,7 @@
 //!
 //! Edge cases decided here:
 //! - A file is the whole list of whom prompts may be sent to. `OPENAI_API_KEY` adds a provider only where there is no file.
-//! - What this build cannot do is refused where silence would mislead (`data.database`, `data.redis`), and accepted with a
+//! - What this build cannot do is refused where silence would mislead (`data.database`), and accepted with a
 //!   warning where it only costs a feature (`server.grpc`, `session`, traces).
 //! - Secrets appear in no error, no warning, no `Debug` and no `--print`.
 
@@ -22,6 +22,7 @@ mod expand;
 mod observe;
 mod problem;
 mod reader;
+mod redis;
 mod restart;
 mod routes;
 mod routing;
@@ -46,6 +47,7 @@ pub use effective::{Effective, Entry};
 pub use env::{Env, Flags};
 pub use observe::{Log, LogFormat, LogLevel, Monitoring, Session};
 pub use problem::{At, Errors, Origin, Problem, ProblemKind};
+pub use redis::{HostPorts, Redis};
 pub use restart::restart_required;
 pub use routes::{Route, Serves};
 pub use routing::{

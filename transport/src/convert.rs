@@ -6,7 +6,7 @@ use control::balance::{self, Policy};
 use control::id::AccountId;
 use control::outcome::{Failure, Fault, Stage};
 use control::plane::{self, AccountConfig, ModelConfig};
-use control::quota::{Cap, Limits as QuotaLimits};
+use control::quota::{self, Cap, Limits as QuotaLimits, OwnerId, StoreMode};
 use control::rate::RateLimits;
 use control::registry::Fingerprint;
 use control::units::{Tokens, Usage};
@@ -57,6 +57,16 @@ pub fn plane_config(config: &Config, ids: &AccountIds, version: u64) -> plane::C
         models: models(config),
         accounts: accounts(config, ids),
         ..plane::Config::default()
+    }
+}
+
+/// The plane's quota policy: a ledger of its own, or an owner's part in the one that is shared.
+#[must_use]
+pub fn quota_config(owner: Option<OwnerId>) -> quota::Config {
+    let alone = quota::Config::default();
+    match owner {
+        None => alone,
+        Some(owner) => quota::Config { store: StoreMode::Shared, owner, ..alone },
     }
 }
 

@@ -16,7 +16,7 @@ mod timers;
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use control::Machine;
 use control::id::{CallerToken, RequestId};
@@ -24,6 +24,7 @@ use control::journal::Recorder;
 use control::plane::{
     Arrival, ControlPlane, Dispatch, Effect, Input, Observation, Outcome, Refusal,
 };
+use control::quota::StoreOp;
 use control::units::Amount;
 use tokio::sync::{Notify, mpsc};
 
@@ -76,6 +77,13 @@ pub trait Observer: Send + Sync + 'static {
     fn observe(&self, plane: &ControlPlane, observation: &Observation);
 }
 
+/// Takes asks to the shared quota store, under the lock: it must not wait. What it cannot take is lost, as a network might
+/// lose it, and asked again by the plane.
+pub trait Carrier: Send + Sync + 'static {
+    /// Called for each ask, in order.
+    fn carry(&self, op: StoreOp);
+}
+
 /// A plane in production.
 pub struct Driver {
     core: Mutex<Core>,
@@ -84,6 +92,8 @@ pub struct Driver {
     observer: Box<dyn Observer>,
     wake: Notify,
     process: Arc<dyn Process>,
+    /// The way to the shared quota store, where there is one.
+    carrier: OnceLock<Box<dyn Carrier>>,
     /// Where the input of a step that panicked is kept.
     crashes: (Arc<dyn Disk>, PathBuf),
 }
@@ -126,7 +136,13 @@ impl Driver {
         };
         let crashes = (Arc::clone(&world.disk), dir.to_owned());
         let (core, wake, process) = (Mutex::new(core), Notify::new(), Arc::clone(&world.process));
-        Arc::new(Self { core, clock, journal, observer, wake, process, crashes })
+        let carrier = OnceLock::new();
+        Arc::new(Self { core, clock, journal, observer, wake, process, carrier, crashes })
+    }
+
+    /// Names the way to the shared quota store. Asks made before are lost, and asked again; a second call changes nothing.
+    pub fn set_carrier(&self, carrier: Box<dyn Carrier>) {
+        let _ = self.carrier.set(carrier);
     }
 
     /// A request arrives; `arrival` is given the token under which its orders come.
@@ -236,7 +252,7 @@ impl Driver {
             self.observer.observe(&core.plane, &observation);
         }
         for effect in std::mem::take(&mut core.effects) {
-            perform(&mut core.mailboxes, effect, position);
+            perform(&mut core.mailboxes, self.carrier.get().map(Box::as_ref), effect, position);
         }
         let due = core.plane.poll_timeout().map(|(due, _)| due);
         if due.is_some_and(|due| core.armed.is_none_or(|armed| due < armed)) {
@@ -252,6 +268,7 @@ const NEVER: u64 = u64::MAX;
 /// Does what the plane asks for, or hands it to the task that does.
 fn perform(
     mailboxes: &mut BTreeMap<CallerToken, mpsc::Sender<Order>>,
+    carrier: Option<&dyn Carrier>,
     effect: Effect,
     position: u64,
 ) {
@@ -274,8 +291,10 @@ fn perform(
         ),
         // The record that has just been appended holds it.
         Effect::Persist(_) => {}
-        Effect::Reserve(_) => {
-            unreachable!("the configuration of this build names no shared quota store")
+        Effect::Reserve(op) => {
+            if let Some(carrier) = carrier {
+                carrier.carry(op);
+            }
         }
     }
 }

@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use arc_swap::ArcSwap;
 use control::journal::LOGIC_VERSION;
 use control::plane::Input;
+use control::quota::StoreMode;
 use control::registry::{Fingerprint, SourceKind};
 use tokio_util::task::AbortOnDropHandle;
 
@@ -27,6 +28,7 @@ use crate::driver::{Clock, Driver, Recovered, RecoveryError, Shadow, recover};
 use crate::health::Health;
 use crate::journal::{FsyncPolicy, Journal, Options};
 use crate::keys::SaltError;
+use crate::redis::{Desk, JoinError, Shared};
 use crate::seam::World;
 use crate::upstream::{Client, Settings, SetupError};
 use follower::Follower;
@@ -40,6 +42,9 @@ pub enum StartError {
     /// Its salt cannot be read or made.
     #[error("{0}")]
     Salt(#[from] SaltError),
+    /// It cannot join those who share a quota ledger.
+    #[error("{0}")]
+    Join(#[from] JoinError),
     /// Its registry cache cannot be opened.
     #[error("{0}")]
     Cache(#[from] CacheError),
@@ -80,6 +85,8 @@ pub struct Gateway {
     journal: Mutex<Option<Journal>>,
     /// Where operators ask, on a machine that has such sockets.
     socket: Option<PathBuf>,
+    /// Its part in a quota ledger that is shared.
+    shared: Option<Shared>,
 }
 
 /// An answer that does not stream: 64 MiB hold a million tokens of text, or ten thousand embeddings.
@@ -104,7 +111,12 @@ impl Gateway {
         let recovered = recover(Arc::clone(&world.disk), dir, &options)?;
         tracing::info!("recovered {}", recovered.report);
         let has_files = world.beside.has_files();
-        let accounts = Accounts::new(config, world.beside.ids(dir)?, has_files.then_some(dir));
+        let shared = join(config, &world)?;
+        let ids = match &shared {
+            Some(shared) => shared.ids.clone(),
+            None => world.beside.ids(dir)?,
+        };
+        let accounts = Accounts::new(config, ids, has_files.then_some(dir));
         let health = Health::new();
         if let Some(cut) = &recovered.report.cut {
             health.note("recovery", Some((true, format!("cut {} torn bytes", cut.bytes))));
@@ -137,10 +149,34 @@ impl Gateway {
             shadow: Mutex::new(Some(shadow)),
             journal: Mutex::new(Some(journal)),
             socket: has_files.then(|| socket.unwrap_or_else(|| admin::socket_path(dir))),
+            shared,
         });
+        gateway.start_desk();
         gateway.reconfigure(config)?;
+        gateway.check_ledger()?;
         gateway.start_tasks(config)?;
         Ok(gateway)
+    }
+
+    /// Asks of the plane reach the shared ledger from here on.
+    fn start_desk(&self) {
+        let Some(shared) = &self.shared else { return };
+        let health = Arc::clone(&self.health);
+        let (counter, desk) = Desk::new(Arc::clone(&shared.store), shared.in_flight_max, health);
+        self.driver.set_carrier(Box::new(counter));
+        let task = tokio::spawn(desk.run(Arc::clone(&self.driver)));
+        let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+        tasks.push(AbortOnDropHandle::new(task));
+    }
+
+    /// Where the ledger is was settled with the first thing this directory counted.
+    fn check_ledger(&self) -> Result<(), JoinError> {
+        let store = self.driver.look(|plane| plane.ledger().config().store);
+        let embedded = store == StoreMode::Embedded;
+        if embedded == self.shared.is_none() {
+            return Ok(());
+        }
+        Err(JoinError::OtherMode { embedded })
     }
 
     fn start_tasks(self: &Arc<Self>, config: &Config) -> Result<(), StartError> {
@@ -226,7 +262,8 @@ impl Gateway {
         drop(before);
         self.accounts.set_config(config);
         let version = self.next_version();
-        let plane = convert::plane_config(config, self.accounts.ids(), version);
+        let mut plane = convert::plane_config(config, self.accounts.ids(), version);
+        plane.quota = convert::quota_config(self.shared.as_ref().map(|shared| shared.owner));
         self.driver.submit(Input::Configured(Box::new(plane)));
         self.publish(catalog);
         Ok(())
@@ -307,6 +344,15 @@ impl Gateway {
     fn now_seconds(&self) -> u64 {
         self.world.wall.now().as_millis() / 1_000
     }
+}
+
+/// Joins those who share a ledger, where the configuration names one. A simulated machine has no Redis client.
+fn join(config: &Config, world: &World) -> Result<Option<Shared>, StartError> {
+    let Some(redis) = config.data.redis.as_ref().filter(|_| world.beside.has_files()) else {
+        return Ok(None);
+    };
+    let salt = getrandom::u64().map_err(StartError::Entropy)?;
+    Ok(Some(Shared::join(redis, &config.data.dir, salt)?))
 }
 
 fn journal_options(config: &Config, world: &World) -> Result<Options, StartError> {

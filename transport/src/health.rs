@@ -46,6 +46,8 @@ pub struct Health {
     sessions: Gauge,
     written: Gauge,
     replayed: Gauge,
+    store_asks: Family<Asked, Counter>,
+    quota_degraded: Gauge,
     notes: Mutex<Notes>,
 }
 
@@ -74,6 +76,11 @@ struct Moved {
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct Concluded {
+    outcome: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct Asked {
     outcome: &'static str,
 }
 
@@ -109,6 +116,8 @@ impl Health {
             sessions: Gauge::default(),
             written: Gauge::default(),
             replayed: Gauge::default(),
+            store_asks: Family::default(),
+            quota_degraded: Gauge::default(),
             notes: Mutex::default(),
         };
         health.register();
@@ -148,9 +157,13 @@ impl Health {
         r.register("pointsman_worker_queued", help, self.worker_queued.clone());
         let help = "Use of a worker's key-value cache, 0 to 1";
         r.register("pointsman_worker_kv_used_ratio", help, self.worker_kv.clone());
+        let help = "Asks to the shared quota store by what came of them";
+        r.register("pointsman_quota_store_asks", help, self.store_asks.clone());
         let mut gauge = |name: &str, help: &str, metric: &Gauge| {
             r.register(name, help, metric.clone());
         };
+        let help = "1 while only what was drawn ahead is spent";
+        gauge("pointsman_quota_degraded", help, &self.quota_degraded);
         gauge("pointsman_reservations", "Quota reservations held", &self.reservations);
         gauge("pointsman_plane_requests", "Requests the plane holds", &self.requests);
         gauge("pointsman_sessions", "Sessions with a home", &self.sessions);
@@ -165,6 +178,11 @@ impl Health {
             Some(state) => drop(notes.parts.insert(part.to_owned(), state)),
             None => drop(notes.parts.remove(part)),
         }
+    }
+
+    /// The shared quota store was asked, and this came of it.
+    pub(crate) fn store_asked(&self, outcome: &'static str) {
+        self.store_asks.get_or_create(&Asked { outcome }).inc();
     }
 
     /// An attempt failed, in upstream's words: kept for `/health`, and logged where an operator must act.
@@ -321,6 +339,11 @@ impl Observer for Arc<Health> {
                 let tokens = actual.tokens.0;
                 tracing::error!(%reservation, tokens, "a charge was lost: the store never took it");
             }
+            Observation::QuotaDegraded(degraded) => {
+                self.quota_degraded.set(i64::from(*degraded));
+                let state = if *degraded { "only what was drawn ahead" } else { "from the store" };
+                tracing::warn!("quota is spent {state} from here on");
+            }
             Observation::Arrived { .. }
             | Observation::Granted { .. }
             | Observation::Denied { .. }
@@ -331,8 +354,7 @@ impl Observer for Arc<Health> {
             | Observation::Breaker(_)
             | Observation::EndpointAdded(_)
             | Observation::EndpointRemoved { .. }
-            | Observation::Configured { .. }
-            | Observation::QuotaDegraded(_) => {}
+            | Observation::Configured { .. } => {}
         }
     }
 }

@@ -100,6 +100,11 @@ impl Book {
         }
     }
 
+    /// True where no entry was ever applied.
+    pub fn is_untouched(&self) -> bool {
+        *self == Self { wall: self.wall, ..Self::default() }
+    }
+
     /// Looks at a balance again later. Soft: not an entry.
     pub fn postpone(&mut self, key: BalanceKey, until: Wall) {
         if let Some(balance) = self.balances.get_mut(&key) {

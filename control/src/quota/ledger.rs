@@ -126,6 +126,11 @@ impl Ledger {
         self.config = config;
     }
 
+    /// True where no entry was ever made here: only wall time has passed.
+    pub(super) fn is_untouched(&self) -> bool {
+        self.book.is_untouched()
+    }
+
     /// Its bounds.
     #[must_use]
     pub fn config(&self) -> &LedgerConfig {

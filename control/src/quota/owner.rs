@@ -141,6 +141,12 @@ impl Owner {
         self.config = config;
     }
 
+    /// True where nothing was ever asked for, and nothing recovered.
+    pub fn is_untouched(&self) -> bool {
+        let fresh = Self { wall: self.wall, ..Self::new(self.config.clone()) };
+        *self == fresh
+    }
+
     pub fn wall(&mut self, wall: Wall) {
         self.wall = self.wall.max(wall);
     }

@@ -67,6 +67,25 @@ fn an_embedded_ledger_answers_at_once_and_its_entries_come_first() {
 }
 
 #[test]
+fn a_room_that_kept_nothing_yet_goes_where_it_is_told_and_then_stays() {
+    let shared = Config { store: StoreMode::Shared, owner: OwnerId(5), ..Config::default() };
+    let mut quota = embedded_room();
+    quota.set_config(shared.clone());
+    quota.reserve(at(0), ask(1, 100));
+    let asked = drain(&mut quota);
+    assert_eq!(sent(&asked)[0].owner, OwnerId(5), "it asks the store");
+    quota.set_config(Config::default());
+    assert_eq!((quota.config().store, quota.config().owner), (StoreMode::Shared, OwnerId(5)));
+    assert_eq!(quota.outstanding(), 1, "what was asked for is still waited for");
+
+    let mut quota = embedded_room();
+    quota.reserve(at(0), ask(1, 100));
+    quota.set_config(shared);
+    assert_eq!(quota.config().store, StoreMode::Embedded);
+    assert_eq!(quota.held(id(1)), Some(tokens(100)));
+}
+
+#[test]
 fn a_stream_is_extended_slice_by_slice_until_its_limit() {
     let mut quota = embedded_room();
     quota.reserve(at(0), ask(1, 256));

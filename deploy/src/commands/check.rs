@@ -75,10 +75,10 @@ async fn ask(client: &Client, name: &str, route: &transport::catalog::Route) -> 
                 .models
                 .iter()
                 .map(|(public, upstream)| &**upstream.as_ref().unwrap_or(public))
-                .filter(|wanted| found.iter().all(|model| model.id != *wanted))
+                .filter(|wanted| found.models.iter().all(|model| model.id != *wanted))
                 .collect();
             if missing.is_empty() {
-                println!("{name} ({address}): answers, {} models", found.len());
+                println!("{name} ({address}): answers, {} models", found.models.len());
             } else {
                 eprintln!("{name} ({address}): answers, but does not list {}", missing.join(", "));
             }

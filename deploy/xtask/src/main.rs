@@ -1,4 +1,4 @@
-//! One entry for humans and CI alike: `cargo xtask test`.
+//! One entry for humans and CI alike: `cargo xtask test`; and `cargo xtask services`, what roles share, run here.
 //!
 //! Every check this project knows is a [`step::Step`]. CI calls the same command as a person at a desk, so a red build
 //! can always be reproduced by typing one line. The alternatives, a Makefile or steps written into a CI system's own
@@ -7,6 +7,7 @@
 mod process;
 mod purity;
 mod sdk;
+mod services;
 mod simulation;
 mod step;
 
@@ -20,15 +21,18 @@ use crate::process::Workspace;
 use crate::step::Step;
 
 fn main() -> ExitCode {
-    let Command::Test { only } = Cli::parse().command;
-    let steps = if only.is_empty() { Step::value_variants().to_vec() } else { only };
-    match workspace() {
-        Ok(workspace) => run(&workspace, &steps),
-        Err(why) => {
-            eprintln!("xtask: {why}");
-            ExitCode::FAILURE
+    let command = Cli::parse().command;
+    let done = workspace().and_then(|workspace| match command {
+        Command::Test { only } if only.is_empty() => Ok(run(&workspace, Step::value_variants())),
+        Command::Test { only } => Ok(run(&workspace, &only)),
+        Command::Services { action } => {
+            services::run_action(&workspace, action).map(|()| ExitCode::SUCCESS)
         }
-    }
+    });
+    done.unwrap_or_else(|why| {
+        eprintln!("xtask: {why}");
+        ExitCode::FAILURE
+    })
 }
 
 /// Pointsman's own chores.
@@ -46,6 +50,11 @@ enum Command {
         /// Run this step alone (may be given several times; steps run in the order given).
         #[arg(long, value_enum, value_name = "STEP")]
         only: Vec<Step>,
+    },
+    /// Run what roles share, on private ports: Redis (a primary with its replica, and a cluster of three), Consul.
+    Services {
+        #[command(subcommand)]
+        action: services::Action,
     },
 }
 

@@ -5,6 +5,7 @@ use std::fmt;
 use clap::ValueEnum;
 
 use crate::process::{Workspace, run};
+use crate::services::install;
 use crate::{purity, sdk, simulation};
 
 /// One check, by the name `--only` takes.
@@ -20,6 +21,8 @@ pub enum Step {
     Dependencies,
     /// The style, as a test.
     Tidy,
+    /// The servers that tests start: installed if they must and may be.
+    Servers,
     /// All unit, property and transcript tests.
     Tests,
     /// The world, simulated: seeds, planted bugs, determinism.
@@ -41,6 +44,7 @@ impl Step {
             Self::Purity => "control builds alone, and nothing it uses has std",
             Self::Dependencies => "licences, duplicates and banned crates",
             Self::Tidy => "the house rules hold",
+            Self::Servers => "the servers that tests start are there",
             Self::Tests => "unit, property and transcript tests",
             Self::Simulation => {
                 "partitions, crashes and lies, seed by seed, and planted bugs that must ring"
@@ -69,6 +73,7 @@ impl Step {
             Self::Purity => purity::check(workspace),
             Self::Dependencies => cargo(&["test", "-p", "xtask", "--test", "dependencies"]),
             Self::Tidy => cargo(&["test", "-p", "xtask", "--bins", "--test", "tidy"]),
+            Self::Servers => install::ensure(install::REDIS).map(drop),
             Self::Tests => {
                 cargo(&["test", "--workspace", "--exclude", "xtask", "--no-fail-fast"])?;
                 cargo(&["test", "-p", "control", "--features", "mutants", "--lib", "mutant"])

@@ -87,7 +87,8 @@ impl Obstacle {
             StartError::Recovery(RecoveryError::Open(_) | RecoveryError::Snapshot(_)) => {
                 Self::Damaged
             }
-            StartError::Salt(_)
+            StartError::Join(_)
+            | StartError::Salt(_)
             | StartError::Cache(_)
             | StartError::Route(_)
             | StartError::Upstream(_)

@@ -75,16 +75,7 @@ const PROVIDER_KEYS: [(&str, &str); 2] =
     [("OPENAI_API_KEY", "openai"), ("ALIYUN_API_KEY", "aliyun")];
 
 /// Variables of stores that this build does not have.
-const STORES: [&str; 8] = [
-    "DB_HOST",
-    "DB_PORT",
-    "DB_USER",
-    "DB_PASSWORD",
-    "DB_NAME",
-    "MYSQL_DSN",
-    "REDIS_ADDR",
-    "REDIS_PASSWORD",
-];
+const STORES: [&str; 6] = ["DB_HOST", "DB_PORT", "DB_USER", "DB_PASSWORD", "DB_NAME", "MYSQL_DSN"];
 
 impl Overrides {
     /// `file` is the parsed document, where one was given.
@@ -108,6 +99,7 @@ impl Overrides {
             all.provider(name, provider, env, file);
         }
         all.consul(env, file);
+        all.redis(env, file);
         all.stores(env);
         for (value, name, path) in
             [(&flags.listen, "--listen", "server.http.addr"), (&flags.data, "--data", "data.dir")]
@@ -172,6 +164,19 @@ impl Overrides {
             self.set("discovery.consul.token", origin, token.to_owned());
         }
     }
+    /// An address is enough to share the ledger; a password alone is not, and may be meant for another program.
+    fn redis(&mut self, env: &Env, file: Option<&Node>) {
+        if let Some(addr) = env.said("REDIS_ADDR") {
+            let origin = Origin::Environment("REDIS_ADDR".into());
+            self.set("data.redis.addr", origin, addr.to_owned());
+        } else if file.is_none_or(|file| file.get("data.redis").is_none()) {
+            return;
+        }
+        if let Some(password) = env.said("REDIS_PASSWORD") {
+            let origin = Origin::Environment("REDIS_PASSWORD".into());
+            self.set("data.redis.password", origin, password.to_owned());
+        }
+    }
 
     /// Such names are common and may be meant for another program, so they do not keep the server from starting; but
     /// whoever meant this one must read that nothing is shared.
@@ -181,7 +186,7 @@ impl Overrides {
                 origin: Origin::Environment(name.to_owned()),
                 path: "data".into(),
                 kind: ProblemKind::NoEffect(
-                    "this build keeps everything in its data directory and uses no database or Redis",
+                    "this build uses no database: its data is in its data directory",
                 ),
             });
         }

@@ -18,6 +18,7 @@ pub fn restart_required(old: &Config, new: &Config) -> Vec<String> {
         ("server.admin.socket", o.admin.socket != n.admin.socket),
         ("discovery", old.discovery != new.discovery),
         ("data.dir", old.data.dir != new.data.dir),
+        ("data.redis", old.data.redis != new.data.redis),
         ("journal.segment_bytes", old.journal.segment_bytes != new.journal.segment_bytes),
         ("journal.segments_max", old.journal.segments_max != new.journal.segments_max),
         ("journal.fsync", old.journal.fsync != new.journal.fsync),

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::problem::ProblemKind;
 use super::reader::Section;
+use super::redis::Redis;
 use super::tree::Scalar;
 use super::units::{ByteSize, Secret};
 use super::value::{Value, Wrong, choices};
@@ -63,6 +64,8 @@ pub struct Admin {
 pub struct Data {
     /// The data directory.
     pub dir: PathBuf,
+    /// The Redis that holds the quota ledger all gateways share; `None` where it is in the data directory.
+    pub redis: Option<Redis>,
 }
 
 /// The journal's ring of files.
@@ -136,7 +139,8 @@ impl Admin {
     }
 }
 
-const EMBEDDED_ONLY: &str = "this build keeps its data in data.dir only; remove this section";
+const EMBEDDED_ONLY: &str =
+    "this build has no database: its data is in data.dir; remove this section";
 
 impl Data {
     pub(super) fn read(section: &Section<'_>) -> Self {
@@ -146,17 +150,8 @@ impl Data {
             database.problem("", ProblemKind::NotSupported(EMBEDDED_ONLY));
             Some(())
         });
-        section.maybe_section("redis", |redis| {
-            redis.maybe::<String>("addr", "no Redis");
-            redis.maybe::<Secret>("password", "none");
-            redis.maybe_between::<u32>("db", "0", 0..=15);
-            for key in ["dial_timeout", "read_timeout", "write_timeout"] {
-                redis.maybe_between(key, "no Redis", MILLI..=seconds(60));
-            }
-            redis.problem("", ProblemKind::NotSupported(EMBEDDED_ONLY));
-            Some(())
-        });
-        Self { dir: section.get("dir", PathBuf::from("./pointsman-data")) }
+        let redis = section.maybe_section("redis", Redis::read);
+        Self { dir: section.get("dir", PathBuf::from("./pointsman-data")), redis }
     }
 }
 

@@ -6,6 +6,7 @@ use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
 use control::id::{AccountId, Digest, Principal, SessionKey};
+use control::quota::OwnerId;
 use hmac::{Hmac, KeyInit as _, Mac as _};
 use sha2::Sha256;
 
@@ -41,6 +42,9 @@ pub enum SaltError {
 /// The salt's name in the data directory.
 const SALT_FILE: &str = "salt";
 
+/// The name of the one that a shared ledger brought along.
+const SHARED_SALT_FILE: &str = "shared-salt";
+
 impl AccountIds {
     /// Ids under a salt that is known: for tests, simulations and replay.
     #[must_use]
@@ -53,20 +57,53 @@ impl AccountIds {
     /// # Errors
     /// See [`SaltError`].
     pub fn open(dir: &Path) -> Result<Self, SaltError> {
-        let path = dir.join(SALT_FILE);
-        let io = |source| SaltError::Io { path: path.clone(), source };
-        match fs::read(&path) {
-            Ok(bytes) => {
-                bytes.try_into().map(Self::new).map_err(|_| SaltError::Damaged(path.clone()))
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let mut salt = [0; 32];
-                getrandom::fill(&mut salt).map_err(SaltError::Entropy)?;
-                write_new(dir, &path, &salt).map_err(io)?;
-                Ok(Self::new(salt))
-            }
-            Err(error) => Err(io(error)),
+        if let Some(kept) = Self::kept(dir, SALT_FILE)? {
+            return Ok(kept);
         }
+        let mut salt = [0; 32];
+        getrandom::fill(&mut salt).map_err(SaltError::Entropy)?;
+        let made = Self::new(salt);
+        made.keep(dir, SALT_FILE)?;
+        Ok(made)
+    }
+
+    /// Ids under the salt that all who share a ledger have, where this directory has met it.
+    pub(crate) fn shared(dir: &Path) -> Result<Option<Self>, SaltError> {
+        Self::kept(dir, SHARED_SALT_FILE)
+    }
+
+    /// Keeps this as the salt that all share, for starts without them.
+    pub(crate) fn keep_shared(&self, dir: &Path) -> Result<(), SaltError> {
+        self.keep(dir, SHARED_SALT_FILE)
+    }
+
+    /// The secret itself.
+    pub(crate) fn salt(&self) -> [u8; 32] {
+        self.salt
+    }
+
+    /// This directory's name among all that share a ledger.
+    #[must_use]
+    pub fn owner(&self) -> OwnerId {
+        OwnerId(self.short("owner", &[]))
+    }
+
+    fn kept(dir: &Path, name: &str) -> Result<Option<Self>, SaltError> {
+        let path = dir.join(name);
+        match fs::read(&path) {
+            Ok(bytes) => bytes
+                .try_into()
+                .map(|salt| Some(Self::new(salt)))
+                .map_err(|_| SaltError::Damaged(path.clone())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(SaltError::Io { path, source }),
+        }
+    }
+
+    fn keep(&self, dir: &Path, name: &str) -> Result<(), SaltError> {
+        let path = dir.join(name);
+        let kept = write_new(dir, &path, &self.salt);
+        kept.map_err(|source| SaltError::Io { path, source })
     }
 
     /// The account of a tenant.

@@ -95,8 +95,9 @@ impl<'a> Section<'a> {
         read: impl FnOnce(&Section<'a>) -> Option<T>,
     ) -> Option<T> {
         let node = self.node(key);
-        let given = node.is_some_and(|node| !matches!(node.content, Content::Nothing));
         let path = self.path_of(key);
+        let written = node.is_some_and(|node| !matches!(node.content, Content::Nothing));
+        let given = written || !self.sink.overrides.names_under(&path).is_empty();
         (given || self.sink.describing).then(|| Self::visit(self.sink, path, node, read)).flatten()
     }
 

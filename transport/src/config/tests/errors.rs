@@ -132,11 +132,11 @@ const TOLD: &[(&str, &str)] = &[
         "p.yaml:2:16: tenants[\"a/b\"]: a tenant's name has no slash: it separates tenant and user",
     ),
     (
-        "data: {redis: {addr: 'r:6379'}, database: {driver: postgres}}",
-        "p.yaml:2:15: data.redis: not supported yet: this build keeps its data in data.dir only; \
-         remove this section\n\
-         p.yaml:2:43: data.database: not supported yet: this build keeps its data in data.dir only; \
-         remove this section",
+        "data: {redis: {addr: 'redis://r:6379', cluster: true, db: 1}, database: {driver: postgres}}",
+        "p.yaml:2:22: data.redis.addr: each address is host:port, without a scheme or a password\n\
+         p.yaml:2:55: data.redis.db: a cluster has database 0 alone: remove this key\n\
+         p.yaml:2:73: data.database: not supported yet: this build has no database: its data is in \
+         data.dir; remove this section",
     ),
     (
         "routing: {breaker: {ejection_max: 1s}}",

@@ -141,10 +141,23 @@ fn a_key_in_the_environment_adds_a_provider_only_where_no_file_says_who_is_asked
 
 #[test]
 fn a_store_in_the_environment_is_answered_with_a_warning() {
-    let env = [("REDIS_ADDR", "r:6379")].into_iter().collect();
+    let env = [("DB_HOST", "h")].into_iter().collect();
     let loaded = load(None, &Flags::default(), &env).unwrap();
     assert_eq!(loaded.warnings.len(), 1);
-    assert!(loaded.warnings[0].to_string().starts_with("REDIS_ADDR (environment): data: "));
+    assert!(loaded.warnings[0].to_string().starts_with("DB_HOST (environment): data: "));
+}
+
+#[test]
+fn an_address_in_the_environment_is_enough_to_share_the_ledger_and_a_password_is_not() {
+    let with = |env: &[(&str, &str)]| {
+        let env = env.iter().copied().collect();
+        load(None, &Flags::default(), &env).unwrap().config.data.redis
+    };
+    assert_eq!(with(&[("REDIS_PASSWORD", "p")]), None);
+    let redis = with(&[("REDIS_ADDR", "r:6379,[::1]:7000"), ("REDIS_PASSWORD", "p")]).unwrap();
+    assert_eq!(redis.addr.to_string(), "r:6379,[::1]:7000");
+    assert_eq!(redis.addr.0[1], ("::1".to_owned(), 7_000));
+    assert_eq!(redis.password.unwrap().expose(), "p");
 }
 
 #[test]

@@ -1,0 +1,209 @@
+//! The shared quota ledger on Redis: the pure [`Ledger`](control::quota::Ledger), kept by scripts.
+//!
+//! **What stands where.** A tenant's ledger is six keys with its hash tag, `pointsman:ledger:{<tenant>}:*`: a hash (the
+//! book) with what is live, what has ended, the accounts and the balances; and sorted sets and a list that say what
+//! expires, closes or is forgotten next. One ask is one call of one script, which touches one slot and does a bounded
+//! amount of work: at most 64 expiries, 12 windows to close and 64 ends to forget, whatever has piled up. The bounds of
+//! [`LedgerConfig`] count per tenant here, where the pure ledger has one for all. Histories of closed windows are not
+//! kept: no answer depends on them, and gateways have them in their journals.
+//!
+//! **Time** is the server's, in microseconds; it never runs backwards within a tenant. Expiry is lazy: what is due expires
+//! with the next ask of its tenant, and the hold that is asked about always does. Nobody who is not asked about can be
+//! harmed by a hold that is due. All six keys live 45 days (and twice the longest rolling window) after their tenant was
+//! last heard of: longer than any window, so that only debts of tenants who were away for all that time are forgotten.
+//!
+//! **Numbers** stay below 2^53. The ledger's own bounds see to sums; what arrives larger is refused before it is sent.
+//!
+//! # What a run of the store is
+//!
+//! An owner believes what the store confirmed. It must stop believing when the store may have forgotten: then it asserts
+//! what it holds before it draws again, and a settlement of something the store does not know is charged rather than taken
+//! for an echo. So each answer names a *run*, and a run must end whenever acknowledged writes may be gone:
+//!
+//! - *Failover*: replication is asynchronous, so the replica that takes over may lack the last writes.
+//! - *Restart*: whatever was not yet on disk is gone, or all of it where nothing is.
+//! - *Failover and back*: the old primary returns as a replica, copies the poorer data, and is promoted again. Same
+//!   process, same `run_id`, same connection if it was kept; other data.
+//! - *Deletion*: `FLUSHALL`, an eviction, an operator's `DEL`.
+//!
+//! The server's `run_id` misses the third case, and so does anything a client asks once when it connects. A token written
+//! by a script misses the first: the replica has it too. What changes in the first three is the *replication id* of the
+//! primary: it is drawn anew when a process starts and whenever one is promoted, and no two reigns share it. What changes
+//! in the fourth is a token in the tenant's own book, drawn when the book is new. A run is the two together, and the script
+//! reads both, in the same atomic step in which it decides (`INFO replication` costs a script some 3 microseconds): there is
+//! no moment between the look and the act.
+//!
+//! It also ends where nothing was lost (the first replica attaches; the backlog is dropped after an hour without replicas;
+//! a slot moves to another node). That costs one round of assertions, which are idempotent.
+//!
+//! Tenants live in slots, slots on nodes, and each node has its own replication id. An owner knows one run id; [`Runs`]
+//! makes one of many.
+//!
+//! # When there is no answer
+//!
+//! A call ends within its deadline, with an answer or a [`StoreError`]. An error is never "no": the ask may have been
+//! performed, and is asked again by whoever asked (the plane's `quota` room), under the same ids.
+
+mod client;
+mod desk;
+mod error;
+mod reply;
+mod runs;
+mod script;
+mod shared;
+
+use std::sync::{Mutex, PoisonError};
+
+use control::id::AccountId;
+use control::quota::{Ask, BalanceKey, HoldId, LedgerConfig, Reply, StoreAnswer, StoreOp, Sums};
+
+pub use client::{Settings, SettingsError, Tls};
+pub use desk::{Counter, Desk};
+pub use error::StoreError;
+pub use runs::Runs;
+pub use script::{NUMBER_MAX, Told, keys};
+pub use shared::{JoinError, Shared};
+
+use client::Caller;
+use script::Call;
+
+/// Balances read with one call: some 20 KiB, and well below a millisecond of the server's time.
+const BALANCES_PER_CALL: usize = 100;
+
+/// The salt's key.
+const SALT_KEY: &str = "pointsman:salt";
+
+/// What probes write, and for how long.
+const PROBE_KEY: &str = "pointsman:probe";
+const PROBE_SECONDS: u64 = 60;
+
+/// The shared ledger.
+#[derive(Debug)]
+pub struct Store {
+    caller: Caller,
+    bounds: LedgerConfig,
+    runs: Mutex<Runs>,
+    /// Part of the run of a book this process makes.
+    token: String,
+}
+
+impl Store {
+    /// Dials nothing yet. `bounds` are those of each tenant's ledger, and should be the same for all who share it; `salt`
+    /// is random, fresh with each start of the process.
+    ///
+    /// # Errors
+    /// [`SettingsError`].
+    pub fn new(settings: Settings, bounds: LedgerConfig, salt: u64) -> Result<Self, SettingsError> {
+        let caller = Caller::new(settings)?;
+        Ok(Self {
+            caller,
+            bounds,
+            runs: Mutex::new(Runs::new(salt)),
+            token: format!("{salt:016x}"),
+        })
+    }
+
+    /// Asks.
+    ///
+    /// # Errors
+    /// [`StoreError`]: no answer. Except where it says that nothing was sent, the ask may have been performed.
+    pub async fn perform(&self, op: &StoreOp) -> Result<StoreAnswer, StoreError> {
+        let Some(tenant) = op.tenant.filter(|_| op.ask != Ask::Probe) else {
+            // A server that answers and takes no writes (full, a replica) is as good as away: so it is asked to write.
+            let mut probe = redis::cmd("SET");
+            probe.arg(PROBE_KEY).arg(&self.token).arg("EX").arg(PROBE_SECONDS);
+            self.caller.command(&probe).await?;
+            let run = self.runs().current();
+            return Ok(StoreAnswer { op: op.op, run, reply: Reply::Here });
+        };
+        let (believed, confirmed) = {
+            let runs = self.runs();
+            let confirmed = match &op.ask {
+                Ask::Settle { confirmed, .. } => *confirmed,
+                Ask::Probe
+                | Ask::Reserve(_)
+                | Ask::Extend { .. }
+                | Ask::Assert { .. }
+                | Ask::Refund { .. } => None,
+            };
+            let told = |run| runs.told(tenant, run).map(str::to_owned);
+            (told(op.run), told(confirmed))
+        };
+        let told = Told {
+            at: None,
+            believed: believed.as_deref(),
+            confirmed: confirmed.as_deref(),
+            token: &self.token,
+            bounds: &self.bounds,
+        };
+        let (run, reply) = self.run_script(tenant, &op.ask, &told).await?;
+        let run = self.runs().hear(tenant, run);
+        Ok(StoreAnswer { op: op.op, run, reply })
+    }
+
+    /// Runs the script of `ask` as it is told: the seam at which the scripts are compared with their specification.
+    /// Returns the tenant's run and the reply.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn run_script(
+        &self,
+        tenant: AccountId,
+        ask: &Ask,
+        told: &Told<'_>,
+    ) -> Result<(String, Reply), StoreError> {
+        let hold = hold(ask).ok_or(StoreError::Unrepresentable("a probe runs no script"))?;
+        let call = Call::of(tenant, ask, told)?;
+        reply::reply(self.caller.call(&call).await?, hold)
+    }
+
+    /// The open balances of a tenant, by account and window. Read in parts: what happens meanwhile may show in some.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn balances(&self, tenant: AccountId) -> Result<Vec<(BalanceKey, Sums)>, StoreError> {
+        let mut all: Vec<(BalanceKey, Sums)> = Vec::new();
+        loop {
+            let after = all.last().map(|(key, _)| *key);
+            let call = Call::balances(tenant, after.as_ref(), BALANCES_PER_CALL);
+            let part = reply::balances(self.caller.call(&call).await?)?;
+            let last = part.len() < BALANCES_PER_CALL;
+            all.extend(part);
+            if last {
+                return Ok(all);
+            }
+        }
+    }
+
+    /// The salt of all who share this Redis: the one that is there, else `proposal`, which is there then.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn salt(&self, proposal: [u8; 32]) -> Result<[u8; 32], StoreError> {
+        let text: String = proposal.iter().map(|byte| format!("{byte:02x}")).collect();
+        self.caller.command(redis::cmd("SETNX").arg(SALT_KEY).arg(text)).await?;
+        reply::salt(self.caller.command(redis::cmd("GET").arg(SALT_KEY)).await?)
+    }
+
+    /// What may make this Redis forget or refuse: a policy that evicts. `None` where all is well, or where it cannot be said
+    /// (a cluster, a user without `INFO`).
+    pub async fn evicts(&self) -> Option<String> {
+        let info = self.caller.command(redis::cmd("INFO").arg("memory")).await.ok()?;
+        reply::evicting_policy(&info)
+    }
+
+    fn runs(&self) -> std::sync::MutexGuard<'_, Runs> {
+        self.runs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn hold(ask: &Ask) -> Option<HoldId> {
+    match ask {
+        Ask::Probe => None,
+        Ask::Reserve(draw) => Some(draw.hold),
+        Ask::Extend { hold, .. }
+        | Ask::Assert { hold, .. }
+        | Ask::Settle { hold, .. }
+        | Ask::Refund { hold } => Some(*hold),
+    }
+}

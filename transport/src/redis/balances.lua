@@ -1,0 +1,14 @@
+-- Reads the open balances of one tenant, in order: for audits and tests. Changes nothing.
+-- KEYS  as in every script  ARGV  1 after which balance, "" for the first  2 how many
+local after = ARGV[1] == '' and '-' or '(' .. ARGV[1]
+local keys = redis.call('ZRANGEBYLEX', KEYS[6], after, '+', 'LIMIT', 0, tonumber(ARGV[2]))
+local found = {}
+for i = 1, #keys do
+  local packed = redis.call('HGET', KEYS[1], 'B' .. keys[i])
+  if packed then
+    local sums = cmsgpack.unpack(packed)
+    sums[21] = nil
+    found[#found + 1] = {keys[i], unpack(sums)}
+  end
+end
+return found
