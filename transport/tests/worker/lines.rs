@@ -204,13 +204,13 @@ async fn one_connection_carries_all_calls_and_limits_hold_for_each() {
 }
 
 /// A network in memory: one host, called `worker`.
-struct Hall(mpsc::UnboundedSender<DuplexStream>);
+struct Hall(mpsc::Sender<DuplexStream>);
 
 impl Dial for Hall {
     fn dial(&self, host: &str, port: u16) -> Connecting<'static> {
         let known = (host, port) == ("worker", 50055);
         let (here, there) = duplex(1 << 16);
-        let sent = known && self.0.send(there).is_ok();
+        let sent = known && self.0.try_send(there).is_ok();
         Box::pin(async move {
             let made = sent.then_some(Box::new(here) as Box<dyn Duplex>);
             made.ok_or_else(|| std::io::ErrorKind::ConnectionRefused.into())
@@ -218,7 +218,7 @@ impl Dial for Hall {
     }
 }
 
-struct Door(Mutex<mpsc::UnboundedReceiver<DuplexStream>>);
+struct Door(Mutex<mpsc::Receiver<DuplexStream>>);
 
 impl Accept for Door {
     fn local_addr(&self) -> std::io::Result<SocketAddr> {
@@ -236,7 +236,7 @@ impl Accept for Door {
 
 #[tokio::test(start_paused = true)]
 async fn worker_and_line_run_over_a_network_that_is_not_real_in_time_that_is_not_either() {
-    let (sender, receiver) = mpsc::unbounded_channel();
+    let (sender, receiver) = mpsc::channel(4);
     let network = Network::Simulated(Arc::new(Hall(sender)));
     let settings = Worked {
         model: "m".to_owned(),
