@@ -7,7 +7,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+
 use control::outcome::{Failure, Stage};
+use futures_util::future::join_all;
 use http::HeaderMap;
 use tokio::io::{DuplexStream, copy_bidirectional, duplex};
 use tokio::net::{TcpListener, TcpStream};
@@ -200,6 +202,21 @@ async fn one_connection_carries_all_calls_and_limits_hold_for_each() {
     assert_eq!(failure(ended.2), Failure::Timeout(Stage::BetweenTokens));
     assert_eq!(failure(ended.3), Failure::Timeout(Stage::FirstToken));
     assert!(ended.4.unwrap().contains("hello"));
+    assert_eq!(connections.load(Ordering::Relaxed), 1);
+}
+
+#[tokio::test]
+async fn five_thousand_answers_at_once_share_one_connection() {
+    const MANY: u32 = 5_000;
+    let backend = Backend::Echo(Echo { delay: 2 * SECOND });
+    let worker = Worker::with(backend, MANY, SECOND);
+    let Swallowing { url, connections, swallow: _swallow, _task } = swallowing(worker.addr).await;
+    let client = Client::new(&Settings::default()).unwrap();
+    let asked = (0..MANY).map(|_| whole_of(&client, &url, limits(), "a b c d e"));
+    let asking = join_all(asked);
+    // All of them run together.
+    let (told, ()) = tokio::join!(asking, worker.runs(MANY));
+    assert!(told.iter().all(|told| told.as_ref().unwrap().contains("a b c d e")));
     assert_eq!(connections.load(Ordering::Relaxed), 1);
 }
 
