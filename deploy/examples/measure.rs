@@ -18,6 +18,8 @@ use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
+use transport::gateway::discovery_limits;
+use transport::upstream::{Answer, Ask, Client, EventKind, Settings, Target};
 
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
@@ -87,7 +89,16 @@ async fn wire() -> Result<()> {
     let worker = Program::worker("--backend echo").await?;
     let over_http = Program::gateway(Some(replica.port)).await?;
     let over_grpc = Program::gateway_over(&format!("grpc://127.0.0.1:{}", worker.port)).await?;
-    pairs(["over HTTP", "over gRPC"], [over_http.port, over_grpc.port]).await?;
+    for url in
+        [format!("http://127.0.0.1:{}", replica.port), format!("grpc://127.0.0.1:{}", worker.port)]
+    {
+        asked_directly(&url).await?;
+    }
+    pairs(
+        ["through a gateway over HTTP", "through a gateway over gRPC"],
+        [over_http.port, over_grpc.port],
+    )
+    .await?;
     drop(replica);
     let many = Program::replica(&format!("--ttft 0ms --gap 0ms --tokens {PIECES}")).await?;
     let over_http = Program::gateway(Some(many.port)).await?;
@@ -109,6 +120,40 @@ async fn wire() -> Result<()> {
             "{pieces} pieces in {STREAMS} streams over {name}: {each:.1} us of CPU each in the gateway"
         );
     }
+    Ok(())
+}
+
+/// Time to the first token as the gateway's own client sees it: what both sides need without a gateway, the replica's
+/// timers of a millisecond included.
+async fn asked_directly(url: &str) -> Result<()> {
+    let (client, target) = (Client::new(&Settings::default())?, Target::new(url.parse()?));
+    let mut times = Vec::new();
+    for _ in 0..PAIRS / 2 {
+        let body = format!(
+            "{{\"model\":\"demo\",\"stream\":true,\"max_tokens\":4,\"messages\":[{{\"role\":\"user\",\"content\":\"{PROMPT}\"}}]}}"
+        );
+        let ask = Ask {
+            path: transport::upstream::Path::ChatCompletions,
+            body: Bytes::from(body),
+            stream: true,
+            request_id: "measure".to_owned(),
+            headers: http::HeaderMap::new(),
+        };
+        let began = Instant::now();
+        let Answer::Stream(mut stream) = client.call(&target, ask, discovery_limits()).await?
+        else {
+            return Err("no stream".into());
+        };
+        let mut first = None;
+        while let Some(event) = stream.next().await {
+            if matches!(event?.kind, EventKind::Tokens { .. }) {
+                first.get_or_insert_with(|| began.elapsed());
+            }
+        }
+        times.push(first.ok_or("a stream without a token")?.as_secs_f64() * 1e6);
+    }
+    let [p50, p90, p99] = [0.5, 0.9, 0.99].map(|share| quantile(&times, share));
+    println!("first token directly of {url}: p50 {p50:.0} us, p90 {p90:.0} us, p99 {p99:.0} us");
     Ok(())
 }
 

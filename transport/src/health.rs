@@ -195,7 +195,7 @@ impl Health {
         }
     }
 
-    /// What workers said last of their load, by endpoint. What is older than [`TOLD_MAX`] says nothing any more.
+    /// What workers said last of their load, by endpoint. What is older than a minute says nothing any more.
     pub fn workers_told<'a>(&self, told: impl Iterator<Item = (&'a str, WorkerLoad)>) {
         self.worker_running.clear();
         self.worker_queued.clear();

@@ -105,6 +105,31 @@ async fn a_worker_killed_in_the_middle_gives_an_error_event_and_no_done() {
 }
 
 #[tokio::test]
+async fn a_draining_worker_finishes_and_gets_nothing_new_and_is_not_held_for_broken() {
+    let mut workers = [0, 1].map(|_| Worker::with(Backend::Echo(Echo { delay: SLOW }), 8, LONG));
+    let more = "routing: {load_balancer: round_robin}";
+    let world = World::before(&[workers[0].url(), workers[1].url()], more).await;
+    let running = world.begin("/v1/chat/completions", &streamed(&words(40))).await;
+    let leaving = running.headers()["x-pointsman-replica"].to_str().unwrap().to_owned();
+    let at = usize::from(leaving == "w1");
+    workers[at].runs(1).await;
+    workers[at].order_to_stop();
+    while !workers[at].described().await.draining {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    for _ in 0..4 {
+        let answer = world.ask("a", json!({})).await;
+        assert_eq!(answer.status, 200, "{answer:?}");
+        assert_ne!(answer.header("x-pointsman-replica"), leaving);
+    }
+    let health = world.get("/health").await;
+    assert!(!health.contains("breaker open"), "{health}");
+    let rest = Answer::of(running).await;
+    assert!(rest.is_done() && rest.told() == words(40), "{rest:?}");
+    assert_eq!(workers[at].stopped().await.cut, 0);
+}
+
+#[tokio::test]
 async fn a_worker_that_comes_back_is_found_on_the_same_address() {
     let mut worker = Worker::echo(Duration::ZERO);
     let more = "routing: {breaker: {consecutive_failures: 1000, window_requests_min: 100000}}";

@@ -7,7 +7,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+
 use control::outcome::{Failure, Stage};
+use futures_util::future::join_all;
 use http::HeaderMap;
 use tokio::io::{DuplexStream, copy_bidirectional, duplex};
 use tokio::net::{TcpListener, TcpStream};
@@ -204,14 +206,33 @@ async fn one_connection_carries_all_calls_and_limits_hold_for_each() {
     assert_eq!(connections.load(Ordering::Relaxed), 1);
 }
 
+#[tokio::test]
+async fn five_thousand_answers_at_once_share_one_connection() {
+    const MANY: u32 = 5_000;
+    // Nobody gets a word before all are there.
+    let worker = Worker::with(Backend::Echo(Echo { delay: 600 * SECOND }), MANY, SECOND);
+    let Swallowing { url, connections, swallow: _swallow, _task } = swallowing(worker.addr).await;
+    let client = Client::new(&Settings::default()).unwrap();
+    let patient =
+        Limits { first_token: 600 * SECOND, deadline: Instant::now() + 600 * SECOND, ..limits() };
+    let asking = join_all((0..MANY).map(|_| whole(&client, &url, patient)));
+    tokio::select! {
+        ended = asking => panic!("an answer to nobody: {:?}", ended[0]),
+        () = worker.runs_within(MANY, 120 * SECOND) => {}
+    }
+    assert_eq!(connections.load(Ordering::Relaxed), 1);
+    // All have left by now.
+    worker.runs_within(0, 120 * SECOND).await;
+}
+
 /// A network in memory: one host, called `worker`.
-struct Hall(mpsc::UnboundedSender<DuplexStream>);
+struct Hall(mpsc::Sender<DuplexStream>);
 
 impl Dial for Hall {
     fn dial(&self, host: &str, port: u16) -> Connecting<'static> {
         let known = (host, port) == ("worker", 50055);
         let (here, there) = duplex(1 << 16);
-        let sent = known && self.0.send(there).is_ok();
+        let sent = known && self.0.try_send(there).is_ok();
         Box::pin(async move {
             let made = sent.then_some(Box::new(here) as Box<dyn Duplex>);
             made.ok_or_else(|| std::io::ErrorKind::ConnectionRefused.into())
@@ -219,7 +240,7 @@ impl Dial for Hall {
     }
 }
 
-struct Door(Mutex<mpsc::UnboundedReceiver<DuplexStream>>);
+struct Door(Mutex<mpsc::Receiver<DuplexStream>>);
 
 impl Accept for Door {
     fn local_addr(&self) -> std::io::Result<SocketAddr> {
@@ -237,7 +258,7 @@ impl Accept for Door {
 
 #[tokio::test(start_paused = true)]
 async fn worker_and_line_run_over_a_network_that_is_not_real_in_time_that_is_not_either() {
-    let (sender, receiver) = mpsc::unbounded_channel();
+    let (sender, receiver) = mpsc::channel(4);
     let network = Network::Simulated(Arc::new(Hall(sender)));
     let settings = Worked {
         model: "m".to_owned(),

@@ -121,9 +121,13 @@ impl Worker {
 
     /// Waits until so many answers run.
     pub async fn runs(&self, count: u32) {
+        self.runs_within(count, LONG).await;
+    }
+
+    pub async fn runs_within(&self, count: u32, time: Duration) {
         let began = Instant::now();
         while self.running_now().await != count {
-            assert!(began.elapsed() < LONG, "never {count} at once");
+            assert!(began.elapsed() < time, "never {count} at once");
             sleep(Duration::from_millis(5)).await;
         }
     }
