@@ -15,7 +15,7 @@ class Metrics:
     """Counts what happens to one model's requests."""
 
     def __init__(self, model: str, gate: Gate) -> None:
-        disable_created_metrics()  # Series that nobody reads, one for each of ours.
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # Series that nobody reads, one for each of ours.
         self._registry = CollectorRegistry()
         self._model = model
         self._requests = Counter(

@@ -56,7 +56,7 @@ class Transformers:
             self._tokenizer = self._library.AutoTokenizer.from_pretrained(path, **which)
             load = self._library.AutoModelForCausalLM.from_pretrained
             self._model = load(path, **which, **self._settings.args)
-        except (OSError, TypeError, ValueError) as error:
+        except (ImportError, OSError, TypeError, ValueError) as error:
             raise StartFailed(f"MODEL_PATH, BACKEND_ARGS: transformers cannot load the model: {error}") from error
         self._model.eval()
         self._defaults = self._model.generation_config

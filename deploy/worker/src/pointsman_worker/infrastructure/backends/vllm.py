@@ -111,8 +111,8 @@ class Vllm:
             async for output in translated:
                 for piece in _pieces(writer, output, len(prompt)):
                     yield piece
-                if writer.ended():
-                    return
+                if writer.ended() and not output.finished:
+                    return  # Closes the engine's generator, which aborts what still runs there.
 
     def _params(self, question: Question, extra: Mapping[str, Any]) -> Any:
         parameters = question.parameters
