@@ -10,12 +10,19 @@ stamp="$venv/installed"
 
 step() { printf '== worker: %s\n' "$*"; }
 
+python3 -c 'import sys; sys.exit(sys.version_info < (3, 11) and "check.sh: python3 >= 3.11 is needed")'
+
 # The stamp holds all that the environment is made of: another pyproject.toml or another Python makes it anew.
 made_of="$(python3 -c 'import sys; print(sys.version)'; cat "$here/pyproject.toml"; echo "$here")"
 if [ ! -f "$stamp" ] || [ "$(cat "$stamp")" != "$made_of" ]; then
     step "install into $venv"
     mkdir -p "$place"
-    python3 -m venv --clear "$venv"
+    # Debian's python3 comes without what venv needs.
+    python3 -m venv --clear "$venv" || {
+        [ "$(id -u)" = 0 ] || { echo "check.sh: please install python3-venv" >&2; exit 1; }
+        apt-get update --quiet && apt-get install --yes --no-install-recommends python3-venv
+        python3 -m venv --clear "$venv"
+    }
     "$venv/bin/python" -m pip install --quiet --editable "$here[openai,otel,dev]"
     printf '%s\n' "$made_of" >"$stamp"
 fi
@@ -27,6 +34,14 @@ echo "$place/wire" >"$(python -c 'import sysconfig; print(sysconfig.get_path("pu
 
 cd "$here"
 export RUFF_CACHE_DIR="$place/ruff" PYTHONDONTWRITEBYTECODE=1
+step "wheel"
+rm -rf "$place/wheel"
+python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir "$place/wheel" "$here"
+python -c 'import sys, zipfile
+names = set(zipfile.ZipFile(sys.argv[1]).namelist())
+missing = {"pointsman/inference/v1/inference_pb2.py", "pointsman_worker/py.typed"} - names
+sys.exit(f"the wheel lacks {missing}" if missing else 0)' "$place"/wheel/*.whl
+
 step "ruff check"
 ruff check .
 step "ruff format --check"

@@ -78,5 +78,5 @@ def test_an_absent_package_is_named(monkeypatch: pytest.MonkeyPatch, backend: st
     monkeypatch.delitem(sys.modules, f"pointsman_worker.infrastructure.backends.{backend}", raising=False)
     with pytest.raises(StartFailed) as found:
         backends.make(read({"MODEL_NAME": "demo", "BACKEND": backend}))
-    expected = f"BACKEND={backend} needs the package `{package}`: pip install 'pointsman-worker[{backend}]'"
+    expected = f"BACKEND={backend} needs the package `{package}`: pip install './deploy/worker[{backend}]'"
     assert str(found.value) == expected

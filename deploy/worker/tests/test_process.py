@@ -243,6 +243,20 @@ def test_a_taken_port_is_one_clear_line(name: str) -> None:
             assert [line for line in worker.raw if line.startswith("pointsman-worker: ") and address in line]
 
 
+def test_a_probe_says_whether_the_worker_is_ready() -> None:
+    def probe(address: str) -> int:
+        told = {"MODEL_NAME": "demo", "METRICS_ADDR": address}
+        command = [sys.executable, "-m", "pointsman_worker", "--probe"]
+        return subprocess.run(command, env=told, timeout=WAIT, check=False).returncode
+
+    with running(BACKEND="openai", OPENAI_BASE_URL="http://127.0.0.1:1/v1") as worker:
+        assert probe(worker.said("serving")["http"][0]) == 1
+    with running() as worker:
+        address = worker.said("serving")["http"][0]
+        assert probe(address) == 0
+    assert probe(address) == 1
+
+
 @pytest.mark.parametrize(("argument", "status"), [("--help", 0), ("--version", 0), ("--model", 2)])
 def test_arguments_are_few(argument: str, status: int) -> None:
     command = [sys.executable, "-m", "pointsman_worker", argument]

@@ -68,5 +68,5 @@ def test_without_its_packages_there_are_none_and_a_warning_says_why(monkeypatch:
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.resources", None)
     made, missing = spans.set_up("http://127.0.0.1:4317", "demo", "echo", "w-1")
     assert isinstance(made, spans.NoSpans)
-    assert "pointsman-worker[otel]" in missing
+    assert "deploy/worker[otel]" in missing
     assert spans.set_up(None, "demo", "echo", "w-1")[1] == ""

@@ -84,4 +84,4 @@ def set_up(endpoint: str | None, model: str, backend: str, instance_id: str) -> 
     try:
         return Spans(model, backend, instance_id), ""
     except ModuleNotFoundError as error:
-        return NoSpans(), f"no spans: `{error.name}` is missing; install `pointsman-worker[otel]`"
+        return NoSpans(), f"no spans: `{error.name}` is missing; pip install './deploy/worker[otel]'"

@@ -26,4 +26,4 @@ def missing(backend: str, error: ModuleNotFoundError) -> str:
     """One line: what to install."""
     package = (error.name or "").partition(".")[0]
     extra = PACKAGES.get(package, backend)
-    return f"BACKEND={backend} needs the package `{package}`: pip install 'pointsman-worker[{extra}]'"
+    return f"BACKEND={backend} needs the package `{package}`: pip install './deploy/worker[{extra}]'"
