@@ -23,7 +23,7 @@ if [ ! -f "$stamp" ] || [ "$(cat "$stamp")" != "$made_of" ]; then
         apt-get update --quiet && apt-get install --yes --no-install-recommends python3-venv
         python3 -m venv --clear "$venv"
     }
-    "$venv/bin/python" -m pip install --quiet --editable "$here[openai,otel,dev]"
+    "$venv/bin/python" -m pip install --quiet --editable "${here}[openai,otel,dev]"
     printf '%s\n' "$made_of" >"$stamp"
 fi
 PATH="$venv/bin:$PATH"

@@ -149,6 +149,7 @@ BAD = {
     "extra_json": request(extra_json="[]"),
     "`messages`": request(extra_json='{"messages": []}'),
     "extra_json`": request(extra_json='{"x": NaN}'),
+    "extra_json`:": request(extra_json='{"x": "\\ud800"}'),
     "`n`": request(extra_json='{"n": 0}'),
     "`n`:": request(extra_json='{"n": 2}'),
     "max_tokens": request(max_tokens=0),

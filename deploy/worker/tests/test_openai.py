@@ -123,6 +123,14 @@ async def test_events_may_come_in_any_cut_and_with_any_line_end(size: int) -> No
     assert text_of(await ask(says(*(text[at : at + size] for at in range(0, len(text), size))))) == "né🙂!"
 
 
+async def test_half_a_character_and_what_is_no_number_are_made_fit_for_the_wire() -> None:
+    odd = b'data: {"choices": [{"index": 0, "logprobs": {"p": NaN},'
+    odd += b'"delta": {"content": "a\\ud83d", "x": "\\ud83d"}}]}\n\n'
+    chunks = await ask(says(odd, delta("stop"), DONE))
+    assert text_of(chunks) == "a\ufffd"
+    assert json.loads(chunks[0].extra_json) == {"x": "\ud83d", "logprobs": {"p": None}}
+
+
 BROKEN = {
     "truncated before any word": says(),
     "truncated between words": says(*GOOD[:2]),

@@ -15,6 +15,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -232,6 +233,30 @@ def test_a_start_that_cannot_be_is_one_clear_line(told: dict[str, str], status: 
         assert worker.raw[0].startswith(f"pointsman-worker: {words}")
 
 
+def test_a_signal_ends_it_while_its_model_loads(tmp_path: Path) -> None:
+    for name in ("vllm", "vllm/engine", "vllm/v1", "vllm/v1/engine"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").touch()
+    for name in ("sampling_params", "v1/engine/exceptions", "v1/engine/async_llm"):
+        (tmp_path / "vllm" / f"{name}.py").touch()
+    loads = "import sys, time\ndef AsyncEngineArgs(**_):\n"
+    loads += """    print('{"message": "loads"}', file=sys.stderr, flush=True)\n    time.sleep(60)\n"""
+    (tmp_path / "vllm/engine/arg_utils.py").write_text(loads)
+    with running(BACKEND="vllm", PYTHONPATH=str(tmp_path)) as worker:
+        worker.said("loads")
+        worker.process.send_signal(signal.SIGTERM)
+        assert worker.ended() == 0
+
+
+def test_a_collector_that_is_gone_holds_nobody_up() -> None:
+    with running(OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:1") as worker, calling(worker) as channel:
+        list(wire_grpc.InferenceServiceStub(channel).StreamInference(request(), timeout=WAIT))
+        began = time.monotonic()
+        worker.process.send_signal(signal.SIGTERM)
+        assert worker.ended() == 0
+        assert time.monotonic() - began < 8
+
+
 @pytest.mark.parametrize("name", ["LISTEN_ADDR", "METRICS_ADDR"])
 def test_a_taken_port_is_one_clear_line(name: str) -> None:
     with socket.socket() as taken:
@@ -240,7 +265,9 @@ def test_a_taken_port_is_one_clear_line(name: str) -> None:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         with running(**{name: address}) as worker:
             assert worker.ended() == 1
-            assert [line for line in worker.raw if line.startswith("pointsman-worker: ") and address in line]
+            assert len(worker.raw) == 1
+            assert worker.raw[0].startswith(f"pointsman-worker: {name}")
+            assert address in worker.raw[0]
 
 
 def test_a_probe_says_whether_the_worker_is_ready() -> None:

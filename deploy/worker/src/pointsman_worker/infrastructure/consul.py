@@ -91,7 +91,7 @@ class ConsulAgent:
     async def _put(self, path: str, body: dict[str, Any] | None) -> None:
         try:
             status, answer = await asyncio.to_thread(self._call, path, body)
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, ValueError, http.client.HTTPException) as error:
             raise RegistryDown(f"consul cannot be reached: {type(error).__name__}") from error
         if status == 404 or (status == 500 and "unknown check" in answer.lower()):
             raise RegistryLost

@@ -15,6 +15,8 @@ STOPS_MAX = 64
 """OpenAI allows four; some servers more."""
 STOP_CHARACTERS_MAX = 1024
 TOKENS_MAX = 2**31 - 1
+TEMPERATURE_MAX = 100.0
+"""OpenAI allows 2, others more; beyond this it is noise."""
 OURS = frozenset({"model", "messages", "max_tokens", "temperature", "top_p", "seed", "stop"})
 """Fields with a place of their own: twice would be two answers to one question."""
 
@@ -98,8 +100,8 @@ def _parameters(told: wire.Parameters) -> Parameters:
     if tokens is not None and not 1 <= tokens <= TOKENS_MAX:
         raise InvalidQuestion(f"`max_tokens`: give a whole number from 1 to {TOKENS_MAX}")
     temperature = told.temperature if told.HasField("temperature") else None
-    if temperature is not None and not 0 <= temperature <= 100:
-        raise InvalidQuestion("`temperature`: give a number from 0 to 2")
+    if temperature is not None and not 0 <= temperature <= TEMPERATURE_MAX:
+        raise InvalidQuestion(f"`temperature`: give a number from 0 to {TEMPERATURE_MAX}")
     top_p = told.top_p if told.HasField("top_p") else None
     if top_p is not None and not (math.isfinite(top_p) and 0 < top_p <= 1):
         raise InvalidQuestion("`top_p`: give a number above 0, up to 1")
@@ -133,9 +135,12 @@ def _object(where: str, text: str) -> dict[str, Any]:
 
 
 def _parsed(text: str) -> object:
-    """JSON, or `None` where it is none, `NaN` and `Infinity` included, or is nested deeper than a parser goes."""
+    """JSON, or `None` where it is none. `NaN`, halves of characters and depths beyond the parser's are none."""
     try:
-        return json.loads(text, parse_constant=_refuse)
+        found: object = json.loads(text, parse_constant=_refuse)
+        if "\\u" in text:
+            json.dumps(found, ensure_ascii=False).encode()
+        return found
     except (ValueError, RecursionError):
         return None
 
@@ -145,4 +150,12 @@ def _refuse(constant: str) -> None:
 
 
 def _json(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")) if value else ""
+    """Compact JSON; empty for what is empty. Halves of characters, as some servers cut them, stay escaped."""
+    if not value:
+        return ""
+    told = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    try:
+        told.encode()
+    except UnicodeEncodeError:
+        return json.dumps(value, separators=(",", ":"))
+    return told

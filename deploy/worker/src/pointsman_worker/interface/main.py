@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import http.client
+import signal
 import sys
 from http import HTTPStatus
 from typing import NoReturn
@@ -49,6 +50,7 @@ def main() -> None:
         backend = backends.make(told)
     except StartFailed as error:
         _fail(BAD_SETTINGS, str(error))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # While the model loads; afterwards a signal drains.
     try:
         asyncio.run(Process(told, backend).run())
     except StartFailed as error:

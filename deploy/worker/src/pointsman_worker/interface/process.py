@@ -6,6 +6,7 @@ import asyncio
 import logging
 import signal
 import socket
+import threading
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from http import HTTPStatus
@@ -31,8 +32,12 @@ from pointsman_worker.interface.servicer import Servicer
 SERVICE = wire.DESCRIPTOR.services_by_name["InferenceService"].full_name
 MESSAGE_BYTES_MAX = 32 * 1024 * 1024
 """A conversation with some pictures in it."""
+CALLS_SPARE = 256
+"""Calls beside the requests: health, reflection, and those that are about to be told that it is full."""
 TROUBLE_SECONDS = 5.0
 """How often the backend is looked at."""
+SPANS_SECONDS = 3.0
+"""For the last spans; a collector that is gone holds nobody up."""
 STOP_SECONDS = 1.0
 """For calls that were told to end to do so."""
 GRPC_OPTIONS = (
@@ -41,7 +46,7 @@ GRPC_OPTIONS = (
     ("grpc.so_reuseport", 0),  # Two workers at one port are a mistake, not a load balancer.
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),  # Gateways ping idle connections more often
+    ("grpc.http2.min_ping_interval_without_data_ms", 1_000),  # Gateways ping idle connections more often
     ("grpc.keepalive_permit_without_calls", 1),  # than the library's five minutes allow.
 )
 
@@ -84,7 +89,8 @@ class Process:
             await self._stop(server, stop)
 
     def _server(self) -> grpc.aio.Server:
-        server = grpc.aio.server(options=GRPC_OPTIONS)
+        most = self._settings.concurrency + self._settings.queue + CALLS_SPARE
+        server = grpc.aio.server(options=GRPC_OPTIONS, maximum_concurrent_rpcs=most)
         wire_grpc.add_InferenceServiceServicer_to_server(Servicer(self._worker, self._spans), server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
@@ -106,7 +112,9 @@ class Process:
         await server.stop(STOP_SECONDS)
         for task in (drain, again):
             task.cancel()
-        await asyncio.to_thread(self._spans.close)
+        closing = threading.Thread(target=self._spans.close, daemon=True)
+        closing.start()
+        await asyncio.to_thread(closing.join, SPANS_SECONDS)
         logs.event(logging.INFO, "stopped", all_finished=finished)
 
     def _join(self, port: int) -> None:
@@ -144,7 +152,10 @@ class Process:
 
     async def _look(self) -> None:
         """Asks the backend how it is, and tells health and metrics."""
-        trouble = await self._backend.trouble()
+        try:
+            trouble = await self._backend.trouble()
+        except Exception as error:  # noqa: BLE001 - who looks after the backend must outlive whatever it does
+            trouble = f"the backend cannot be asked: {type(error).__name__}"
         if trouble != self._trouble:
             logs.event(logging.WARNING if trouble else logging.INFO, "backend", trouble=trouble)
         self._trouble = trouble

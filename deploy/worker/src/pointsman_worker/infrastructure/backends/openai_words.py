@@ -51,7 +51,7 @@ def body(question: Question, model: str) -> dict[str, Any]:
 def pieces(data: str) -> list[Piece]:
     """The pieces of one event. Raises the failure that an error event tells, or `BackendFailed` for nonsense."""
     try:
-        event = json.loads(data)
+        event = json.loads(data, parse_constant=lambda _: None)
     except ValueError as error:
         raise BackendFailed("the backend sent an event that is not JSON") from error
     if not isinstance(event, dict):
@@ -125,7 +125,8 @@ def _string(delta: dict[str, Any], name: str) -> str:
         return ""
     if not isinstance(value, str):
         raise BackendFailed(f"the backend sent `{name}` that is no text")
-    return value
+    # Half a character, as JSON's escapes allow it, is none on the wire.
+    return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 def _end(reason: object) -> str:
