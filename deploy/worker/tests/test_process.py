@@ -39,7 +39,8 @@ class Worker:
 
     def __init__(self, **environment: str) -> None:
         told = {name: value for name, value in os.environ.items() if name in ("PATH", "HOME", "LANG")}
-        told |= {"MODEL_NAME": "demo", "LISTEN_ADDR": "127.0.0.1:0", "METRICS_ADDR": "127.0.0.1:0", **environment}
+        told |= {"MODEL_NAME": "demo", "LISTEN_ADDR": "127.0.0.1:0", "METRICS_ADDR": "127.0.0.1:0"}
+        told |= {"PYTHONDONTWRITEBYTECODE": "1", **environment}
         command = [sys.executable, "-m", "pointsman_worker"]
         self.process = subprocess.Popen(command, env=told, stderr=subprocess.PIPE, text=True)
         self.lines: list[dict[str, Any]] = []
