@@ -12,6 +12,7 @@ import pytest
 
 from pointsman.inference.v1 import inference_pb2 as wire
 from pointsman_worker.domain import failures
+from pointsman_worker.domain.backend import Traits
 from pointsman_worker.domain.model import Piece, Question, Usage
 
 from worlds import Scripted, echo, hashing, ids_of, request, serving, text_of, until
@@ -70,9 +71,10 @@ async def test_a_load_report_comes_each_second_while_the_backend_thinks() -> Non
         await asyncio.sleep(2.3)
         yield Piece("x", 1, finish_reason="stop")
 
-    async with serving(Scripted(play, kv=250)) as world:
+    async with serving(Scripted(play, Traits("scripted", "mark"), kv=250)) as world:
         chunks = await world.ask(request())
         assert [chunk.token_count for chunk in chunks] == [0, 0, 1]
+        assert [chunk.fingerprint for chunk in chunks] == ["mark", "", ""]
         assert all(chunk.load.kv_used_permille == 250 and chunk.load.running == 1 for chunk in chunks)
 
 

@@ -27,7 +27,7 @@ async def forever(_: Question) -> AsyncGenerator[Piece, None]:
 async def endless(_: Question) -> AsyncGenerator[Piece, None]:
     """Never stops speaking."""
     while True:
-        yield Piece("x" * 1000, 1)
+        yield Piece("x" * 100_000, 1)
         await asyncio.sleep(0)
 
 
@@ -77,7 +77,7 @@ async def test_a_cancelled_call_stops_its_backend_at_once(play: object) -> None:
         await soon(backend.closed.wait())
         assert time.monotonic() - began < 0.5
         assert (await world.record()).outcome == "cancelled"
-        assert world.worker.gate.running == 0
+        await until(lambda: world.worker.gate.running == 0)
 
 
 async def test_a_caller_who_does_not_read_slows_the_backend_down_and_can_leave() -> None:
@@ -91,7 +91,7 @@ async def test_a_caller_who_does_not_read_slows_the_backend_down_and_can_leave()
         await soon(backend.closed.wait())
         record = await world.record()
         assert counted == 1
-        assert record.tokens < 5000
+        assert record.tokens < 300  # Some windows full, of the thousands that it could have said.
 
 
 async def test_who_leaves_the_queue_takes_no_place() -> None:
@@ -116,7 +116,7 @@ async def test_the_callers_deadline_ends_a_run_and_a_wait() -> None:
         await until(lambda: len(world.records) == 2)
         assert {record.outcome for record in world.records} == {"deadline"}
         assert world.worker.gate.running == world.worker.gate.queued == 0
-        assert backend.closed.is_set()
+        await soon(backend.closed.wait())
 
 
 async def test_the_workers_own_longest_time_ends_a_call_without_a_deadline() -> None:
@@ -148,7 +148,7 @@ async def test_what_outlasts_the_drain_ends_as_unavailable() -> None:
         await until(lambda: backend.begun == 1)
         assert not await world.worker.drain(0.1)
         assert (await running).code() is Code.UNAVAILABLE
-        assert backend.closed.is_set()
+        await soon(backend.closed.wait())
 
 
 async def test_the_gate_never_lets_in_more_than_it_has_places_whoever_leaves() -> None:

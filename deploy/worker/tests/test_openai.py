@@ -5,17 +5,18 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from collections.abc import AsyncIterator
 
 import grpc
 import pytest
 
 from pointsman.inference.v1 import inference_pb2 as wire
-from pointsman_worker.infrastructure.backends import openai
+from pointsman_worker.infrastructure.backends import openai, sse
 from pointsman_worker.infrastructure.backends.openai import OpenAICompatible
 from pointsman_worker.infrastructure.settings import OpenAI
 
 from fake_openai import DONE, HEAD, FakeOpenAI, Play, Send, answers, data, delta, fake_openai, says, usage
-from worlds import request, serving, soon, text_of
+from worlds import request, serving, soon, text_of, until
 
 Code = grpc.StatusCode
 KEY = "sk-very-secret"
@@ -118,7 +119,7 @@ async def test_several_choices_each_have_positions_and_an_end() -> None:
 @pytest.mark.parametrize("size", [1, 2, 3, 7])
 async def test_events_may_come_in_any_cut_and_with_any_line_end(size: int) -> None:
     text = b": hello\r\n\r\n" + delta(content="né").replace(b"\n", b"\r\n") + delta(content="🙂").replace(b"\n", b"\r")
-    text += b"event: x\nid: 1\n" + b'data: {"choices": [{"delta":\ndata: {"content": "!"}, "index": 0}]}\n\n'
+    text += b"event: x\nid: 1\n" + b'data: {"choices": [{"delta":\r\ndata: {"content": "!"}, "index": 0}]}\r\n\r\n'
     text += delta("stop") + DONE
     assert text_of(await ask(says(*(text[at : at + size] for at in range(0, len(text), size))))) == "né🙂!"
 
@@ -129,6 +130,29 @@ async def test_half_a_character_and_what_is_no_number_are_made_fit_for_the_wire(
     chunks = await ask(says(odd, delta("stop"), DONE))
     assert text_of(chunks) == "a\ufffd"
     assert json.loads(chunks[0].extra_json) == {"x": "\ud83d", "logprobs": {"p": None}}
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 8])
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
+async def test_an_events_lines_are_joined_however_they_are_cut(size: int, end: bytes) -> None:
+    text = end.join([b": note", b"data: one", b"data:two", b"", b"event: x", b"data", b"", b"", b"data: rest"])
+
+    async def cuts() -> AsyncIterator[bytes]:
+        for at in range(0, len(text), size):
+            yield text[at : at + size]
+
+    assert [event async for event in sse.events(cuts())] == ["one\ntwo", ""]
+
+
+async def test_as_many_requests_as_the_worker_runs_reach_the_server_together() -> None:
+    async def play(fake: FakeOpenAI, send: Send) -> None:
+        while len(fake.bodies) < 4:
+            await asyncio.sleep(0.01)
+        await send(HEAD + b"".join(GOOD) + DONE)
+
+    async with fake_openai(play) as fake, serving(backend(fake)) as world:
+        answers = await asyncio.gather(*(world.ask(request()) for _ in range(4)))
+        assert [text_of(chunks) for chunks in answers] == ["Hi you"] * 4
 
 
 BROKEN = {
@@ -241,7 +265,7 @@ async def test_a_cancelled_call_hangs_up_at_the_server() -> None:
         await call.read()
         call.cancel()
         await soon(fake.hung_up.wait(), 2)
-        assert world.worker.gate.running == 0
+        await until(lambda: world.worker.gate.running == 0)
 
 
 async def test_a_resume_is_refused() -> None:

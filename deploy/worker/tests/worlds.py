@@ -100,6 +100,8 @@ class Scripted:
     closed: asyncio.Event = field(default_factory=asyncio.Event)
     begun: int = 0
     kv: int | None = None
+    kept: list[AsyncGenerator[Piece, None]] = field(default_factory=list)
+    """Its generators, so that closing them is not left to the garbage collector."""
 
     async def start(self) -> None:
         pass
@@ -113,7 +115,11 @@ class Scripted:
     def kv_used_permille(self) -> int | None:
         return self.kv
 
-    async def generate(self, question: Question) -> AsyncGenerator[Piece, None]:
+    def generate(self, question: Question) -> AsyncGenerator[Piece, None]:
+        self.kept.append(self._generate(question))
+        return self.kept[-1]
+
+    async def _generate(self, question: Question) -> AsyncGenerator[Piece, None]:
         self.begun += 1
         try:
             async with contextlib.aclosing(self.play(question)) as pieces:

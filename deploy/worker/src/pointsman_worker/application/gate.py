@@ -71,7 +71,7 @@ class Gate:
     async def _enter(self) -> None:
         if self.draining:
             raise Unavailable(DRAINING)
-        if self._running < self.running_max and not self._waiting:
+        if self._running < self.running_max:  # Then nobody waits: a place that comes free is handed on.
             self._take()
             return
         if len(self._waiting) >= self._queue_max:

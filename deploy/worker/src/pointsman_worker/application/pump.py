@@ -18,6 +18,7 @@ class Pump:
         self._pieces = pieces
         self._pull: asyncio.Task[Piece | None] | None = None
         self._expelled = asyncio.create_task(expelled.wait())
+        self._closing: asyncio.Task[None] | None = None
 
     async def next(self, seconds: float) -> Piece | None:
         """The next piece, `None` at the end. Raises `TimeoutError` when none came in time, `Expelled` when told to."""
@@ -32,12 +33,20 @@ class Pump:
         return pull.result()
 
     async def close(self) -> None:
-        """Stops the backend. What it raises while it is stopped is no news."""
+        """Stops the backend, to the end even where the caller of this is cancelled once more meanwhile.
+
+        A cancelled gRPC call may cancel its handler twice; half a cleanup would leave the backend running.
+        """
+        self._closing = asyncio.create_task(self._close())
+        await asyncio.shield(self._closing)
+
+    async def _close(self) -> None:
+        """What the backend raises while it is stopped is no news."""
         for task in (self._pull, self._expelled):
             if task is not None:
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
-        await self._pieces.aclose()
+        await asyncio.gather(self._pieces.aclose(), return_exceptions=True)
 
     async def _next(self) -> Piece | None:
         return await anext(self._pieces, None)
