@@ -1,0 +1,1 @@
+"""What touches the world: backends, Consul, metrics, logs, settings. Imports `domain` and `application`."""

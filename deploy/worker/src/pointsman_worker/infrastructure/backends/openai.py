@@ -1,0 +1,143 @@
+"""Any server that speaks the OpenAI API: vLLM, SGLang, llama.cpp, Ollama, providers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncGenerator
+
+import httpx
+
+from pointsman_worker.domain.backend import Backend, Traits
+from pointsman_worker.domain.failures import BackendFailed, Unavailable
+from pointsman_worker.domain.model import Piece, Question
+from pointsman_worker.infrastructure.backends import openai_words, sse
+from pointsman_worker.infrastructure.settings import OpenAI, Settings
+
+CONNECT_SECONDS = 5.0
+TROUBLE_SECONDS = 3.0
+ERROR_BYTES_MAX = 64 * 1024
+BILL_SECONDS = 5.0
+"""How long a complete answer waits for its bill."""
+CONNECTIONS_SPARE = 4
+"""For the look whether the server is there, beside the requests."""
+
+
+class OpenAICompatible:
+    """Asks one server. It cannot continue an answer: the API takes no tokens of it."""
+
+    traits = Traits("openai")
+
+    def __init__(self, settings: OpenAI, connections: int) -> None:
+        self._settings = settings
+        self._client: httpx.AsyncClient | None = None
+        self._connections = connections + CONNECTIONS_SPARE
+
+    async def start(self) -> None:
+        """Prepares the client. The server may come later."""
+        headers = {"Accept": "text/event-stream"}
+        if self._settings.api_key:
+            headers["Authorization"] = f"Bearer {self._settings.api_key}"
+        idle = self._settings.idle_seconds
+        self._client = httpx.AsyncClient(
+            headers=headers,
+            timeout=httpx.Timeout(idle, connect=CONNECT_SECONDS),
+            limits=httpx.Limits(max_connections=self._connections),
+            follow_redirects=False,
+        )
+
+    async def close(self) -> None:
+        """Closes the connections."""
+        if self._client is not None:
+            await self._client.aclose()
+
+    async def trouble(self) -> str:
+        """Whether the server answers at all; what it answers to a list of models says little of it."""
+        try:
+            async with asyncio.timeout(TROUBLE_SECONDS):
+                answer = await self._ready().get(f"{self._settings.base_url}/models")
+        except (httpx.HTTPError, TimeoutError) as error:
+            return f"the server at OPENAI_BASE_URL cannot be reached: {type(error).__name__}"
+        if answer.status_code in (401, 403):
+            return f"the server at OPENAI_BASE_URL refuses OPENAI_API_KEY ({answer.status_code})"
+        if answer.status_code >= 500:
+            return f"the server at OPENAI_BASE_URL answers {answer.status_code}"
+        return ""
+
+    def kv_used_permille(self) -> int | None:
+        """The API does not tell."""
+        return None
+
+    async def generate(self, question: Question) -> AsyncGenerator[Piece, None]:
+        """Streams a chat completion. Closing the generator closes the connection, and so stops the server."""
+        headers = {"traceparent": question.traceparent} if question.traceparent else {}
+        body = openai_words.body(question, self._settings.model)
+        url = f"{self._settings.base_url}/chat/completions"
+        try:
+            async with self._ready().stream("POST", url, json=body, headers=headers) as answer:
+                await _check(answer)
+                async with contextlib.aclosing(_pieces(answer, question.parameters.choices)) as pieces:
+                    async for piece in pieces:
+                        yield piece
+        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
+            raise Unavailable("the backend cannot be reached") from error
+        except httpx.TimeoutException as error:
+            raise BackendFailed(f"the backend was silent for {self._settings.idle_seconds:g} s") from error
+        except httpx.HTTPError as error:
+            raise BackendFailed("the connection to the backend broke") from error
+
+    def _ready(self) -> httpx.AsyncClient:
+        if self._client is None:
+            raise Unavailable("the backend has not been started")
+        return self._client
+
+
+def build(settings: Settings) -> Backend:
+    """Makes it."""
+    return OpenAICompatible(settings.openai, settings.concurrency)
+
+
+async def _check(answer: httpx.Response) -> None:
+    """Raises what a bad status means, and `BackendFailed` where no event stream comes."""
+    if answer.status_code != 200:
+        raise openai_words.refusal(answer.status_code, await _error(answer), answer.headers)
+    kind = answer.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "text/event-stream":
+        raise BackendFailed("the backend sent no event stream; OPENAI_BASE_URL may name something else")
+
+
+async def _error(answer: httpx.Response) -> object:
+    """The error object of a bad answer, where it has one."""
+    text = b""
+    async for chunk in answer.aiter_bytes():
+        text += chunk
+        if len(text) > ERROR_BYTES_MAX:
+            return None
+    try:
+        told = json.loads(text)
+    except ValueError:
+        return None
+    return told.get("error", told) if isinstance(told, dict) else None
+
+
+async def _pieces(answer: httpx.Response, choices: int) -> AsyncGenerator[Piece, None]:
+    """The pieces of the stream, up to `[DONE]`, its end, or the bill not coming."""
+    events = sse.events(answer.aiter_bytes())
+    ended: set[int] = set()
+    while True:
+        try:
+            async with asyncio.timeout(BILL_SECONDS if len(ended) >= choices else None):
+                data = await anext(events, None)
+        except TimeoutError:
+            return
+        except httpx.HTTPError:
+            if len(ended) >= choices:
+                return
+            raise
+        if data is None or data.strip() == "[DONE]":
+            return
+        for piece in openai_words.pieces(data):
+            if piece.finish_reason:
+                ended.add(piece.choice)
+            yield piece

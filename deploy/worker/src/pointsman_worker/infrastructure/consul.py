@@ -1,0 +1,121 @@
+"""Consul's agent, as far as a worker needs it: register, report, deregister.
+
+A TTL check, not a gRPC check: a worker behind a container's network reaches the agent more often than the agent reaches
+it, and one that hangs stops reporting. Only the standard library: three small calls need no client.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import json
+import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+from pointsman_worker.application.presence import RegistryDown, RegistryLost
+from pointsman_worker.domain.naming import service_name
+from pointsman_worker.infrastructure import settings
+
+TTL_SECONDS = 15
+"""A worker that says nothing for so long counts as dead."""
+REPORT_SECONDS = TTL_SECONDS / 3
+"""Two reports may get lost."""
+FORGET_AFTER = "10m"
+"""When Consul itself removes a worker that died without leaving."""
+CALL_SECONDS = 5.0
+ANSWER_BYTES_MAX = 64 * 1024
+OUTPUT_CHARACTERS_MAX = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Registration:
+    """What Consul is told. `meta` values are exact; only the service's name is bent to what DNS can carry."""
+
+    instance_id: str
+    model: str
+    address: settings.Address
+    meta: Mapping[str, str]
+
+    @property
+    def check_id(self) -> str:
+        """The TTL check's id."""
+        return f"{self.instance_id}:ttl"
+
+    def body(self) -> dict[str, Any]:
+        """The JSON that registers it."""
+        return {
+            "ID": self.instance_id,
+            "Name": service_name(self.model),
+            "Address": self.address.host,
+            "Port": self.address.port,
+            "Meta": {"model": self.model, "protocol": "grpc", **self.meta},
+            "Check": {
+                "CheckID": self.check_id,
+                "Name": "worker reports",
+                "TTL": f"{TTL_SECONDS}s",
+                "DeregisterCriticalServiceAfter": FORGET_AFTER,
+            },
+        }
+
+
+class ConsulAgent:
+    """Speaks to one agent. Calls run in a thread and end within `CALL_SECONDS` for each step on the network."""
+
+    def __init__(self, where: settings.Consul, what: Registration) -> None:
+        self._url = urlsplit(where.url)
+        self._token = where.token
+        self._what = what
+
+    async def register(self) -> None:
+        """Makes the worker known; again is the same as once."""
+        try:
+            await self._put("/v1/agent/service/register", self._what.body())
+        except RegistryLost as error:
+            raise RegistryDown("consul answered 404: CONSUL_HTTP_ADDR names something else") from error
+
+    async def report(self, trouble: str) -> None:
+        """Renews the TTL: passing, or critical with the reason."""
+        status = {"Status": "critical" if trouble else "passing", "Output": trouble[:OUTPUT_CHARACTERS_MAX]}
+        await self._put(f"/v1/agent/check/update/{quote(self._what.check_id, safe='')}", status)
+
+    async def deregister(self) -> None:
+        """Takes the worker off. One that was never there is off as well."""
+        try:
+            await self._put(f"/v1/agent/service/deregister/{quote(self._what.instance_id, safe='')}", None)
+        except RegistryLost:
+            return
+
+    async def _put(self, path: str, body: dict[str, Any] | None) -> None:
+        try:
+            status, answer = await asyncio.to_thread(self._call, path, body)
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            raise RegistryDown(f"consul cannot be reached: {type(error).__name__}") from error
+        if status == 404 or (status == 500 and "unknown check" in answer.lower()):
+            raise RegistryLost
+        if status in (401, 403):
+            raise RegistryDown(f"consul answered {status}: CONSUL_HTTP_TOKEN may not write this service")
+        if status != 200:
+            raise RegistryDown(f"consul answered {status}")
+
+    def _call(self, path: str, body: dict[str, Any] | None) -> tuple[int, str]:
+        headers = {"Content-Type": "application/json"}
+        if self._token:
+            headers["X-Consul-Token"] = self._token
+        connection = self._connection()
+        try:
+            text = None if body is None else json.dumps(body)
+            connection.request("PUT", f"{self._url.path}{path}", text, headers)
+            answer = connection.getresponse()
+            return answer.status, answer.read(ANSWER_BYTES_MAX).decode(errors="replace")
+        finally:
+            connection.close()
+
+    def _connection(self) -> http.client.HTTPConnection:
+        host = self._url.hostname or ""
+        if self._url.scheme == "https":
+            context = ssl.create_default_context()
+            return http.client.HTTPSConnection(host, self._url.port, timeout=CALL_SECONDS, context=context)
+        return http.client.HTTPConnection(host, self._url.port or 8500, timeout=CALL_SECONDS)

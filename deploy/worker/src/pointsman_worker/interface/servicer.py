@@ -1,0 +1,110 @@
+"""`pointsman.inference.v1.InferenceService`, spoken."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+import grpc
+
+from pointsman.inference.v1 import inference_pb2 as wire
+from pointsman.inference.v1 import inference_pb2_grpc as wire_grpc
+from pointsman_worker import __version__
+from pointsman_worker.application.inference import Inference
+from pointsman_worker.application.observer import Record
+from pointsman_worker.domain import failures
+from pointsman_worker.domain.model import Chunk
+from pointsman_worker.domain.tracing import trace_ids
+from pointsman_worker.infrastructure.spans import NoSpans, Spans
+from pointsman_worker.interface import convert
+
+RETRY_AFTER = "retry-after-ms"
+ID_CHARACTERS_MAX = 128
+"""How much of a caller's id goes into a log."""
+STATUSES: Mapping[type[failures.Failure], grpc.StatusCode] = {
+    failures.InvalidQuestion: grpc.StatusCode.INVALID_ARGUMENT,
+    failures.UnknownModel: grpc.StatusCode.NOT_FOUND,
+    failures.Full: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    failures.Unavailable: grpc.StatusCode.UNAVAILABLE,
+    failures.CannotResume: grpc.StatusCode.FAILED_PRECONDITION,
+    failures.CredentialsRefused: grpc.StatusCode.PERMISSION_DENIED,
+    failures.DeadlinePassed: grpc.StatusCode.DEADLINE_EXCEEDED,
+    failures.BackendFailed: grpc.StatusCode.INTERNAL,
+}
+
+Context = Any
+"""`grpc.aio.ServicerContext`; the generated base class knows a union with the blocking one, which this never is."""
+
+
+class Servicer(wire_grpc.InferenceServiceServicer):
+    """Answers calls by way of `Inference`."""
+
+    def __init__(self, worker: Inference, spans: Spans | NoSpans) -> None:
+        self._worker = worker
+        self._spans = spans
+
+    # The generated type knows generators alone.
+    async def StreamInference(self, request: wire.StreamInferenceRequest, context: Context) -> None:  # type: ignore[override]
+        """Generates one answer.
+
+        Writes by itself and is no generator: a cancelled call then raises here, wherever it stands, and stops the
+        backend before anything else happens.
+        """
+        metadata = _metadata(context)
+        record = Record(request_id=_loggable(request.request_id), session_id=_loggable(_session(metadata)))
+        traceparent = metadata.get("traceparent", "")
+        record.trace_id, record.span_id = trace_ids(traceparent)
+
+        async def send(chunk: Chunk) -> None:
+            await context.write(convert.response(chunk))
+
+        try:
+            with self._spans.span(traceparent if record.trace_id else "", record):
+                await self._answer(request, context, send, record)
+        except failures.Failure as failure:
+            await _abort(context, failure)
+
+    async def Describe(self, request: wire.DescribeRequest, context: Context) -> wire.DescribeResponse:
+        """What this worker serves, what it can do, and how busy it is."""
+        traits = self._worker.backend.traits
+        return wire.DescribeResponse(
+            models=[self._worker.model],
+            backend=traits.name,
+            fingerprint=traits.fingerprint,
+            resumes_seeded=traits.resumes_seeded,
+            load=convert.load(self._worker.load()),
+            draining=self._worker.gate.draining,
+            version=__version__,
+        )
+
+    async def _answer(self, request: wire.StreamInferenceRequest, context: Context, send: Any, record: Record) -> None:
+        traceparent = f"00-{record.trace_id}-{record.span_id}-01" if record.trace_id else ""
+        try:
+            question = convert.question(request, traceparent)
+        except failures.InvalidQuestion as failure:
+            self._worker.refused(record, failure)
+            raise
+        await self._worker.answer(question, context.time_remaining(), send, record)
+
+
+async def _abort(context: Context, failure: failures.Failure) -> NoReturn:
+    """Ends the call with the status of the failure. Always raises."""
+    more: tuple[tuple[str, str], ...] = ()
+    if isinstance(failure, failures.Full):
+        more = ((RETRY_AFTER, str(failure.retry_after_ms)),)
+    await context.abort(STATUSES[type(failure)], str(failure), more)
+    raise asyncio.CancelledError
+
+
+def _metadata(context: Context) -> dict[str, str]:
+    """The caller's metadata that is text."""
+    return {name: value for name, value in context.invocation_metadata() or () if isinstance(value, str)}
+
+
+def _session(metadata: Mapping[str, str]) -> str:
+    return metadata.get("x-session-id") or metadata.get("session-id") or ""
+
+
+def _loggable(text: str) -> str:
+    return "".join(letter for letter in text[:ID_CHARACTERS_MAX] if letter.isprintable())
