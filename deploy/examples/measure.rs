@@ -133,6 +133,7 @@ async fn asked_directly(url: &str) -> Result<()> {
             "{{\"model\":\"demo\",\"stream\":true,\"max_tokens\":4,\"messages\":[{{\"role\":\"user\",\"content\":\"{PROMPT}\"}}]}}"
         );
         let ask = Ask {
+            resume: None,
             path: transport::upstream::Path::ChatCompletions,
             body: Bytes::from(body),
             stream: true,

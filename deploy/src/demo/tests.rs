@@ -37,6 +37,7 @@ fn limits() -> Limits {
 
 async fn call(target: &Target, path: Path, body: &str) -> Result<Answer, Failed> {
     let ask = Ask {
+        resume: None,
         path,
         body: Bytes::copy_from_slice(body.as_bytes()),
         stream: body.contains("\"stream\":true"),
@@ -198,7 +199,7 @@ async fn its_models_are_discovered() {
     let target = start(Options { models, ..quick() }).await;
     let client = Client::new(&Settings::default()).unwrap();
     let found = client.discover(&target, limits()).await.unwrap();
-    assert_eq!(found.iter().map(|model| model.id.as_str()).collect::<Vec<_>>(), ["a", "b"]);
+    assert_eq!(found.models.iter().map(|model| model.id.as_str()).collect::<Vec<_>>(), ["a", "b"]);
 }
 
 #[tokio::test]
