@@ -76,7 +76,11 @@ impl Balance {
         }
         let untried: Vec<&Open> =
             open.iter().filter(|one| again || !request.tried.contains(&one.id)).collect();
-        let steady = !again && steady(members, pool, request, step.now) && !chosen.panic;
+        // Where a stream goes on, the mean is still that of all, and the pick that of some.
+        let steady = !again
+            && order.resume.is_none()
+            && steady(members, pool, request, step.now)
+            && !chosen.panic;
         if steady && let Some(own) = untried.iter().find(|one| one.id == order.endpoint) {
             let policy = policy_of(config, request);
             if let Some(text) = misplaced(own, &untried, policy, chosen, config) {
