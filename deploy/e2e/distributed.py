@@ -8,25 +8,31 @@ import re
 import shutil
 import socket
 import sys
+import threading
 import time
 import urllib.request
 
 import httpx2
+import openai
+from asking import chat, client_of
 from harness import ROOT, Process, Server, World, free_port, get, place, until
 
 ONE, TWO = "model-one", "model-two"
 LIMIT = 2_000_000  # Tokens a day, where a test is about something else.
 TENANT = "acme"
-# Reads a tenant's own balance of the day in the book: what is spent and what is outstanding, in tokens.
+# What a book holds of today, in tokens: the tenant's own balance, and what is set aside, by requests (whose holds have a 0
+# behind the owner's sixteen digits) and ahead of them.
 BALANCE = """
-local spent, outstanding = 0, 0
+local spent, running, ahead = 0, 0, 0
 for _, field in ipairs(redis.call('HKEYS', KEYS[1])) do
   if field:sub(1, 18) == 'B' .. ARGV[1] .. '0' then
-    local sums = cmsgpack.unpack(redis.call('HGET', KEYS[1], field))
-    spent, outstanding = spent + sums[17], outstanding + sums[11]
+    spent = spent + cmsgpack.unpack(redis.call('HGET', KEYS[1], field))[17]
+  elseif field:sub(1, 1) == 'L' then
+    local tokens = cmsgpack.unpack(redis.call('HGET', KEYS[1], field))[1]
+    if field:sub(18, 18) == '0' then running = running + tokens else ahead = ahead + tokens end
   end
 end
-return {spent, outstanding}
+return {spent, running, ahead}
 """
 
 
@@ -81,13 +87,13 @@ class Consul(Server):
 
 
 class Redis(Server):
-    """One primary that appends what it is told, and so has it again after a restart."""
+    """One primary that has all it acknowledged again after a restart: less than `always` forgets the last second or two."""
 
     def __init__(self, world):
         home, port = world.home / "redis", free_port()
         home.mkdir()
         arguments = ["--bind", "127.0.0.1", "--port", port, "--dir", home, "--save", "", "--appendonly", "yes"]
-        arguments += ["--maxmemory-policy", "noeviction"]
+        arguments += ["--appendfsync", "always", "--maxmemory-policy", "noeviction"]
         super().__init__("redis", arguments, world.logs / "redis.log", port, "", program=redis_program())
 
     def _answers(self):
@@ -105,12 +111,12 @@ class Redis(Server):
             with line.makefile("rb") as answer:
                 return _reply(answer)
 
-    def charged(self):
-        """Tokens that the only tenant has spent today, and tokens that are still set aside for it."""
+    def balance(self):
+        """Of the only tenant, today, in tokens: spent, set aside by requests, set aside ahead of them."""
         books = [key for key in self.ask("KEYS", "pointsman:ledger:*") if key.endswith(":book")]
         assert len(books) == 1, books
         tenant = re.search(r"\{([0-9a-f]{16})\}", books[0]).group(1)
-        return tuple(self.ask("EVAL", BALANCE, 1, books[0], tenant))
+        return self.ask("EVAL", BALANCE, 1, books[0], tenant)
 
 
 class RedisError(Exception):
@@ -222,12 +228,13 @@ class Fleet(World):
         return int(said.group(1)) if said else -1
 
     def settled(self):
-        """What is charged once every gateway has stopped in good order."""
+        """What is spent, and what is set aside ahead, once no request holds anything and every gateway has stopped."""
+        until("every hold of a request has ended", lambda: self.redis.balance()[1] == 0)
         for gateway in self.gateways:
             assert gateway.stop() == 0, gateway.said()[-2000:]
-        spent, outstanding = self.redis.charged()
-        assert outstanding == 0, f"{outstanding} tokens are still set aside"
-        return spent
+        spent, running, ahead = self.redis.balance()
+        assert running == 0, f"{running} tokens are still set aside"
+        return spent, ahead
 
     def _keep(self, process):
         self._closing.append(process.kill)
@@ -249,15 +256,18 @@ class Raw:
         body["messages"] = [{"role": "user", "content": text}]
         headers = {"authorization": f"Bearer {key}"}
         self.events, self.comments, self.done = [], [], False
-        began = time.monotonic()
+        self.longest_pause, last = 0.0, None
         with httpx2.stream("POST", f"{gateway.url}/v1/chat/completions", json=body, headers=headers, timeout=30) as answer:
             assert answer.status_code == 200, answer.read()
             self.replica = answer.headers["x-pointsman-replica"]
             for line in answer.iter_lines():
                 self._line(line)
-                if on_token and line.startswith("data:"):
+                if not line.startswith("data:"):
+                    continue
+                now = time.monotonic()
+                self.longest_pause, last = max(self.longest_pause, now - (last or now)), now
+                if on_token:
                     on_token(self)
-        self.seconds = time.monotonic() - began
 
     def _line(self, line):
         if line.startswith(":"):
@@ -280,3 +290,61 @@ class Raw:
         found = [event["usage"] for event in self.events if event.get("usage")]
         assert len(found) == 1, found
         return found[0]
+
+
+class Spenders:
+    """Clients that ask until they are told that the limit is spent; each answer is timed and judged as it comes."""
+
+    REST = 0.02  # After a refusal.
+
+    def __init__(self, gateways, key, model, tokens, each=2):
+        self._options = {"model": model, "max_tokens": tokens}
+        self._lock, self._stop, self._last = threading.Lock(), threading.Event(), threading.Event()
+        self.tokens, self.answered, self.slowest, self.statuses, self.crashes = 0, 0, 0.0, {}, []
+        clients = [client_of(gateway, key=key) for gateway in gateways for _ in range(each)]
+        self._threads = [threading.Thread(target=self._work, args=(client,), daemon=True) for client in clients]
+
+    def __enter__(self):
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(60)
+        assert not any(thread.is_alive() for thread in self._threads), "a client hangs"
+        assert not self.crashes, self.crashes
+
+    def more(self, count):
+        """Waits for so many more answers."""
+        goal = self.answered + count
+        until(f"{count} more answers", lambda: self.answered >= goal or self.crashes)
+
+    def finish(self):
+        """From now on who is told that the limit is spent goes home; waits for all of them."""
+        self._last.set()
+        until("the limit is spent", lambda: not any(thread.is_alive() for thread in self._threads), 60)
+
+    def _work(self, client):
+        try:
+            while not self._stop.is_set():
+                if self._ask(client) == 402 and self._last.is_set():
+                    return
+        except Exception as crash:  # noqa: BLE001 - reported by the main thread, whatever it is
+            self.crashes.append(repr(crash))
+
+    def _ask(self, client):
+        began, status, tokens = time.monotonic(), 200, 0
+        try:
+            tokens = chat(client, **self._options).usage.total_tokens
+        except openai.APIStatusError as error:
+            status = error.status_code
+        took = time.monotonic() - began
+        with self._lock:
+            self.tokens, self.answered = self.tokens + tokens, self.answered + (status == 200)
+            self.slowest = max(self.slowest, took)
+            self.statuses[status] = self.statuses.get(status, 0) + 1
+        if status != 200:
+            self._stop.wait(self.REST)
+        return status
