@@ -25,7 +25,7 @@ def fleet(request):
         yield fleet
 
 
-def homes(gateway, key, model, kind="session", count=10):
+def homes(gateway, key, model, kind="session", count=20):
     """Who answers each of so many sessions of a kind."""
     client = client_of(gateway, key=key)
 
