@@ -15,13 +15,13 @@ import urllib.request
 import httpx2
 import openai
 from asking import chat, client_of
-from harness import ROOT, Process, Server, World, free_port, get, place, until
+from harness import Process, Server, World, free_port, get, place, until
 
 ONE, TWO = "model-one", "model-two"
 LIMIT = 2_000_000  # Tokens a day, where a test is about something else.
 TENANT = "acme"
-# What a book holds of today, in tokens: the tenant's own balance, and what is set aside, by requests (whose holds have a 0
-# behind the owner's sixteen digits) and ahead of them.
+# What a book holds of today, in tokens: the tenant's own balance, and what is set aside, by requests (whose holds have
+# a 0 behind the owner's sixteen digits) and ahead of them.
 BALANCE = """
 local spent, running, ahead = 0, 0, 0
 for _, field in ipairs(redis.call('HKEYS', KEYS[1])) do
@@ -87,7 +87,7 @@ class Consul(Server):
 
 
 class Redis(Server):
-    """One primary that has all it acknowledged again after a restart: less than `always` forgets the last second or two."""
+    """One primary. After a restart it has all it acknowledged: less than `always` forgets the last second or two."""
 
     def __init__(self, world):
         home, port = world.home / "redis", free_port()
@@ -257,7 +257,8 @@ class Raw:
         headers = {"authorization": f"Bearer {key}"}
         self.events, self.comments, self.done = [], [], False
         self.longest_pause, last = 0.0, None
-        with httpx2.stream("POST", f"{gateway.url}/v1/chat/completions", json=body, headers=headers, timeout=30) as answer:
+        url = f"{gateway.url}/v1/chat/completions"
+        with httpx2.stream("POST", url, json=body, headers=headers, timeout=30) as answer:
             assert answer.status_code == 200, answer.read()
             self.replica = answer.headers["x-pointsman-replica"]
             for line in answer.iter_lines():

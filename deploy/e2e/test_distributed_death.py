@@ -56,11 +56,16 @@ def test_a_worker_that_stops_or_dies_fails_nobody_and_its_sessions_move(fleet):
                 stayed = {session: home for session, home in before.items() if home != victim}
                 assert stayed.items() <= after.items(), (end, before, after)
                 fleet.workers[victim].start()
-                rounds = itertools.count()
-                until("it is asked again", lambda: victim in homes(gateway, fleet.key, model, next(rounds)).values())
+                until_asked(gateway, fleet.key, model, victim)
                 before = after
         tally = load.tally
         assert (tally.refused, tally.silent, tally.lost, tally.cut) == ([], 0, 0, 0), (model, tally)
+
+
+def until_asked(gateway, key, model, worker):
+    """Waits until new sessions find a worker."""
+    rounds = itertools.count()
+    until(f"{worker} is asked", lambda: worker in homes(gateway, key, model, next(rounds)).values())
 
 
 @pytest.mark.parametrize("kind", ["rust", "python"])
@@ -130,18 +135,22 @@ def test_consul_dies_and_what_it_said_stands_for_gateways_that_run_and_that_star
     def said(gateway):
         return part(gateway, "registry consul")
 
+    def models(gateway):
+        return {model.id for model in client_of(gateway, key=fleet.key).models.list()}
+
     def serves(gateway):
         client = client_of(gateway, key=fleet.key)
         return all(chat(client, model=model).choices for model in (ONE, TWO) for _ in range(4))
 
+    old = re.compile(r"said \d+ s ago stands, 3 workers")
     for gateway in gateways:
-        until("it says how old Consul's word is", lambda at=gateway: re.search(r"said \d+ s ago stands, 3 workers", said(at)))
+        until("it says how old Consul's word is", lambda at=gateway: old.search(said(at)))
         assert serves(gateway)
     restarted = gateways[0]
     assert restarted.stop() == 0
     restarted.start()
     assert re.search(r"\b\d+ s ago", said(restarted)), said(restarted)
-    until("the models are known", lambda: {m.id for m in client_of(restarted, key=fleet.key).models.list()} == {ONE, TWO})
+    until("the models are known", lambda: models(restarted) == {ONE, TWO})
     assert serves(restarted)
     fleet.consul.start()
     for gateway in gateways:
