@@ -30,14 +30,14 @@ pub enum Step {
     Simulation,
     /// The binary real clients will meet.
     Build,
-    /// The official Python SDK against it.
+    /// The wire's `.proto` files, by buf.
+    Wire,
+    /// The Python worker: lints, types and its own tests.
+    PythonWorker,
+    /// The official Python SDK against it, alone and as one of several over real servers and workers.
     PythonSdk,
     /// The official Node SDK against it.
     NodeSdk,
-    /// The Python worker: lints, types and its own tests.
-    PythonWorker,
-    /// The wire's `.proto` files, by buf.
-    Wire,
 }
 
 impl Step {
@@ -55,7 +55,9 @@ impl Step {
                 "partitions, crashes and lies, seed by seed, and planted bugs that must ring"
             }
             Self::Build => "the binary",
-            Self::PythonSdk => "the official Python SDK, against replicas that die",
+            Self::PythonSdk => {
+                "the official Python SDK, against replicas, servers and gateways that die"
+            }
             Self::NodeSdk => "the official Node SDK",
             Self::PythonWorker => "the Python worker: lints, types, tests",
             Self::Wire => "buf lint and buf format on the wire",
