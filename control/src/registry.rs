@@ -246,6 +246,12 @@ impl Registry {
         self.pools.contains_key(model)
     }
 
+    /// The highest version that an answer of any source had.
+    #[must_use]
+    pub fn answer_version_max(&self) -> u64 {
+        self.sources.iter().filter_map(|source| source.version).max().unwrap_or(0)
+    }
+
     /// Counts up with every change of endpoints, specs or drains.
     #[must_use]
     pub const fn version(&self) -> u64 {

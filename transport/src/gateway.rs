@@ -137,6 +137,8 @@ impl Gateway {
             ANSWER_BYTES_MAX,
         );
         let socket = config.server.admin.socket.clone();
+        // Above all that the plane has believed: the calendar may have been set back since.
+        let version = AtomicU64::new(driver.look(|plane| plane.version_max()));
         let gateway = Arc::new(Self {
             world,
             chat,
@@ -148,7 +150,7 @@ impl Gateway {
             upstream,
             changing: Mutex::default(),
             newcomers: Arc::default(),
-            version: AtomicU64::default(),
+            version,
             tasks: Mutex::default(),
             shadow: Mutex::new(Some(shadow)),
             journal: Mutex::new(Some(journal)),

@@ -90,6 +90,12 @@ impl ControlPlane {
         }
     }
 
+    /// The highest version that a configuration or an answer of a source had: what is to be believed next needs a higher one.
+    #[must_use]
+    pub fn version_max(&self) -> u64 {
+        self.config.version.max(self.registry.answer_version_max())
+    }
+
     /// Where a session lives, unless that lapsed or its endpoint is gone.
     #[must_use]
     pub fn binding(&self, session: SessionKey) -> Option<Binding> {
