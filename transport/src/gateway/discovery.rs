@@ -39,7 +39,7 @@ pub(super) async fn run(gateway: Weak<Gateway>) {
         discover_all(&strong).await;
         let unknown = strong.catalog().routes().any(|(_, route)| {
             (route.discover && route.models.is_empty())
-                || (route.target.base_url.is_grpc() && !route.described)
+                || (route.target.base_url.is_worker() && !route.described)
         });
         drop(strong);
         tokio::time::sleep(if unknown { EVERY_UNKNOWN } else { EVERY }).await;
@@ -49,7 +49,7 @@ pub(super) async fn run(gateway: Weak<Gateway>) {
 /// Asks each once, all at the same time.
 pub(super) async fn discover_all(gateway: &Gateway) {
     let catalog = gateway.catalog();
-    let told = |route: &Route| route.discover || route.target.base_url.is_grpc();
+    let told = |route: &Route| route.discover || route.target.base_url.is_worker();
     let asked = catalog.routes().filter(|(_, route)| told(route)).map(async |(name, route)| {
         let address = route.target.base_url.to_string();
         let part = format!("discovery {name}");
