@@ -9,7 +9,7 @@ use std::future::{Future, ready};
 use std::io::{self, IoSliceMut};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready as poll_ready};
 
 use quinn::udp::{RecvMeta, Transmit, UdpSocketState};
@@ -97,19 +97,46 @@ fn connected(to: SocketAddr) -> io::Result<Reach> {
     socket.connect(to)?;
     let (tell, refused) = watch::channel(false);
     let state = UdpSocketState::new((&socket).into())?;
-    let io = UdpSocket::from_std(socket)?;
-    Ok(Reach { to, socket: Arc::new(Connected { io, state, refused: tell }), refused })
+    let io = Arc::new(UdpSocket::from_std(socket)?);
+    let failing = Mutex::new(failing(Arc::clone(&io)));
+    Ok(Reach { to, socket: Arc::new(Connected { io, failing, state, refused: tell }), refused })
 }
 
+/// Resolves when the kernel has bad news, which makes a socket neither readable nor writable.
+fn failing(io: Arc<UdpSocket>) -> Failing {
+    Box::pin(async move { drop(io.ready(Interest::ERROR).await) })
+}
+
+type Failing = Pin<Box<dyn Future<Output = ()> + Send>>;
+
 /// A socket of this machine that is connected to one address.
-#[derive(Debug)]
 struct Connected {
-    io: UdpSocket,
+    io: Arc<UdpSocket>,
+    failing: Mutex<Failing>,
     state: UdpSocketState,
     refused: watch::Sender<bool>,
 }
 
+impl fmt::Debug for Connected {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Connected").field(&self.io).finish()
+    }
+}
+
 impl Connected {
+    fn poll_failing(&self, cx: &mut Context<'_>) {
+        let mut waiting = self.failing.lock().unwrap_or_else(PoisonError::into_inner);
+        while waiting.as_mut().poll(cx).is_ready() {
+            if let Ok(Some(error)) = self.io.take_error() {
+                self.note(&error);
+            }
+            // Seen: wait for the next.
+            let seen = || Err::<(), _>(io::ErrorKind::WouldBlock.into());
+            let _ = self.io.try_io(Interest::ERROR, seen);
+            *waiting = failing(Arc::clone(&self.io));
+        }
+    }
+
     fn note(&self, error: &io::Error) {
         if error.kind() == io::ErrorKind::ConnectionRefused {
             self.refused.send_replace(true);
@@ -123,8 +150,9 @@ impl AsyncUdpSocket for Connected {
     }
 
     fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
-        let sent =
-            self.io.try_io(Interest::WRITABLE, || self.state.try_send((&self.io).into(), transmit));
+        let sent = self
+            .io
+            .try_io(Interest::WRITABLE, || self.state.try_send((&*self.io).into(), transmit));
         match sent {
             Err(error) if error.kind() != io::ErrorKind::WouldBlock => {
                 // What was not sent is lost, as any datagram may be: QUIC sends it again, or gives up in its own time.
@@ -142,10 +170,14 @@ impl AsyncUdpSocket for Connected {
         meta: &mut [RecvMeta],
     ) -> Poll<io::Result<usize>> {
         loop {
-            poll_ready!(self.io.poll_recv_ready(cx))?;
+            let ready = self.io.poll_recv_ready(cx);
+            if ready.is_pending() {
+                self.poll_failing(cx);
+            }
+            poll_ready!(ready)?;
             let read = self
                 .io
-                .try_io(Interest::READABLE, || self.state.recv((&self.io).into(), into, meta));
+                .try_io(Interest::READABLE, || self.state.recv((&*self.io).into(), into, meta));
             match read {
                 Ok(count) => return Poll::Ready(Ok(count)),
                 Err(error) => self.note(&error),

@@ -14,15 +14,17 @@ const SLOW: Duration = Duration::from_millis(50);
 #[tokio::test]
 async fn streams_and_whole_answers_read_as_they_do_over_grpc() {
     let worker = Worker::echo(Duration::ZERO);
-    let world = World::before(&[worker.over_quic(), worker.url()], "").await;
+    let more = "routing: {load_balancer: round_robin}";
+    let world = World::before(&[worker.over_quic(), worker.url()], more).await;
     let mut served = std::collections::BTreeSet::new();
-    for _ in 0..6 {
+    for _ in 0..3 {
         let more = json!({"stream": true, "stream_options": {"include_usage": true}});
         let answer = world.ask("say \u{4f60}\u{597d} now", more).await;
         assert_eq!(answer.told(), "say \u{4f60}\u{597d} now", "{answer:?}");
         assert!(answer.is_done(), "{answer:?}");
         assert_eq!(answer.events().last().unwrap()["usage"]["completion_tokens"], 3);
         served.insert(answer.header("x-pointsman-replica").to_owned());
+        world.ask("so that each transport has both", json!({})).await;
         let answer = world.ask("one two three four", json!({"max_tokens": 3})).await;
         assert_eq!(answer.status, 200, "{answer:?}");
         assert_eq!(answer.json()["choices"][0]["message"]["content"], "one two three ");
