@@ -1,8 +1,10 @@
 //! The QUIC connection itself: who is believed, what travels, silence, and peers that do not keep to the wire.
 
+use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -12,11 +14,12 @@ use prost::Message;
 use proto::inference::v1::{CallEnd, CallHead, CallMethod, Parameters};
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use tokio::net::UdpSocket;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use transport::quic::{Identity, Trust};
+use transport::seam::{Connecting, Datagrams, Dial, Network, Reaching};
 use transport::upstream::{
     Answer, Ask, Client, EventKind, Failed, Limits, Path as ApiPath, Settings, Target,
 };
@@ -401,4 +404,92 @@ async fn a_worker_that_does_not_keep_to_the_wire_is_never_taken_for_a_clean_end(
         assert_eq!(failed.failure, expected, "{answer:?}, reset {reset}: {failed}");
         assert!(!failed.detail.contains("secret"), "{failed}");
     }
+}
+
+/// A cable between two sockets of a simulated network.
+#[derive(Debug)]
+struct Cable {
+    own: SocketAddr,
+    to: mpsc::UnboundedSender<(SocketAddr, Vec<u8>)>,
+    from: Mutex<mpsc::UnboundedReceiver<(SocketAddr, Vec<u8>)>>,
+}
+
+fn cable() -> (Arc<Cable>, Arc<Cable>) {
+    let ((to, one), (back, other)) = (mpsc::unbounded_channel(), mpsc::unbounded_channel());
+    let end = |port, to, from| {
+        Arc::new(Cable { own: ([10, 0, 0, 1], port).into(), to, from: Mutex::new(from) })
+    };
+    (end(1, to, other), end(2, back, one))
+}
+
+impl Datagrams for Cable {
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        Ok(self.own)
+    }
+
+    fn try_send(&self, _: SocketAddr, datagram: &[u8]) -> io::Result<()> {
+        // Whoever has left does not hear it.
+        let _ = self.to.send((self.own, datagram.to_vec()));
+        Ok(())
+    }
+
+    fn poll_room(&self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_recv(
+        &self,
+        cx: &mut Context<'_>,
+        into: &mut [u8],
+    ) -> Poll<io::Result<(usize, SocketAddr)>> {
+        match self.from.lock().unwrap().poll_recv(cx) {
+            Poll::Ready(Some((from, datagram))) => {
+                into[..datagram.len()].copy_from_slice(&datagram);
+                Poll::Ready(Ok((datagram.len(), from)))
+            }
+            Poll::Ready(None) | Poll::Pending => Poll::Pending,
+        }
+    }
+}
+
+/// A network with one host, `worker`, that can be called once.
+struct Hall(Mutex<Option<Arc<Cable>>>);
+
+impl Dial for Hall {
+    fn dial(&self, _: &str, _: u16) -> Connecting<'static> {
+        Box::pin(async { Err(io::ErrorKind::ConnectionRefused.into()) })
+    }
+
+    fn reach(&self, host: &str, port: u16) -> Reaching {
+        assert_eq!((host, port), ("worker", 50_056));
+        let cable = self.0.lock().unwrap().take();
+        Box::pin(async move {
+            let cable = cable.ok_or(io::ErrorKind::HostUnreachable)?;
+            Ok((([10, 0, 0, 1], 2).into(), cable as Arc<dyn Datagrams>))
+        })
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn worker_and_line_run_over_datagrams_that_are_not_real_in_time_that_is_not_either() {
+    let (here, there) = cable();
+    let own = Identity::made().unwrap();
+    let door = QuicDoor::simulated(there, &own).unwrap();
+    let grpc = transport::worker::Incoming::bind(([127, 0, 0, 1], 0).into()).await.unwrap();
+    let backend = Backend::Echo(Echo { delay: 10 * SECOND });
+    let settings = Worked { model: "m".to_owned(), backend, concurrency: 4, grace: SECOND };
+    let stop = CancellationToken::new();
+    let doors = Doors { grpc, quic: Some(door) };
+    let served = tokio::spawn(serve(doors, settings, stop.clone().cancelled_owned()));
+    let network = Network::Simulated(Arc::new(Hall(Mutex::new(Some(here)))));
+    let client = Client::over(&Settings::default(), &network).unwrap();
+    let target = target("quic://worker", Trust::pinned(own.pin()));
+    let began = Instant::now();
+    let asked = client.call(&target, ask("a b c", false), limits()).await.unwrap();
+    let Answer::Whole(told) = asked else { panic!("no stream was asked for") };
+    assert!(String::from_utf8_lossy(&told.body).contains("a b c"), "{told:?}");
+    // Longer than the silence that ends a connection: it is kept alive.
+    assert!((30..35).contains(&began.elapsed().as_secs()), "{:?}", began.elapsed());
+    stop.cancel();
+    served.await.unwrap().unwrap();
 }
