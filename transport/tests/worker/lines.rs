@@ -153,7 +153,7 @@ async fn a_peer_that_vanished_without_a_word_is_noticed_by_its_pings() {
         Instant::now()
     };
     let asked = async { tokio::join!(asking, cutting) };
-    let (failed, cut) = timeout(40 * SECOND, asked).await.unwrap();
+    let (failed, cut) = timeout(40 * SECOND, Box::pin(asked)).await.unwrap();
     let broken = matches!(failed.failure, Failure::ConnectionLost | Failure::Truncated);
     assert!(broken, "{failed}");
     // Ten seconds to the ping and five for its answer; the first-token timer would have been a minute.
