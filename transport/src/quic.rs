@@ -35,8 +35,9 @@ pub(crate) mod code {
 /// A caller says so often that it is still there. A port that nobody listens on any more answers that, so that the
 /// death of a worker's process is noticed within this time.
 const ALIVE_EVERY: Duration = Duration::from_millis(750);
-/// A peer that is silent for so long is gone. Several of the above may get lost.
-const SILENT_MAX: u32 = 5_000;
+/// A peer that is silent for so long, in milliseconds, is gone. Several of the above may get lost, and a machine may be
+/// busy for a while.
+const SILENT_MAX: u32 = 8_000;
 
 /// Which end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
