@@ -31,7 +31,7 @@ use crate::upstream::target::{BaseUrl, Target};
 const PING_EVERY: Duration = Duration::from_secs(10);
 const PING_WITHIN: Duration = Duration::from_secs(5);
 /// A call gives up sooner; this ends an attempt to connect that nobody waits for any more, so that the next can begin.
-const CONNECT_MAX: Duration = Duration::from_secs(10);
+pub(super) const CONNECT_MAX: Duration = Duration::from_secs(10);
 /// What a worker may send ahead on one stream: some thousand chunks. Small, because all streams share the connection's
 /// window, and clients that do not read must not hold the others up.
 pub(super) const STREAM_WINDOW: u32 = 64 << 10;

@@ -6,6 +6,7 @@
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use http::HeaderMap;
@@ -16,11 +17,12 @@ use quinn::{
     TokioRuntime, TransportErrorCode, WriteError,
 };
 use rustls::RootCertStore;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use tonic::{Code, Status};
 
 use control::outcome::Failure;
 
+use super::line::{CONNECT_MAX, CONNECTION_WINDOW, STREAM_WINDOW};
 use super::refusal;
 use crate::quic::frame::{Broken, Frames, Kind, framed};
 use crate::quic::{Ends, Trust, code};
@@ -33,10 +35,13 @@ use crate::upstream::failed::Failed;
 const ENDS: Ends = Ends {
     // A worker opens none.
     streams_max: 0,
-    stream_window: super::line::STREAM_WINDOW,
-    connection_window: super::line::CONNECTION_WINDOW,
+    stream_window: STREAM_WINDOW,
+    connection_window: CONNECTION_WINDOW,
     says_alive: true,
 };
+
+/// A host's next address is tried after so long: a call waits for a connection for some seconds in all.
+const NEXT_AFTER: Duration = Duration::from_secs(1);
 
 /// The way to one worker.
 #[derive(Clone)]
@@ -106,10 +111,14 @@ impl Road {
         let reached = network.reach(host, *port).await;
         let reached = reached.map_err(|error| Failed::new(Failure::Connect, error.to_string()))?;
         let mut failed = Failed::new(Failure::Connect, "the host has no address");
+        let mut others = reached.len();
         for reach in reached {
-            match self.connect(reach).await {
-                Ok(connection) => return Ok(connection),
-                Err(why) => failed = Failed::new(Failure::Connect, why),
+            others -= 1;
+            let within = if others > 0 { NEXT_AFTER } else { CONNECT_MAX };
+            match timeout(within, self.connect(reach)).await {
+                Ok(Ok(connection)) => return Ok(connection),
+                Ok(Err(why)) => failed = Failed::new(Failure::Connect, why),
+                Err(_) => failed = Failed::new(Failure::Connect, "nobody answers there"),
             }
         }
         Err(failed)
