@@ -443,12 +443,12 @@ async fn a_worker_that_does_not_keep_to_the_wire_is_never_taken_for_a_clean_end(
 #[derive(Debug)]
 struct Cable {
     own: SocketAddr,
-    to: mpsc::UnboundedSender<(SocketAddr, Vec<u8>)>,
-    from: Mutex<mpsc::UnboundedReceiver<(SocketAddr, Vec<u8>)>>,
+    to: mpsc::Sender<(SocketAddr, Vec<u8>)>,
+    from: Mutex<mpsc::Receiver<(SocketAddr, Vec<u8>)>>,
 }
 
 fn cable() -> (Arc<Cable>, Arc<Cable>) {
-    let ((to, one), (back, other)) = (mpsc::unbounded_channel(), mpsc::unbounded_channel());
+    let ((to, one), (back, other)) = (mpsc::channel(64), mpsc::channel(64));
     let end = |port, to, from| {
         Arc::new(Cable { own: ([10, 0, 0, 1], port).into(), to, from: Mutex::new(from) })
     };
@@ -461,8 +461,8 @@ impl Datagrams for Cable {
     }
 
     fn try_send(&self, _: SocketAddr, datagram: &[u8]) -> io::Result<()> {
-        // Whoever has left does not hear it.
-        let _ = self.to.send((self.own, datagram.to_vec()));
+        // Whoever has left does not hear it, and what is too much is lost.
+        let _ = self.to.try_send((self.own, datagram.to_vec()));
         Ok(())
     }
 
