@@ -14,8 +14,8 @@ pub use explain::{Explanation, Line};
 pub use record::{DecodeError, Record, Recorder, decode};
 pub use replay::{Divergence, Replay, RestoreError};
 
-/// How records and snapshots are laid out. A directory of a newer format is refused, untouched.
-pub const FORMAT_VERSION: u32 = 1;
+/// How records and snapshots are laid out. A directory of another format is refused, untouched.
+pub const FORMAT_VERSION: u32 = 2;
 
 /// Grows whenever the same inputs may lead to other effects than before. Records of another logic are applied as facts,
 /// not replayed.

@@ -26,7 +26,7 @@ COMMAND_MAX = 60.0  # Verifying a journal replays it, with every invariant check
 
 # What would change a gateway's behaviour if the person running the tests has it set.
 OUR_VARIABLES = re.compile(
-    r"^(OPENAI|ALIYUN|GATEWAY|CHAT_SERVICE|AUTH|DB|REDIS|MYSQL|LOG|POINTSMAN)(_|$)"
+    r"^(OPENAI|ALIYUN|GATEWAY|CHAT_SERVICE|AUTH|DB|REDIS|MYSQL|CONSUL|LLM|LOG|POINTSMAN)(_|$)"
 )
 
 
@@ -83,11 +83,11 @@ def _die_with_parent():
 
 
 class Process:
-    """A running program with its log."""
+    """A running program, `pointsman` unless another is named, with its log."""
 
-    def __init__(self, name, arguments, log, env=None):
+    def __init__(self, name, arguments, log, env=None, program=None):
         self.name, self.log = name, log
-        self._arguments = [binary(), *map(str, arguments)]
+        self._arguments = [str(program or binary()), *map(str, arguments)]
         self._env = {k: v for k, v in os.environ.items() if not OUR_VARIABLES.match(k)}
         self._env.update(env or {})
         self.start()
@@ -139,9 +139,9 @@ class Process:
 class Server(Process):
     """A process that answers HTTP at `url` once it is ready."""
 
-    def __init__(self, name, arguments, log, port, ready, env=None):
+    def __init__(self, name, arguments, log, port, ready, env=None, program=None):
         self.port, self.url, self._ready = port, f"http://127.0.0.1:{port}", ready
-        super().__init__(name, arguments, log, env)
+        super().__init__(name, arguments, log, env, program)
 
     def start(self):
         super().start()
@@ -151,9 +151,12 @@ class Server(Process):
         def answers():
             if not self.alive():
                 raise AssertionError(f"{self.name} ended with {self.child.returncode}:\n{self.said()[-2000:]}")
-            return get(self.url + self._ready)[0] == 200
+            return self._answers()
 
         until(f"{self.name} is ready", answers)
+
+    def _answers(self):
+        return get(self.url + self._ready)[0] == 200
 
 
 class World:

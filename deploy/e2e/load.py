@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import httpx2
 import openai
-from asking import Streamed, chat, client_of
+from asking import MODEL, Streamed, chat, client_of
 from harness import until
 
 
@@ -25,8 +25,9 @@ class Tally:
 class Load:
     """Runs until left. Every second request streams; the others come whole."""
 
-    def __init__(self, server, key="unused", workers=6, output=24, tolerate=()):
+    def __init__(self, server, key="unused", workers=6, output=24, tolerate=(), model=MODEL):
         self.tally, self.output = Tally(), output
+        self._asked = {"model": model, "max_tokens": output}
         self._server, self._key, self._tolerate = server, key, tolerate
         self._stop, self._lock, self._numbers = threading.Event(), threading.Lock(), itertools.count()
         self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(workers)]
@@ -62,13 +63,13 @@ class Load:
 
     def _whole(self, client):
         try:
-            usage = chat(client, max_tokens=self.output).usage
+            usage = chat(client, **self._asked).usage
             self._note(answered=1, tokens=usage.total_tokens)
         except openai.APIError as error:
             self._refuse(error)
 
     def _stream(self, client):
-        stream = Streamed(client, max_tokens=self.output, stream_options={"include_usage": True})
+        stream = Streamed(client, **self._asked, stream_options={"include_usage": True})
         if stream.whole:
             self._note(answered=1, tokens=stream.usage.total_tokens)
         elif stream.error is None:

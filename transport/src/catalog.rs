@@ -73,6 +73,15 @@ pub struct Route {
     pub described: bool,
 }
 
+impl Route {
+    /// Whether it has still to say what it serves, or, a worker, whose streams it continues.
+    #[must_use]
+    pub fn is_unknown(&self) -> bool {
+        let is_worker = self.target.base_url.is_worker();
+        (self.discover && self.models.is_empty()) || (is_worker && !self.described)
+    }
+}
+
 impl Catalog {
     /// A catalog of `routes`. Models that `before` knew keep the second since when they are known; its times of silence stay.
     #[must_use]

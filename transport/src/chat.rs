@@ -185,7 +185,13 @@ impl Request {
                     Input::AttemptEnded { attempt, end },
                 ]);
                 let outcome = self.settled().await?;
-                let end = End { outcome, detail: None, usage: whole.usage, first_token: None };
+                let end = End {
+                    outcome,
+                    detail: None,
+                    usage: whole.usage,
+                    first_token: None,
+                    resumed: None,
+                };
                 let body = ReplyBody::Whole { bytes: whole.body, end };
                 let reply = self.reply(dispatch, whole.content_type, body);
                 if self.call.idempotency.is_some() {

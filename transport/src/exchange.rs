@@ -136,6 +136,8 @@ pub struct End {
     pub usage: Usage,
     /// First token after so long.
     pub first_token: Option<Duration>,
+    /// Of a stream that broke and went on: the replica that ended it, and how many attempts it took.
+    pub resumed: Option<(String, u32)>,
 }
 
 /// A request that was refused before anything was sent.

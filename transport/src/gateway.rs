@@ -15,6 +15,7 @@ use control::journal::LOGIC_VERSION;
 use control::plane::Input;
 use control::quota::StoreMode;
 use control::registry::{Fingerprint, SourceKind};
+use tokio::sync::Notify;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::accounts::Accounts;
@@ -79,6 +80,8 @@ pub struct Gateway {
     upstream: Client,
     /// Orders changes of catalog and membership.
     changing: Mutex<()>,
+    /// Rung when somebody is listed who has not said yet what he serves, or whose streams he continues.
+    newcomers: Arc<Notify>,
     version: AtomicU64,
     tasks: Mutex<Vec<AbortOnDropHandle<()>>>,
     shadow: Mutex<Option<Follower>>,
@@ -144,6 +147,7 @@ impl Gateway {
             cache,
             upstream,
             changing: Mutex::default(),
+            newcomers: Arc::default(),
             version: AtomicU64::default(),
             tasks: Mutex::default(),
             shadow: Mutex::new(Some(shadow)),
@@ -284,7 +288,11 @@ impl Gateway {
             .collect();
         let is_configured = source == CONFIGURED;
         let kind = if is_configured { SourceKind::Authoritative } else { SourceKind::Observed };
+        let is_anybody_new = catalog.routes().any(|(_, route)| route.is_unknown());
         self.catalog.store(Arc::new(catalog));
+        if is_anybody_new {
+            self.newcomers.notify_one();
+        }
         let (source, version) = (source.into(), self.next_version());
         self.driver.submit(Input::Membership { source, kind, version, endpoints });
     }

@@ -63,8 +63,8 @@ use crate::seam::disk::DiskLock;
 use crate::seam::{Background, Disk};
 
 /// The version of everything on the disk: layout, framing, and the codec of the records inside. Raised with any change that
-/// an older program would misread; a directory with a higher one is refused.
-pub const FORMAT_VERSION: u32 = 1;
+/// a program would misread; a directory with another one is refused.
+pub const FORMAT_VERSION: u32 = 2;
 
 /// How the journal is kept.
 #[derive(Clone, Debug, PartialEq, Eq)]

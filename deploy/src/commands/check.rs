@@ -29,6 +29,9 @@ pub fn run(args: &CheckArgs) -> ExitCode {
     }
     let file = args.config.display();
     match loaded.config.routes().len() {
+        0 if loaded.config.discovery.is_some() => {
+            println!("{file}: fine; whom to ask is found by its discovery");
+        }
         0 => println!("{file}: fine; it names nobody to ask, so the built-in demo model is served"),
         routes => println!("{file}: fine ({routes} routes)"),
     }

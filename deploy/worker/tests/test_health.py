@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator
 from http import HTTPStatus
 
@@ -16,6 +17,7 @@ from pointsman_worker.interface import process
 from worlds import WAIT, Scripted
 
 WATCH = "/grpc.health.v1.Health/Watch"
+SETTINGS, PING, GOAWAY, ACK = 4, 6, 7, 1
 
 
 async def nothing(_: Question) -> AsyncGenerator[Piece, None]:
@@ -66,3 +68,35 @@ async def test_calls_of_all_kinds_are_bounded(monkeypatch: pytest.MonkeyPatch) -
             await watch(health_pb2.HealthCheckRequest(), timeout=WAIT).read()
         assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     await server.stop(0)
+
+
+async def test_an_idle_gateway_may_ask_whether_the_line_is_up() -> None:
+    worker = process.Process(read({"MODEL_NAME": "demo"}), Scripted(nothing))
+    server = worker._server()
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(SETTINGS))
+    # By its own rules the library closes the line at the third ping without a call; a gateway pings every 10 s.
+    for number in range(5):
+        await asyncio.sleep(1.1)
+        ping = number.to_bytes(8)
+        writer.write(frame(PING, payload=ping))
+        async with asyncio.timeout(WAIT):
+            while (told := await next_frame(reader)) != (PING, ACK, ping):
+                assert told[0] != GOAWAY, told
+                if told[:2] == (SETTINGS, 0):
+                    writer.write(frame(SETTINGS, ACK))
+    writer.close()
+    await server.stop(0)
+
+
+def frame(kind: int, flags: int = 0, payload: bytes = b"") -> bytes:
+    """A frame of HTTP/2 that belongs to no stream."""
+    return len(payload).to_bytes(3) + bytes([kind, flags]) + bytes(4) + payload
+
+
+async def next_frame(reader: asyncio.StreamReader) -> tuple[int, int, bytes]:
+    """The kind, the flags and the payload of what comes next."""
+    head = await reader.readexactly(9)
+    return head[3], head[4], await reader.readexactly(int.from_bytes(head[:3]))

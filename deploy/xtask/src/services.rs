@@ -8,7 +8,7 @@
 //! A service is a [`Server`] in the list of [`all`]; whatever needs more than that (a cluster that must be joined) does so
 //! once its servers answer. Programs come from [`install`], or, where no package will do, from the service's own module.
 
-mod consul;
+pub mod consul;
 pub mod install;
 mod node;
 

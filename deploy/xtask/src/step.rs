@@ -1,11 +1,12 @@
 //! The steps of `cargo xtask test`, in the order they run: the cheap and telling ones first.
 
 use std::fmt;
+use std::time::Duration;
 
 use clap::ValueEnum;
 
-use crate::process::{Workspace, run};
-use crate::services::install;
+use crate::process::{Workspace, run, run_within};
+use crate::services::{consul, install};
 use crate::{purity, sdk, simulation};
 
 /// One check, by the name `--only` takes.
@@ -29,7 +30,11 @@ pub enum Step {
     Simulation,
     /// The binary real clients will meet.
     Build,
-    /// The official Python SDK against it.
+    /// The wire's `.proto` files, by buf.
+    Wire,
+    /// The Python worker: lints, types and its own tests.
+    PythonWorker,
+    /// The official Python SDK against it, alone and as one of several over real servers and workers.
     PythonSdk,
     /// The official Node SDK against it.
     NodeSdk,
@@ -50,8 +55,12 @@ impl Step {
                 "partitions, crashes and lies, seed by seed, and planted bugs that must ring"
             }
             Self::Build => "the binary",
-            Self::PythonSdk => "the official Python SDK, against replicas that die",
+            Self::PythonSdk => {
+                "the official Python SDK, against replicas, servers and gateways that die"
+            }
             Self::NodeSdk => "the official Node SDK",
+            Self::PythonWorker => "the Python worker: lints, types, tests",
+            Self::Wire => "buf lint and buf format on the wire",
         }
     }
 
@@ -73,7 +82,10 @@ impl Step {
             Self::Purity => purity::check(workspace),
             Self::Dependencies => cargo(&["test", "-p", "xtask", "--test", "dependencies"]),
             Self::Tidy => cargo(&["test", "-p", "xtask", "--bins", "--test", "tidy"]),
-            Self::Servers => install::ensure(install::REDIS).map(drop),
+            Self::Servers => {
+                install::ensure(install::REDIS)?;
+                consul::ensure(&workspace.target.join("services")).map(drop)
+            }
             Self::Tests => {
                 cargo(&["test", "--workspace", "--exclude", "xtask", "--no-fail-fast"])?;
                 cargo(&["test", "-p", "control", "--features", "mutants", "--lib", "mutant"])
@@ -82,8 +94,19 @@ impl Step {
             Self::Build => sdk::binary(workspace).map(drop),
             Self::PythonSdk => sdk::python(workspace),
             Self::NodeSdk => sdk::node(workspace),
+            Self::PythonWorker => script(workspace, "deploy/worker/check.sh"),
+            Self::Wire => script(workspace, "deploy/proto-lint.sh"),
         }
     }
+}
+
+/// The longest of them measures half a minute, and two where it installs everything.
+const SCRIPT_MAX: Duration = Duration::from_secs(10 * 60);
+
+fn script(workspace: &Workspace, path: &str) -> Result<(), String> {
+    let mut command = workspace.command("bash");
+    command.arg(workspace.root.join(path));
+    run_within(&mut command, SCRIPT_MAX)
 }
 
 impl fmt::Display for Step {

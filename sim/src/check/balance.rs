@@ -63,7 +63,9 @@ impl Balance {
                 member.is_some_and(|member| members.plan(member.replica).fingerprint == mark)
             });
         }
-        if member.left_until > step.now && full(members, pool, step.now) < PASSED_OVER_MAX {
+        let others = order.resume.map_or(0, |_| unlike(members, pool, plan.fingerprint));
+        if member.left_until > step.now && full(members, pool, step.now) + others < PASSED_OVER_MAX
+        {
             let free = |one: &&Open| !one.limited && !request.tried.contains(&one.id);
             if let Some(other) = open.iter().find(free) {
                 let text = format!("goes to {}, which is full", order.endpoint_name);
@@ -76,7 +78,11 @@ impl Balance {
         }
         let untried: Vec<&Open> =
             open.iter().filter(|one| again || !request.tried.contains(&one.id)).collect();
-        let steady = !again && steady(members, pool, request, step.now) && !chosen.panic;
+        // Where a stream goes on, the mean is still that of all, and the pick that of some.
+        let steady = !again
+            && order.resume.is_none()
+            && steady(members, pool, request, step.now)
+            && !chosen.panic;
         if steady && let Some(own) = untried.iter().find(|one| one.id == order.endpoint) {
             let policy = policy_of(config, request);
             if let Some(text) = misplaced(own, &untried, policy, chosen, config) {
@@ -169,6 +175,12 @@ fn serving<'a>(
 
 /// Members that a gateway passes over in one pick: of more it asks one all the same.
 const PASSED_OVER_MAX: usize = 8;
+
+/// How many members cannot go on with a stream.
+fn unlike(members: &Members, pool: &Pool, mark: Option<u32>) -> usize {
+    let other = |member: &&Member| members.plan(member.replica).fingerprint != mark;
+    pool.members.values().filter(other).count()
+}
 
 /// How many members may be passed over.
 fn full(members: &Members, pool: &Pool, now: Instant) -> usize {

@@ -9,8 +9,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use control::id::{AccountId, RequestId};
 use control::plane::{ControlPlane, Refusal};
 use control::quota::{
-    Ask, BalanceKey, Denied, DenyReason, Entry, Fact, HoldId, Ledger, Reply, StoreAnswer, StoreOp,
-    Unit, WindowKind,
+    Ask, BalanceKey, Denied, DenyReason, Entry, Fact, HoldId, Ledger, Limits, Reply, StoreAnswer,
+    StoreOp, Unit, WindowKind,
 };
 
 use super::book::{Book, Pair, above, caps_of, pair, plus};
@@ -131,6 +131,12 @@ impl Ledgers {
         let told = asked.is_some_and(|(op, _)| matches!(op.ask, Ask::Assert { .. }));
         if let Some((op, answer)) = asked {
             covered(op, answer);
+            if let Ask::Reserve(draw) = &op.ask {
+                // A store that forgot an account notes no limits for it where there are none any more.
+                for (account, limits) in &draw.accounts {
+                    self.allow(*account, limits);
+                }
+            }
             let draws = matches!(op.ask, Ask::Reserve(_) | Ask::Extend { .. });
             let other = op.run.is_some_and(|run| run != answer.run);
             if draws && other && answer.reply != Reply::OtherRun {
@@ -367,10 +373,15 @@ impl Ledgers {
 
     /// Remembers the most generous limits of an account.
     fn learn(&mut self, entry: &Entry) {
-        let Fact::Limits { account, limits } = &entry.fact else { return };
+        if let Fact::Limits { account, limits } = &entry.fact {
+            self.allow(*account, limits);
+        }
+    }
+
+    fn allow(&mut self, account: AccountId, limits: &Limits) {
         for kind in WindowKind::ALL {
             let caps = caps_of(limits, kind);
-            let known = self.caps.entry((*account, kind)).or_insert(caps);
+            let known = self.caps.entry((account, kind)).or_insert(caps);
             for unit in 0..2 {
                 known[unit] = known[unit].zip(caps[unit]).map(|(one, two)| one.max(two));
             }

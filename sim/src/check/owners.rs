@@ -1,6 +1,6 @@
 //! What each gateway holds at a shared store, by the facts it noted: one end for each, and each end acknowledged.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use control::id::{AccountId, ReservationId};
 use control::plane::ControlPlane;
@@ -25,6 +25,10 @@ struct Owner {
     unacknowledged: BTreeMap<HoldId, (u64, Pair)>,
     /// What was spent of each allotment that is live or whose end is not acknowledged.
     lent: BTreeMap<ReservationId, Lent>,
+    /// Allotments whose end was told to the store, in a record that a loss of power took.
+    told: BTreeSet<ReservationId>,
+    /// What was spent of them after that: the store keeps to what it was told.
+    untold: Vec<(AccountId, Pair)>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -84,7 +88,16 @@ impl Owners {
     pub fn died(&mut self, gateway: u32, next: u64) {
         let owner = &mut self.gateways[gateway as usize];
         let facts = std::mem::take(&mut owner.facts);
-        *owner = Owner::default();
+        let ended = |entry: &Entry| {
+            let (Fact::Settle { hold, .. } | Fact::Refund { hold }) = &entry.fact else {
+                return None;
+            };
+            hold.allotment.then_some(hold.id)
+        };
+        let lost = facts.iter().filter(|(position, _)| *position >= next);
+        let mut told = std::mem::take(&mut owner.told);
+        told.extend(lost.filter_map(|(_, entry)| ended(entry)));
+        *owner = Owner { told, ..Owner::default() };
         for (position, entry) in facts.into_iter().filter(|(position, _)| *position < next) {
             // They were added before without complaint, in this order.
             let _ = owner.add(entry.at.as_nanos(), &entry, &self.accounts);
@@ -158,8 +171,11 @@ impl Owner {
             Fact::Refund { hold } => self.end(at, *hold, [0, 0], accounts)?,
             Fact::Acknowledged { hold } => {
                 self.unacknowledged.remove(hold);
-                if hold.allotment {
-                    self.lent.remove(&hold.id);
+                if hold.allotment
+                    && let Some(lent) = self.lent.remove(&hold.id)
+                    && self.told.contains(&hold.id)
+                {
+                    self.untold.extend(lent.spent);
                 }
             }
             Fact::Limits { .. }
@@ -253,7 +269,7 @@ impl Owner {
             .iter()
             .filter(|(hold, _)| accounts.get(hold).is_some_and(|own| own.contains(&account)));
         let sum = ends.fold([0, 0], |sum, (_, (_, owed))| plus(sum, *owed));
-        let lent = self.lent.values().flat_map(|lent| &lent.spent);
+        let lent = self.lent.values().flat_map(|lent| &lent.spent).chain(&self.untold);
         let lent = lent.filter(|(own, _)| *own == account);
         lent.fold(sum, |sum, (_, spent)| plus(sum, *spent))
     }

@@ -10,6 +10,7 @@ use control::quota::Cap;
 use control::units::{Price, Usage};
 
 use super::book::{Pair, plus};
+use crate::coverage::sometimes;
 use crate::world::replica_of;
 
 /// What is known of a request.
@@ -143,6 +144,19 @@ impl Request {
     pub fn noted(&self) -> Option<Pair> {
         let expired = self.expired.map(|_| [0, 0]);
         self.terminal.map(|(_, charged)| charged).or(expired)
+    }
+
+    /// An attempt is made, in the record at `position`.
+    pub fn sent(&mut self, position: u64, order: &Dispatch) {
+        self.replica = replica_of(&order.endpoint_name);
+        if let Some(from) = order.resume {
+            self.marks.push((position, self.attempts, from.0));
+            sometimes!("stream_resumed");
+        }
+        self.tried.push(order.endpoint);
+        self.dispatches.push(position);
+        let (attempt, number) = (order.attempt, order.number);
+        self.running = Some(Running { attempt, number, cancelled: false });
     }
 
     /// Why an attempt may not go on with an answer that began, if it may not.

@@ -81,7 +81,7 @@ pub(super) struct Checks {
     /// Answers that a replica still has in hand.
     live: BTreeSet<u64>,
     shares: Shares,
-    attempts: BTreeMap<(u8, String), u32>,
+    attempts: BTreeMap<(u8, String, Option<usize>), u32>,
     /// The most that any replica can have used for a request.
     usable: BTreeMap<(u8, String), u64>,
     /// Since the last look.
@@ -226,7 +226,7 @@ impl Checks {
 
     /// A gateway has an empty directory: it counts its requests from the beginning again.
     pub fn begins_anew(&mut self, gateway: u8) {
-        self.attempts.retain(|(of, _), _| *of != gateway);
+        self.attempts.retain(|(of, ..), _| *of != gateway);
         self.usable.retain(|(of, _), _| *of != gateway);
     }
 
@@ -243,7 +243,10 @@ impl Checks {
         if let Err((invariant, text)) = asked {
             self.violated(now, invariant, text);
         }
-        let count = self.attempts.entry((work.gateway, work.request.clone())).or_default();
+        // A gateway that begins anew counts its requests from the beginning: what one of its former life still has on its way
+        // is another client's.
+        let key = (work.gateway, work.request.clone(), work.ticket);
+        let count = self.attempts.entry(key).or_default();
         *count += 1;
         let (count, max) = (*count, self.plan.attempts_max());
         if count > max {

@@ -87,6 +87,7 @@ mod tests {
             detail: None,
             usage: Usage::default(),
             first_token: None,
+            resumed: None,
         };
         Reply {
             request: RequestId(Minted { incarnation: 1, counter }),

@@ -47,6 +47,7 @@ pub(super) fn start(
         orders: std::mem::replace(&mut request.orders, mpsc::channel(1).1),
         attempt: dispatch.attempt,
         endpoint: dispatch.endpoint_name.to_string(),
+        number: dispatch.number,
         parts,
         prompt: request.call.prompt,
         usage_wanted: opened.usage_wanted,
@@ -69,6 +70,8 @@ struct Pump {
     orders: mpsc::Receiver<Order>,
     attempt: control::id::AttemptId,
     endpoint: String,
+    /// Attempts since the answer began, and before.
+    number: u32,
     parts: mpsc::Sender<Part>,
     prompt: Tokens,
     usage_wanted: bool,
@@ -118,7 +121,7 @@ impl Pump {
 
     /// Another replica goes on.
     async fn go_on(&mut self, dispatch: &Dispatch) -> Stop {
-        self.attempt = dispatch.attempt;
+        (self.attempt, self.number) = (dispatch.attempt, dispatch.number);
         self.endpoint = dispatch.endpoint_name.to_string();
         let lost = || Failed::of(Failure::TooLarge, "what was delivered cannot be handed over");
         let Some((call, resume)) = self.call.as_ref().zip(self.delivered.resume()) else {
@@ -265,7 +268,8 @@ impl Pump {
         self.leaving.over = true;
         let counted = Usage { prompt: self.prompt, completion: self.produced };
         let usage = self.usage.unwrap_or(counted);
-        let end = End { outcome, detail, usage, first_token: self.first_token };
+        let resumed = (self.number > 1).then(|| (self.endpoint.clone(), self.number));
+        let end = End { outcome, detail, usage, first_token: self.first_token, resumed };
         if let Err(why) = self.chat.written(position).await {
             tracing::error!(attempt = %self.attempt, "an answer ends without its record: {why}");
             let _ = self.parts.send_timeout(Part::Unrecorded(end), LAST_WORDS).await;

@@ -73,6 +73,9 @@ impl Record {
 
     /// An answer began, and is over.
     pub(super) fn ended(&mut self, status: u16, end: &End) {
+        if let Some((replica, attempts)) = &end.resumed {
+            (self.replica, self.attempts) = (Some(replica.clone()), *attempts);
+        }
         let words = words(&end.outcome);
         self.finish(status, &words, end.usage, end.first_token);
     }

@@ -32,17 +32,16 @@ pub fn discovery_limits() -> Limits {
     }
 }
 
-/// Asks until the gateway is gone.
+/// Asks until the gateway is gone: in rounds, and at once when a registry or the configuration lists somebody new.
 pub(super) async fn run(gateway: Weak<Gateway>) {
     loop {
         let Some(strong) = gateway.upgrade() else { return };
         discover_all(&strong).await;
-        let unknown = strong.catalog().routes().any(|(_, route)| {
-            (route.discover && route.models.is_empty())
-                || (route.target.base_url.is_worker() && !route.described)
-        });
+        let unknown = strong.catalog().routes().any(|(_, route)| route.is_unknown());
+        let newcomers = std::sync::Arc::clone(&strong.newcomers);
         drop(strong);
-        tokio::time::sleep(if unknown { EVERY_UNKNOWN } else { EVERY }).await;
+        let pause = if unknown { EVERY_UNKNOWN } else { EVERY };
+        let _ = tokio::time::timeout(pause, newcomers.notified()).await;
     }
 }
 

@@ -99,6 +99,9 @@ impl Directory {
         let text = String::from_utf8_lossy(&bytes);
         let version = field(&text, "format").and_then(|text| text.parse().ok());
         match version {
+            Some(found) if found < FORMAT_VERSION => {
+                Err(OpenError::OlderFormat { dir: self.root.clone(), found, ours: FORMAT_VERSION })
+            }
             Some(found) if found > FORMAT_VERSION => {
                 Err(OpenError::NewerFormat { dir: self.root.clone(), found, ours: FORMAT_VERSION })
             }

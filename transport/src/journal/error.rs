@@ -28,6 +28,16 @@ pub enum OpenError {
         /// Ours.
         ours: u32,
     },
+    /// An older program wrote it, of which this one reads nothing any more. Nothing was touched.
+    #[error("the data directory {} has format {found} and this program reads only {ours}: go on with the pointsman that wrote it, or choose another directory; nothing was changed", dir.display())]
+    OlderFormat {
+        /// The directory.
+        dir: PathBuf,
+        /// Its format version.
+        found: u32,
+        /// Ours.
+        ours: u32,
+    },
     /// There is data, and the file that says what it is does not say it.
     #[error("{} is missing or unreadable beside a journal: restore it from a backup, or choose another directory; nothing was changed", path.display())]
     NoFormat {

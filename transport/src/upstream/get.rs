@@ -1,8 +1,8 @@
 //! Plain questions to an HTTP API: a service registry, a metrics page.
 
 use bytes::Bytes;
-use http::Method;
 use http::header::HeaderMap;
+use http::{Method, Uri};
 
 use super::connect::Client;
 use super::failed::{self, Failed};
@@ -25,13 +25,25 @@ impl Client {
     /// # Errors
     /// [`Failed`], with what the endpoint said where it refused.
     pub async fn get(&self, target: &Target, path: &str, limits: Limits) -> Result<Got, Failed> {
-        let request = bare_request(
-            target,
-            Method::GET,
-            target.base_url.join(path),
-            Bytes::new(),
-            HeaderMap::new(),
-        )?;
+        self.fetch(target, target.base_url.join(path), limits).await
+    }
+
+    /// The page at `/metrics` of the server that `target` is on, as inference servers have one.
+    ///
+    /// # Errors
+    /// [`Failed`], above all where there is none.
+    pub(crate) async fn figures(&self, target: &Target, limits: Limits) -> Result<Bytes, Failed> {
+        let got = self.fetch(target, target.base_url.at("/metrics"), limits).await?;
+        Ok(got.body)
+    }
+
+    pub(super) async fn fetch(
+        &self,
+        target: &Target,
+        uri: Result<Uri, http::Error>,
+        limits: Limits,
+    ) -> Result<Got, Failed> {
+        let request = bare_request(target, Method::GET, uri, Bytes::new(), HeaderMap::new())?;
         let response = self.exchange(target, request, limits.whole_answer, &limits).await?;
         if !response.status().is_success() {
             return Err(failed::refused(response, limits.deadline).await);

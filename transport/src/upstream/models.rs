@@ -1,8 +1,5 @@
 //! Which models an endpoint serves.
 
-use bytes::Bytes;
-use http::Method;
-use http::header::HeaderMap;
 use serde::Deserialize;
 
 use control::outcome::Failure;
@@ -10,9 +7,9 @@ use control::registry::Fingerprint;
 use control::units::Tokens;
 
 use super::connect::Client;
-use super::failed::{self, Failed};
+use super::failed::Failed;
 use super::target::Target;
-use super::{Limits, bare_request, whole, wire};
+use super::{Limits, wire};
 
 /// A model of `GET /models`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,31 +40,11 @@ impl Client {
         if target.base_url.is_worker() {
             return wire::describe(self, target, limits).await;
         }
-        let uri = target.base_url.join("/models");
-        let request = bare_request(target, Method::GET, uri, Bytes::new(), HeaderMap::new())?;
-        let response = self.exchange(target, request, limits.whole_answer, &limits).await?;
-        if !response.status().is_success() {
-            return Err(failed::refused(response, limits.deadline).await);
-        }
-        let body = whole::collect(response.into_body(), &limits).await?;
+        let body = self.get(target, "/models", limits).await?.body;
         let list: List = serde_json::from_slice(&body)
             .map_err(|_| Failed::new(Failure::Garbage, "not a list of models"))?;
         let models = list.data.into_iter().map(Entry::info).collect();
         Ok(Described { models, fingerprint: None })
-    }
-
-    /// The page at `/metrics` of the server that `target` is on, as inference servers have one.
-    ///
-    /// # Errors
-    /// [`Failed`], above all where there is none.
-    pub(crate) async fn figures(&self, target: &Target, limits: Limits) -> Result<Bytes, Failed> {
-        let uri = target.base_url.at("/metrics");
-        let request = bare_request(target, Method::GET, uri, Bytes::new(), HeaderMap::new())?;
-        let response = self.exchange(target, request, limits.whole_answer, &limits).await?;
-        if !response.status().is_success() {
-            return Err(failed::refused(response, limits.deadline).await);
-        }
-        whole::collect(response.into_body(), &limits).await
     }
 }
 

@@ -90,13 +90,15 @@ const SYLLABLES: [&str; 64] = [
     "\u{1f642}",
 ];
 const VOCABULARY: u32 = 64 * 64;
-/// One token in so many is the last.
+/// One token in so many is the last ...
 const LAST_OF: u8 = 64;
+/// ... and none of the first: an answer that is over at once proves nothing.
+const LENGTH_MIN: u32 = 24;
 
 impl Hash {
     pub(super) fn fingerprint(&self, model: &str) -> String {
         // Not of the seed: what was sampled differently is continued all the same.
-        let digest = Sha256::new().chain_update("hash-1").chain_update(model).finalize();
+        let digest = Sha256::new().chain_update("hash-2").chain_update(model).finalize();
         digest[..8].iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
@@ -113,26 +115,28 @@ impl Hash {
             absorb(message.role.as_bytes());
             absorb(text_of(message).as_bytes());
         }
-        Tokens { state: state.finalize().into() }
+        Tokens { state: state.finalize().into(), count: 0 }
     }
 }
 
 /// The row of tokens behind a prefix.
 pub(super) struct Tokens {
     state: [u8; 32],
+    count: u32,
 }
 
 impl Tokens {
     fn absorb(&mut self, id: u32) {
         let state = Sha256::new().chain_update(self.state).chain_update(id.to_be_bytes());
         self.state = state.finalize().into();
+        self.count = self.count.saturating_add(1);
     }
 }
 
 impl Source for Tokens {
     fn next(&mut self) -> Option<Token> {
         let [a, b, c, d, last, ..] = self.state;
-        if last % LAST_OF == 0 {
+        if last % LAST_OF == 0 && self.count >= LENGTH_MIN {
             return None;
         }
         let id = u32::from_be_bytes([a, b, c, d]) % VOCABULARY;

@@ -114,6 +114,7 @@ pub fn end(outcome: Outcome) -> End {
         detail: None,
         usage: Usage { prompt: Tokens(3), completion: Tokens(4) },
         first_token: Some(Duration::from_millis(12)),
+        resumed: None,
     }
 }
 

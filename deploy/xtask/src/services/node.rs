@@ -36,8 +36,8 @@ pub enum Part {
     },
 }
 
-/// The text of a configuration file: loopback only, everything kept in `dir`, appended to disk so that a restart keeps
-/// what was acknowledged, and never evicting, because a ledger that forgets is no ledger.
+/// The text of a configuration file: loopback only, everything kept in `dir`, appended to disk so that an orderly restart keeps
+/// what was acknowledged (a kill may lose its last second), and never evicting, because a ledger that forgets is no ledger.
 pub fn config(port: u16, dir: &Path, part: Part) -> String {
     let dir = dir.display();
     let mut text = format!(

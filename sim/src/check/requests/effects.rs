@@ -8,11 +8,9 @@ use control::plane::{Dispatch, Input, Outcome, Refusal};
 use control::units::Amount;
 
 use super::super::book::{above, pair};
-use super::super::request::{End, Request, Running};
+use super::super::request::{End, Request};
 use super::super::{Invariant, Step, Verdict};
 use super::Requests;
-use crate::coverage::sometimes;
-use crate::world::replica_of;
 
 impl Requests {
     /// A request has an id: the first thing said of it, and a new one.
@@ -107,15 +105,7 @@ impl Requests {
         if let Some(config) = &own.config {
             request.under(config);
         }
-        request.replica = replica_of(&order.endpoint_name);
-        if let Some(from) = order.resume {
-            request.marks.push((step.position, request.attempts, from.0));
-            sometimes!("stream_resumed");
-        }
-        request.tried.push(order.endpoint);
-        request.dispatches.push(step.position);
-        let (attempt, number) = (order.attempt, order.number);
-        request.running = Some(Running { attempt, number, cancelled: false });
+        request.sent(step.position, order);
         self.figures.attempts += 1;
     }
 

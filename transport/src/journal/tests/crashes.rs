@@ -139,20 +139,26 @@ fn a_segment_of_another_plane_is_not_taken_for_ours() {
 }
 
 #[test]
-fn a_newer_format_is_refused_and_untouched() {
+fn another_format_is_refused_and_untouched() {
+    refused_as(FORMAT_VERSION + 1, "and this program knows only up to");
+    refused_as(FORMAT_VERSION - 1, "and this program reads only");
+}
+
+fn refused_as(format: u32, words: &str) {
     let disk = FaultyDisk::new();
     let (journal, _) = open(&disk, &small());
     append(&journal, 0..3);
     journal.close().unwrap();
     let path = dir().join("FORMAT");
-    let newer =
-        String::from_utf8(disk.image()[&path].clone()).unwrap().replace("format 1", "format 2");
-    crate::seam::disk::replace(&disk, &path, newer.as_bytes()).unwrap();
+    let ours = String::from_utf8(disk.image()[&path].clone()).unwrap();
+    let other = ours.replace(&format!("format {FORMAT_VERSION}"), &format!("format {format}"));
+    crate::seam::disk::replace(&disk, &path, other.as_bytes()).unwrap();
     // Not even a lock is made.
     disk.remove(&dir().join("LOCK")).unwrap();
     let before = disk.image();
     let error = refused(&disk);
-    assert!(error.contains("has format 2 and this program knows only up to 1"), "{error}");
+    let told = format!("has format {format} {words} {FORMAT_VERSION}");
+    assert!(error.contains(&told), "{error}");
     assert!(Reader::open(Arc::new(disk.clone()), &dir()).is_err());
     assert_eq!(disk.image(), before);
 }

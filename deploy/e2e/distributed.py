@@ -1,0 +1,351 @@
+"""The distributed form in real processes: Consul, Redis, Rust and Python workers, and gateways that share them all.
+
+What is not there fails with the command that gets it: a test of a server that is skipped proves nothing.
+"""
+
+import json
+import re
+import shutil
+import socket
+import sys
+import threading
+import time
+import urllib.request
+
+import httpx2
+import openai
+from asking import chat, client_of
+from harness import Process, Server, World, free_port, get, place, until
+
+ONE, TWO = "model-one", "model-two"
+LIMIT = 2_000_000  # Tokens a day, where a test is about something else.
+TENANT = "acme"
+# What a book holds of today, in tokens: the tenant's own balance, and what is set aside, by requests (whose holds have
+# a 0 behind the owner's sixteen digits) and ahead of them.
+BALANCE = """
+local spent, running, ahead = 0, 0, 0
+for _, field in ipairs(redis.call('HKEYS', KEYS[1])) do
+  if field:sub(1, 18) == 'B' .. ARGV[1] .. '0' then
+    spent = spent + cmsgpack.unpack(redis.call('HGET', KEYS[1], field))[17]
+  elseif field:sub(1, 1) == 'L' then
+    local tokens = cmsgpack.unpack(redis.call('HGET', KEYS[1], field))[1]
+    if field:sub(18, 18) == '0' then running = running + tokens else ahead = ahead + tokens end
+  end
+end
+return {spent, running, ahead}
+"""
+
+
+def consul_program():
+    """Consul: on the PATH, or where `cargo xtask services up` leaves it."""
+    fetched = place().parent / "services" / "packages" / "consul-root" / "usr" / "bin" / "consul"
+    found = shutil.which("consul") or (str(fetched) if fetched.exists() else None)
+    return found or sys.exit("consul is missing: `cargo xtask services up` fetches it, or put it on the PATH")
+
+
+def redis_program():
+    """Redis, on the PATH."""
+    missing = "redis-server is missing: `cargo xtask test --only servers` installs it, or put it on the PATH"
+    return shutil.which("redis-server") or sys.exit(missing)
+
+
+def worker_program():
+    """The Python worker, in the environment that its own checks make."""
+    script = place().parent / "worker" / "venv" / "bin" / "python"
+    stubs = place().parent / "worker" / "wire"
+    if not (script.exists() and stubs.exists()):
+        sys.exit("the Python worker is not installed: `deploy/worker/check.sh` makes target/worker/venv")
+    return script
+
+
+class Consul(Server):
+    """One server that is its own leader."""
+
+    def __init__(self, world):
+        port, gossip, server = free_port(), free_port(), free_port()
+        arguments = ["agent", "-server", "-bootstrap-expect=1", "-node=pointsman", "-bind=127.0.0.1"]
+        arguments += ["-client=127.0.0.1", "-dns-port=-1", "-grpc-port=-1", "-serf-wan-port=-1"]
+        arguments += [f"-http-port={port}", f"-serf-lan-port={gossip}", f"-server-port={server}"]
+        # It elects itself in one second instead of five.
+        arguments += ["-hcl", "performance { raft_multiplier = 1 }", f"-data-dir={world.home / 'consul'}"]
+        ready = "/v1/catalog/services"  # Refused until there is a leader.
+        super().__init__("consul", arguments, world.logs / "consul.log", port, ready, program=consul_program())
+
+    def register(self, name, model, port):
+        """A worker that does not do so itself; Consul looks every second whether its port is open."""
+        check = {"TCP": f"127.0.0.1:{port}", "Interval": "1s", "Timeout": "1s", "Status": "passing"}
+        service = {"ID": name, "Name": f"llm-{model}", "Address": "127.0.0.1", "Port": port}
+        body = json.dumps({**service, "Meta": {"model": model, "protocol": "grpc"}, "Check": check}).encode()
+        request = urllib.request.Request(f"{self.url}/v1/agent/service/register", body, method="PUT")
+        with urllib.request.urlopen(request, timeout=5) as answer:
+            assert answer.status == 200
+
+    def passing(self, model):
+        """The instances of a model whose checks pass."""
+        status, body = get(f"{self.url}/v1/health/service/llm-{model}?passing=true")
+        return {entry["Service"]["ID"] for entry in json.loads(body)} if status == 200 else set()
+
+
+class Redis(Server):
+    """One primary. After a restart it has all it acknowledged: less than `always` forgets the last second or two."""
+
+    def __init__(self, world):
+        home, port = world.home / "redis", free_port()
+        home.mkdir()
+        arguments = ["--bind", "127.0.0.1", "--port", port, "--dir", home, "--save", "", "--appendonly", "yes"]
+        arguments += ["--appendfsync", "always", "--maxmemory-policy", "noeviction"]
+        super().__init__("redis", arguments, world.logs / "redis.log", port, "", program=redis_program())
+
+    def _answers(self):
+        try:
+            return self.ask("PING") == "PONG"
+        except (OSError, RedisError):
+            return False
+
+    def ask(self, *words):
+        """One command and its answer. Raises `RedisError` where that is an error."""
+        with socket.create_connection(("127.0.0.1", self.port), timeout=5) as line:
+            parts = [str(word).encode() for word in words]
+            told = b"".join(b"$%d\r\n%s\r\n" % (len(part), part) for part in parts)
+            line.sendall(b"*%d\r\n%s" % (len(parts), told))
+            with line.makefile("rb") as answer:
+                return _reply(answer)
+
+    def balance(self):
+        """Of the only tenant, today, in tokens: spent, set aside by requests, set aside ahead of them."""
+        books = [key for key in self.ask("KEYS", "pointsman:ledger:*") if key.endswith(":book")]
+        assert len(books) == 1, books
+        tenant = re.search(r"\{([0-9a-f]{16})\}", books[0]).group(1)
+        return self.ask("EVAL", BALANCE, 1, books[0], tenant)
+
+
+class RedisError(Exception):
+    """What Redis answers instead."""
+
+
+def _reply(answer):
+    head = answer.readline().rstrip().decode()
+    kind, rest = head[:1], head[1:]
+    if kind == "+":
+        return rest
+    if kind == ":":
+        return int(rest)
+    if kind == "$" and int(rest) >= 0:
+        return answer.read(int(rest) + 2)[:-2].decode()
+    if kind == "*" and int(rest) >= 0:
+        return [_reply(answer) for _ in range(int(rest))]
+    raise RedisError(head)
+
+
+class RustWorker(Process):
+    """`pointsman worker`. It is ready when its port is open."""
+
+    def __init__(self, world, name, model, backend, *more):
+        self.port, self.model = free_port(), model
+        arguments = ["worker", "--model", model, "--backend", backend, "--listen", f"127.0.0.1:{self.port}", *more]
+        super().__init__(name, arguments, world.logs / f"{name}.log")
+
+    def start(self):
+        super().start()
+        until(f"{self.name} listens", self._listens)
+
+    def _listens(self):
+        assert self.alive(), f"{self.name} ended with {self.child.returncode}:\n{self.said()[-2000:]}"
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", self.port)) == 0
+
+
+class PythonWorker(Server):
+    """`pointsman_worker`. It registers itself."""
+
+    def __init__(self, world, name, model, backend, consul, **more):
+        self.model, port, pages = model, free_port(), free_port()
+        env = {
+            "MODEL_NAME": model,
+            "BACKEND": backend,
+            "INSTANCE_ID": name,
+            "LISTEN_ADDR": f"127.0.0.1:{port}",
+            "METRICS_ADDR": f"127.0.0.1:{pages}",
+            "CONSUL_HTTP_ADDR": f"127.0.0.1:{consul.port}",
+            "PYTHONDONTWRITEBYTECODE": "1",
+            **more,
+        }
+        log, arguments = world.logs / f"{name}.log", ["-m", "pointsman_worker"]
+        super().__init__(name, arguments, log, pages, "/ready", env, program=worker_program())
+
+
+class Fleet(World):
+    """Gateways over one Redis and one Consul, and what that lists."""
+
+    def __init__(self, name, redis=True):
+        super().__init__(name)
+        self.gateways, self.workers = [], {}
+        self.consul = self._keep(Consul(self))
+        self.redis = self._keep(Redis(self)) if redis else None
+
+    def rust(self, name, model=ONE, backend="hash", *more):
+        """A Rust worker, registered on its behalf."""
+        worker = self.workers[name] = self._keep(RustWorker(self, name, model, backend, *more))
+        self.consul.register(name, model, worker.port)
+        return worker
+
+    def python(self, name, model=TWO, backend="hash", **more):
+        """A Python worker."""
+        worker = self.workers[name] = self._keep(PythonWorker(self, name, model, backend, self.consul, **more))
+        return worker
+
+    def open(self, count=2, limit=LIMIT, digest=None):
+        """So many gateways, ready to serve every worker there is."""
+        for number in range(count):
+            name, port = f"gateway-{number + 1}", free_port()
+            config = self.home / f"{name}.yaml"
+            config.write_text(json.dumps(self._config(name, limit, digest), indent=1))
+            arguments = ["serve", "--listen", f"127.0.0.1:{port}", "--config", config]
+            self.gateways.append(self._keep(Server(name, arguments, self.logs / f"{name}.log", port, "/ready")))
+        for gateway in self.gateways:
+            until(f"{gateway.name} knows everybody", lambda at=gateway: self.known(at) == len(self.workers))
+        return self.gateways
+
+    def _config(self, name, limit, digest):
+        config = {
+            "version": 1,
+            "data": {"dir": str(self.home / name)},
+            "server": {"admin": {"addr": f"127.0.0.1:{free_port()}"}},
+            "discovery": {"consul": {"addr": self.consul.url}},
+            # A worker that came back is soon asked again, and no test waits for what chance may do to a budget.
+            "routing": {"breaker": {"ejection_base": "500ms", "slow_start": "0s"}, "max_retries": 3},
+        }
+        if self.redis:
+            config["data"]["redis"] = {"addr": f"127.0.0.1:{self.redis.port}"}
+        if digest:
+            config["tenants"] = {TENANT: {"daily_tokens": limit}}
+            config["keys"] = [{"name": "k", "hash": digest, "tenant": TENANT, "user": "ann"}]
+        return config
+
+    def known(self, gateway):
+        """How many workers Consul lists, as this gateway says; none while it says anything else."""
+        said = re.match(r"(\d+) workers$", part(gateway, "registry consul"))
+        return int(said.group(1)) if said else -1
+
+    def settled(self):
+        """What is spent, and what is set aside ahead, once no request holds anything and every gateway has stopped."""
+        until("every hold of a request has ended", lambda: self.redis.balance()[1] == 0)
+        for gateway in self.gateways:
+            assert gateway.stop() == 0, gateway.said()[-2000:]
+        spent, running, ahead = self.redis.balance()
+        assert running == 0, f"{running} tokens are still set aside"
+        return spent, ahead
+
+    def _keep(self, process):
+        self._closing.append(process.kill)
+        return process
+
+
+def part(gateway, name):
+    """What `/health` says of one part; nothing where it does not name it."""
+    status, body = get(f"{gateway.url}/health")
+    checks = json.loads(body).get("checks", {}) if status == 200 else {}
+    return checks.get(name, {}).get("detail", "")
+
+
+class Raw:
+    """A stream as it comes over the line, comments included."""
+
+    def __init__(self, gateway, key, model, text, tokens, on_token=None):
+        body = {"model": model, "stream": True, "stream_options": {"include_usage": True}, "max_tokens": tokens}
+        body["messages"] = [{"role": "user", "content": text}]
+        headers = {"authorization": f"Bearer {key}"}
+        self.events, self.comments, self.done = [], [], False
+        self.longest_pause, last = 0.0, None
+        url = f"{gateway.url}/v1/chat/completions"
+        with httpx2.stream("POST", url, json=body, headers=headers, timeout=30) as answer:
+            assert answer.status_code == 200, answer.read()
+            self.replica = answer.headers["x-pointsman-replica"]
+            for line in answer.iter_lines():
+                self._line(line)
+                if not line.startswith("data:"):
+                    continue
+                now = time.monotonic()
+                self.longest_pause, last = max(self.longest_pause, now - (last or now)), now
+                if on_token:
+                    on_token(self)
+
+    def _line(self, line):
+        if line.startswith(":"):
+            self.comments.append(line)
+        elif line == "data: [DONE]":
+            self.done = True
+        elif line:
+            assert not self.done, f"after [DONE]: {line}"
+            self.events.append(json.loads(line.removeprefix("data: ")))
+
+    @property
+    def pieces(self):
+        """What was said, piece by piece."""
+        deltas = (event["choices"][0]["delta"] for event in self.events if event.get("choices"))
+        return [delta["content"] for delta in deltas if delta.get("content")]
+
+    @property
+    def usage(self):
+        """The one bill."""
+        found = [event["usage"] for event in self.events if event.get("usage")]
+        assert len(found) == 1, found
+        return found[0]
+
+
+class Spenders:
+    """Clients that ask until they are told that the limit is spent; each answer is timed and judged as it comes."""
+
+    REST = 0.02  # After a refusal.
+
+    def __init__(self, gateways, key, model, tokens, each=2):
+        self._options = {"model": model, "max_tokens": tokens}
+        self._lock, self._stop, self._last = threading.Lock(), threading.Event(), threading.Event()
+        self.tokens, self.answered, self.slowest, self.statuses, self.crashes = 0, 0, 0.0, {}, []
+        clients = [client_of(gateway, key=key) for gateway in gateways for _ in range(each)]
+        self._threads = [threading.Thread(target=self._work, args=(client,), daemon=True) for client in clients]
+
+    def __enter__(self):
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(60)
+        assert not any(thread.is_alive() for thread in self._threads), "a client hangs"
+        assert not self.crashes, self.crashes
+
+    def more(self, count):
+        """Waits for so many more answers."""
+        goal = self.answered + count
+        until(f"{count} more answers", lambda: self.answered >= goal or self.crashes)
+
+    def finish(self):
+        """From now on who is told that the limit is spent goes home; waits for all of them."""
+        self._last.set()
+        until("the limit is spent", lambda: not any(thread.is_alive() for thread in self._threads), 60)
+
+    def _work(self, client):
+        try:
+            while not self._stop.is_set():
+                if self._ask(client) == 402 and self._last.is_set():
+                    return
+        except Exception as crash:  # noqa: BLE001 - reported by the main thread, whatever it is
+            self.crashes.append(repr(crash))
+
+    def _ask(self, client):
+        began, status, tokens = time.monotonic(), 200, 0
+        try:
+            tokens = chat(client, **self._options).usage.total_tokens
+        except openai.APIStatusError as error:
+            status = error.status_code
+        took = time.monotonic() - began
+        with self._lock:
+            self.tokens, self.answered = self.tokens + tokens, self.answered + (status == 200)
+            self.slowest = max(self.slowest, took)
+            self.statuses[status] = self.statuses.get(status, 0) + 1
+        if status != 200:
+            self._stop.wait(self.REST)
+        return status
