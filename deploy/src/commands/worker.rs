@@ -218,4 +218,23 @@ mod tests {
             assert!(backend(&args(line), &Env::default()).is_ok(), "{line}");
         }
     }
+
+    #[test]
+    fn a_door_for_quic_has_an_address_and_a_certificate_has_its_key() {
+        let line = "pointsman worker --model m --backend echo";
+        for more in
+            ["--quic-cert a --quic-key b", "--quic-listen 1 --quic-cert a", "--quic-client-ca a"]
+        {
+            let line = format!("{line} {more}");
+            assert!(Cli::try_parse_from(line.split(' ')).is_err(), "{more}");
+        }
+        let told = |line| quic(&args(line)).map(|door| door.is_some()).map_err(|e| e.to_string());
+        assert_eq!(told("--backend echo"), Ok(false));
+        let wrong = told("--backend echo --quic-listen here").unwrap_err();
+        assert!(wrong.contains("--quic-listen must be an address"), "{wrong}");
+        let wrong =
+            told("--backend echo --quic-listen 1 --quic-cert /dev/null --quic-key /dev/null");
+        let wrong = wrong.unwrap_err();
+        assert!(wrong.contains("--quic-cert") && wrong.contains("/dev/null"), "{wrong}");
+    }
 }
