@@ -55,7 +55,7 @@ async fn a_client_that_leaves_stops_the_worker_at_once() {
     assert_eq!(response.status(), 200);
     worker.runs(1).await;
     drop(response);
-    worker.runs_within(0, 3 * SECOND).await;
+    worker.runs_within(0, 5 * SECOND).await;
 }
 
 #[tokio::test]
@@ -67,7 +67,7 @@ async fn a_deadline_ends_the_answer_at_the_worker_too() {
     let answer = world.ask(&words(1_200), json!({})).await;
     assert_eq!(answer.status, 504, "{answer:?}");
     assert!(began.elapsed() < 5 * SECOND);
-    worker.runs_within(0, 3 * SECOND).await;
+    worker.runs_within(0, 5 * SECOND).await;
     let stream = world.ask(&words(1_200), json!({"stream": true})).await;
     assert!(stream.text.contains("\"error\"") && !stream.is_done(), "{stream:?}");
 }
@@ -182,8 +182,9 @@ async fn a_worker_killed_in_the_middle_is_noticed_within_a_second_and_continued_
     let blocks = text.split_inclusive("\n\n").filter(|block| !block.starts_with(':'));
     let told = Answer { status: head.status, headers: head.headers, text: blocks.collect() };
     assert!(told.is_done() && told.told() == whole.told(), "token for token: {text}");
-    // Its port says so when it is asked whether it is alive, every 750 ms.
-    assert!(gap < 2 * SECOND, "{gap:?}");
+    // Its port says so when it is asked whether it is alive, every 750 ms. The rest is for a machine that is busy: the
+    // silence alone would have to last eight seconds.
+    assert!(gap < 3 * SECOND, "{gap:?}");
 }
 
 #[tokio::test]
@@ -218,7 +219,7 @@ async fn nobody_at_the_address_is_no_connection_and_another_is_asked() {
     for _ in 0..3 {
         assert_eq!(world.ask("a", json!({})).await.header("x-pointsman-replica"), "w1");
     }
-    assert!(began.elapsed() < 2 * SECOND, "a closed port says so at once: {:?}", began.elapsed());
+    assert!(began.elapsed() < 4 * SECOND, "a closed port says so at once: {:?}", began.elapsed());
     let metrics = world.get("/metrics").await;
     assert!(metrics.contains("outcome=\"connect\""), "{metrics}");
 }

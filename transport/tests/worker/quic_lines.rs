@@ -181,7 +181,7 @@ async fn a_peer_that_is_silent_is_noticed_on_both_sides() {
     assert_eq!(failed.failure, Failure::ConnectionLost, "{failed}");
     assert!(failed.detail.contains("silent"), "{failed}");
     // Eight seconds of silence; the first-token timer would have been a minute.
-    assert!((7..12).contains(&cut.elapsed().as_secs()), "{:?}", cut.elapsed());
+    assert!((7..20).contains(&cut.elapsed().as_secs()), "{:?}", cut.elapsed());
     worker.runs_within(0, 5 * SECOND).await;
 }
 
@@ -211,7 +211,7 @@ async fn a_reader_that_does_not_read_holds_the_backend_up_and_loses_nothing() {
         }
     }
     assert_eq!((tokens, done), (MANY as u64, true));
-    worker.runs_within(0, SECOND).await;
+    worker.runs_within(0, 5 * SECOND).await;
 }
 
 #[tokio::test]
