@@ -104,8 +104,10 @@ fn a_newer_directory_is_refused_and_left_alone() {
     let world = World::new();
     let _replica = used(&world);
     let format = world.data().join("FORMAT");
-    let text = std::fs::read_to_string(&format).unwrap().replace("format 1\n", "format 7\n");
-    std::fs::write(&format, text).unwrap();
+    let ours = format!("format {}\n", transport::journal::FORMAT_VERSION);
+    let text = std::fs::read_to_string(&format).unwrap();
+    assert!(text.contains(&ours), "{text}");
+    std::fs::write(&format, text.replace(&ours, "format 7\n")).unwrap();
     let before = files(&world.data());
     let words = refused(&world);
     assert!(words.contains("format 7") && words.contains("run a newer pointsman"), "{words}");

@@ -77,9 +77,8 @@ async fn a_worker_told_to_stop_finishes_its_stream_and_says_so() {
     let client = Client::new(gateway.port);
     let streaming = tokio::spawn(async move { client.ask(&ask(true)).await });
     until("the worker writes", 10, || {
-        get(gateway.port, "/metrics").is_some_and(|(_, page)| {
-            page.contains("pointsman_in_flight_attempts{instance=\"slow\"} 1")
-        })
+        get(gateway.port, "/metrics")
+            .is_some_and(|(_, page)| page.contains("pointsman_worker_running{instance=\"slow\"} 1"))
     });
     let (status, worker) =
         tokio::task::spawn_blocking(move || (slow.process.stop(), slow)).await.unwrap();

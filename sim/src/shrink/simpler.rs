@@ -1,5 +1,8 @@
 //! The same asks, faults and hosts with plainer values: what is left in a plan should be there for a reason.
 
+use control::quota::{Cap, Limits};
+use control::units::{MicroUsd, Tokens};
+
 use super::Shrinker;
 use crate::plan::{Ask, FaultKind, Plan};
 
@@ -32,7 +35,44 @@ const PLAINER_WORLDS: [fn(&mut Plan); 10] = [
     |plan| plan.topology.replicas.iter_mut().for_each(|replica| replica.tells_usage = true),
 ];
 
-/// How often the length of a fault is halved in one go.
+/// Numbers that many asks are needed to reach: a limit half as high needs half as many.
+const HALVES: [fn(&mut Plan); 7] = [
+    |plan| limits(plan, |limits| [&mut limits.day, &mut limits.month].into_iter().for_each(halve)),
+    |plan| limits(plan, |limits| limits.rolling.iter_mut().for_each(|one| halve(&mut one.cap))),
+    |plan| {
+        let breaker = &mut plan.config.breaker;
+        breaker.consecutive_failures = breaker.consecutive_failures.div_ceil(2);
+        breaker.window_requests_min = breaker.window_requests_min.div_ceil(2);
+    },
+    |plan| {
+        let affinity = &mut plan.config.affinity;
+        affinity.spills_before_migration = affinity.spills_before_migration.div_ceil(2);
+    },
+    |plan| {
+        let attempt = &mut plan.config.attempt;
+        attempt.budget_burst /= 2;
+        attempt.budget_floor_per_second /= 2;
+    },
+    |plan| plan.topology.replicas.iter_mut().for_each(|one| one.slots = one.slots.div_ceil(2)),
+    |plan| {
+        let replicas = plan.topology.replicas.iter_mut();
+        replicas.for_each(|one| one.in_flight_max = one.in_flight_max.div_ceil(2));
+    },
+];
+
+fn limits(plan: &mut Plan, change: impl Fn(&mut Limits)) {
+    for account in plan.config.accounts.values_mut() {
+        change(&mut account.limits);
+        account.per_user.iter_mut().for_each(|user| change(&mut user.limits));
+    }
+}
+
+fn halve(cap: &mut Cap) {
+    cap.tokens = cap.tokens.map(|tokens| Tokens(tokens.0.div_ceil(2)));
+    cap.money = cap.money.map(|money| MicroUsd(money.0.div_ceil(2)));
+}
+
+/// How often a number is halved in one go.
 const HALVINGS: u32 = 8;
 
 /// Asks of which each is made plainer by itself; of more, only all together.
@@ -42,6 +82,13 @@ impl Shrinker<'_, Plan> {
     pub(super) fn simpler_values(&mut self) {
         for plainer in PLAINER_WORLDS {
             self.attempt(plainer);
+        }
+        for half in HALVES {
+            for _ in 0..HALVINGS {
+                if !self.attempt(half) {
+                    break;
+                }
+            }
         }
         for plainer in PLAINER_ASKS {
             let of_all = self.attempt(|plan| plan.asks.iter_mut().for_each(plainer));
