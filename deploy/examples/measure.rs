@@ -9,6 +9,7 @@ use std::error::Error;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -19,7 +20,8 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use transport::gateway::discovery_limits;
-use transport::upstream::{Answer, Ask, Client, EventKind, Settings, Target};
+use transport::quic::{Identity, Trust};
+use transport::upstream::{Answer, Ask, BadUrl, Client, EventKind, Settings, Target};
 
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
@@ -83,27 +85,33 @@ async fn first_token() -> Result<()> {
     pairs(["direct", "through the gateway"], [replica.port, gateway.port]).await
 }
 
-/// The same gateway before the same kind of answer, from an HTTP server and from a worker over gRPC.
+/// The same gateway before the same kind of answer: from an HTTP server, and from a worker over gRPC and over QUIC.
 async fn wire() -> Result<()> {
     let replica = Program::replica("--ttft 0ms --gap 0ms --tokens 4").await?;
-    let worker = Program::worker("--backend echo").await?;
+    let quic = Quic::new()?;
+    let worker = Program::worker(&format!("--backend echo {}", quic.flags())).await?;
     let over_http = Program::gateway(Some(replica.port)).await?;
     let over_grpc = Program::gateway_over(&format!("grpc://127.0.0.1:{}", worker.port)).await?;
-    for url in
-        [format!("http://127.0.0.1:{}", replica.port), format!("grpc://127.0.0.1:{}", worker.port)]
-    {
-        asked_directly(&url).await?;
-    }
+    let over_quic = Program::gateway_of(&quic.configuration()).await?;
+    let target = |url: String| Ok::<_, BadUrl>(Target::new(url.parse()?));
+    asked_directly(&target(format!("http://127.0.0.1:{}", replica.port))?).await?;
+    asked_directly(&target(format!("grpc://127.0.0.1:{}", worker.port))?).await?;
+    asked_directly(&quic.target()?).await?;
     pairs(
         ["through a gateway over HTTP", "through a gateway over gRPC"],
         [over_http.port, over_grpc.port],
+    )
+    .await?;
+    pairs(
+        ["through a gateway over gRPC", "through a gateway over QUIC"],
+        [over_grpc.port, over_quic.port],
     )
     .await?;
     drop(replica);
     let many = Program::replica(&format!("--ttft 0ms --gap 0ms --tokens {PIECES}")).await?;
     let over_http = Program::gateway(Some(many.port)).await?;
     let prompt = "word ".repeat(PIECES);
-    for (name, gateway) in [("HTTP", &over_http), ("gRPC", &over_grpc)] {
+    for (name, gateway) in [("HTTP", &over_http), ("gRPC", &over_grpc), ("QUIC", &over_quic)] {
         ask(&mut connect(gateway.port).await?, 10, &prompt).await?;
         let before = gateway.cpu()?;
         let mut streams = JoinSet::new();
@@ -125,8 +133,8 @@ async fn wire() -> Result<()> {
 
 /// Time to the first token as the gateway's own client sees it: what both sides need without a gateway, the replica's
 /// timers of a millisecond included.
-async fn asked_directly(url: &str) -> Result<()> {
-    let (client, target) = (Client::new(&Settings::default())?, Target::new(url.parse()?));
+async fn asked_directly(target: &Target) -> Result<()> {
+    let (client, url) = (Client::new(&Settings::default())?, &target.base_url);
     let mut times = Vec::new();
     for _ in 0..PAIRS / 2 {
         let body = format!(
@@ -141,8 +149,7 @@ async fn asked_directly(url: &str) -> Result<()> {
             headers: http::HeaderMap::new(),
         };
         let began = Instant::now();
-        let Answer::Stream(mut stream) = client.call(&target, ask, discovery_limits()).await?
-        else {
+        let Answer::Stream(mut stream) = client.call(target, ask, discovery_limits()).await? else {
             return Err("no stream".into());
         };
         let mut first = None;
@@ -337,6 +344,50 @@ fn quantile(values: &[f64], share: f64) -> f64 {
     sorted.get((last as f64 * share).round() as usize).copied().unwrap_or(f64::NAN)
 }
 
+/// A worker's port for QUIC, and the certificate it will show.
+struct Quic {
+    port: u16,
+    dir: PathBuf,
+    own: Identity,
+}
+
+impl Quic {
+    fn new() -> Result<Self> {
+        let port = std::net::UdpSocket::bind("127.0.0.1:0")?.local_addr()?.port();
+        let dir = std::env::temp_dir().join(format!("pointsman-measure-quic-{port}"));
+        std::fs::create_dir_all(&dir)?;
+        let own = Identity::read_or_made(&dir.join("cert.pem"), &dir.join("key.pem"))?;
+        Ok(Self { port, dir, own })
+    }
+
+    fn flags(&self) -> String {
+        let Self { port, dir, .. } = self;
+        let dir = dir.display();
+        format!(
+            "--quic-listen 127.0.0.1:{port} --quic-cert {dir}/cert.pem --quic-key {dir}/key.pem"
+        )
+    }
+
+    fn configuration(&self) -> String {
+        let (port, pin) = (self.port, self.own.pin());
+        format!(
+            "version: 1\nupstreams: [{{url: 'quic://127.0.0.1:{port}', tls: {{pin: '{pin}'}}}}]\n"
+        )
+    }
+
+    fn target(&self) -> Result<Target> {
+        let mut target = Target::new(format!("quic://127.0.0.1:{}", self.port).parse()?);
+        target.trust = Some(Arc::new(Trust::pinned(self.own.pin())));
+        Ok(target)
+    }
+}
+
+impl Drop for Quic {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.dir);
+    }
+}
+
 /// A `pointsman` that ends when it is dropped.
 struct Program {
     child: Child,
@@ -370,6 +421,19 @@ impl Program {
         let data = std::env::temp_dir().join(format!("pointsman-measure-{port}"));
         let upstream = if url.is_empty() { String::new() } else { format!("--upstream {url}") };
         let line = format!("serve --listen 127.0.0.1:{port} --data {} {upstream}", data.display());
+        Self::start(&line, port, Some(data)).await
+    }
+
+    /// With this configuration.
+    async fn gateway_of(text: &str) -> Result<Self> {
+        let port = free_port()?;
+        let data = std::env::temp_dir().join(format!("pointsman-measure-{port}"));
+        std::fs::create_dir_all(&data)?;
+        let config = data.join("pointsman.yaml");
+        std::fs::write(&config, text)?;
+        let (at, config) = (data.join("data"), config.display().to_string());
+        let line =
+            format!("serve --listen 127.0.0.1:{port} --data {} --config {config}", at.display());
         Self::start(&line, port, Some(data)).await
     }
 

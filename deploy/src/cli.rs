@@ -25,7 +25,7 @@ pub enum Command {
     Check(CheckArgs),
     /// An OpenAI-compatible replica to try things with; it fails as it is told to.
     DemoReplica(DemoReplicaArgs),
-    /// Stand beside a model server and serve gateways over gRPC: `grpc://host:port` in their configuration.
+    /// Stand beside a model server and serve gateways over gRPC, `grpc://host:port` in their configuration, or QUIC.
     Worker(WorkerArgs),
     /// Make API keys.
     Key {
@@ -89,6 +89,20 @@ pub struct WorkerArgs {
     /// Where to listen. Default: LLM_ADDR, else the port LLM, else 0.0.0.0:50055.
     #[arg(long, value_name = "ADDR")]
     pub listen: Option<String>,
+    /// Serve QUIC here too, `quic://host:port` in the gateways' configuration. Where only a port is given, on every
+    /// address. Default: not served; 50056 is what a URL without a port means.
+    #[arg(long, value_name = "ADDR")]
+    pub quic_listen: Option<String>,
+    /// Its certificate chain, PEM. Where neither this nor the key is there, both are made. Default: a certificate that
+    /// lasts as long as the process; the line that says it is ready has its fingerprint.
+    #[arg(long, value_name = "FILE", requires_all = ["quic_key", "quic_listen"])]
+    pub quic_cert: Option<PathBuf>,
+    /// Its private key, PEM.
+    #[arg(long, value_name = "FILE", requires_all = ["quic_cert", "quic_listen"])]
+    pub quic_key: Option<PathBuf>,
+    /// Over QUIC, serve only callers that show a certificate of these authorities, PEM.
+    #[arg(long, value_name = "FILE", requires = "quic_listen")]
+    pub quic_client_ca: Option<PathBuf>,
     /// The most answers at once; who comes then is told when to come back.
     #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub concurrency: u32,

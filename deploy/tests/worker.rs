@@ -95,6 +95,40 @@ async fn a_worker_told_to_stop_finishes_its_stream_and_says_so() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_over_quic_is_pinned_by_the_fingerprint_it_prints_and_its_death_is_survived() {
+    let world = World::new();
+    let port = std::net::UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let mut quic = world
+        .worker("quic", &format!("--backend hash --delay 20ms --quic-listen 127.0.0.1:{port}"));
+    let spare = world.worker("spare", "--backend hash --delay 1ms");
+    let mut pin = String::new();
+    until("the worker says where it is", 10, || {
+        let said = quic.process.said();
+        let line = said.lines().find(|line| line.contains(&format!("quic://127.0.0.1:{port}")));
+        let found = line.and_then(|line| line.split_once("certificate "));
+        found.map(|(_, found)| found[..71].clone_into(&mut pin)).is_some()
+    });
+    assert!(pin.starts_with("sha256:"), "{pin}");
+    let over_quic =
+        format!("{{url: 'quic://127.0.0.1:{port}', name: quic, tls: {{pin: '{pin}'}}}}");
+    let spare = format!("{{url: 'grpc://127.0.0.1:{}', name: spare, priority: 2}}", spare.port);
+    let gateway = gateway(&world, &[over_quic, spare]);
+    let client = Client::new(gateway.port);
+    let answer = client.ask(&ask(true)).await;
+    assert!(answer.whole && answer.replica.as_deref() == Some("quic"), "{answer:?}");
+    let streaming = tokio::spawn(async move { client.ask(&ask(true)).await });
+    until("the worker writes", 10, || {
+        get(gateway.port, "/metrics").is_some_and(|(_, page)| {
+            page.contains("pointsman_in_flight_attempts{instance=\"quic\"} 1")
+        })
+    });
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    quic.process.kill();
+    let continued = streaming.await.unwrap();
+    assert!(continued.whole && continued.pieces == answer.pieces, "{continued:?} {answer:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_worker_beside_a_model_server_passes_on_and_check_asks_it() {
     let world = World::new();
     let server = world.replica("server", "--ttft 1ms --gap 1ms");

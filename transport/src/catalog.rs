@@ -77,7 +77,7 @@ impl Route {
     /// Whether it has still to say what it serves, or, a worker, whose streams it continues.
     #[must_use]
     pub fn is_unknown(&self) -> bool {
-        let is_worker = self.target.base_url.is_grpc();
+        let is_worker = self.target.base_url.is_worker();
         (self.discover && self.models.is_empty()) || (is_worker && !self.described)
     }
 }

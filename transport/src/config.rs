@@ -29,6 +29,7 @@ mod routing;
 mod schema;
 mod server;
 mod tree;
+mod trust;
 mod units;
 mod value;
 mod watch;
@@ -55,6 +56,7 @@ pub use routing::{
 };
 pub use schema::{Absent, SchemaKey, schema};
 pub use server::{Admin, Data, Fsync, Http, Journal, Server, Tls};
+pub use trust::WorkerTls;
 pub use units::{ByteSize, Secret, Url};
 pub use watch::{Fingerprint, POLL_INTERVAL, watch};
 

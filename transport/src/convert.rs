@@ -1,6 +1,7 @@
 //! From what people and wires write to what the plane takes. The only place that does.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use control::balance::{self, Policy};
 use control::id::AccountId;
@@ -17,10 +18,12 @@ use tonic::{Code, Status};
 
 use crate::catalog::{CONFIGURED, Route, Silence};
 use crate::config::{
-    Config, Fallback, Limits, LoadBalancer, Route as Configured, Serves, Timeouts,
+    Config, Fallback, Limits, LoadBalancer, Route as Configured, Serves, Timeouts, WorkerTls,
 };
 use crate::keys::AccountIds;
+use crate::quic::{Identity, Pin, Trust};
 use crate::sources::Instance;
+use crate::tls::TlsError;
 use crate::upstream::{BadSecret, BadUrl, Failed, Secret, Target};
 
 /// Endpoints without a stated maximum take this many attempts at once: more than one inference server runs, so that it
@@ -189,6 +192,9 @@ pub enum RouteError {
     /// Its key.
     #[error("endpoint {0}: api_key: {1}")]
     Key(String, BadSecret),
+    /// A file of its TLS.
+    #[error("endpoint {0}: tls: {1}")]
+    Tls(String, TlsError),
 }
 
 /// Endpoints by name. What one name stands for in several places becomes one endpoint, if it is the same address with
@@ -227,7 +233,7 @@ fn same_standing(one: &Configured, other: &Configured) -> bool {
             route.http2,
         )
     };
-    standing(one) == standing(other) && one.api_key == other.api_key
+    standing(one) == standing(other) && one.api_key == other.api_key && one.tls == other.tls
 }
 
 fn route(configured: &Configured) -> Result<Route, RouteError> {
@@ -238,6 +244,9 @@ fn route(configured: &Configured) -> Result<Route, RouteError> {
     let mut target = Target::new(base_url);
     target.api_key = api_key.map_err(|error| RouteError::Key(name(), error))?;
     target.http2_only = configured.http2;
+    if let Some(tls) = &configured.tls {
+        target.trust = Some(trust(tls).map_err(|error| RouteError::Tls(name(), error))?);
+    }
     let mut models = BTreeMap::new();
     if let Serves::Model { name, upstream } = &configured.serves {
         let upstream = (upstream != name).then(|| upstream.as_str().into());
@@ -265,16 +274,33 @@ fn route(configured: &Configured) -> Result<Route, RouteError> {
     })
 }
 
+fn trust(tls: &WorkerTls) -> Result<Arc<Trust>, TlsError> {
+    let mut trust = match (&tls.pin, &tls.ca) {
+        (Some(pin), _) => Trust::pinned(*pin),
+        (None, Some(ca)) => Trust::authorities(ca)?,
+        (None, None) => Trust::default(),
+    };
+    if let Some((cert, key)) = &tls.own {
+        trust = trust.showing(Identity::read(cert, key)?);
+    }
+    Ok(Arc::new(trust))
+}
+
 /// A worker that a registry lists.
 ///
 /// # Errors
 /// Where its address makes no URL; in words for whoever registered it.
 pub(crate) fn found(source: &str, instance: &Instance) -> Result<Route, String> {
-    let Instance { name, model, weight, .. } = instance;
+    let Instance { name, model, weight, pin, .. } = instance;
     let url = instance.url();
     let base_url = url.parse().map_err(|why| format!("{name} is at {url}: {why}"))?;
+    let mut target = Target::new(base_url);
+    if let Some(pin) = pin {
+        let pin: Pin = pin.parse().map_err(|why| format!("{name} has meta.pin {pin:?}: {why}"))?;
+        target.trust = Some(Arc::new(Trust::pinned(pin)));
+    }
     Ok(Route {
-        target: Target::new(base_url),
+        target,
         provider: "pointsman".to_owned(),
         weight: *weight,
         tier: 1,

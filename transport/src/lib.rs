@@ -17,6 +17,7 @@ pub mod journal;
 pub mod keys;
 pub mod logs;
 mod members;
+pub mod quic;
 pub mod redis;
 pub mod seam;
 pub mod sources;

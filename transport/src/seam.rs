@@ -4,10 +4,12 @@
 //! simulated one. They are chosen by value, at run time. A cargo feature would be the wrong switch: features unify
 //! across a workspace, so that building the simulator beside the product would change the product.
 
+pub mod datagram;
 pub mod disk;
 pub mod net;
 pub mod world;
 
+pub use datagram::{Datagrams, Reaching};
 pub use disk::{Disk, FaultyDisk, RealDisk};
 pub use net::{Accept, Connecting, Dial, Duplex, Network};
 pub use world::{Background, Beside, Process, WallClock, World};

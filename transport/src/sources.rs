@@ -64,6 +64,9 @@ pub struct Instance {
     pub port: u16,
     /// Its weight among its peers; 100 is usual.
     pub weight: u32,
+    /// The fingerprint of its certificate, where it is reached over QUIC and the registry says it.
+    #[serde(default)]
+    pub pin: Option<String>,
 }
 
 impl Instance {
@@ -105,7 +108,15 @@ mod tests {
 
     fn instance(name: &str, host: &str) -> Instance {
         let (model, protocol) = ("m".to_owned(), Protocol::Grpc);
-        Instance { name: name.into(), model, protocol, host: host.into(), port: 1, weight: 100 }
+        Instance {
+            name: name.into(),
+            model,
+            protocol,
+            host: host.into(),
+            port: 1,
+            weight: 100,
+            pin: None,
+        }
     }
 
     #[test]

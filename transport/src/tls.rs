@@ -1,4 +1,4 @@
-//! TLS for the front: a certificate chain and a key, from PEM files.
+//! TLS: certificate chains and keys from PEM files, and what the front makes of them.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -30,18 +30,28 @@ pub enum TlsError {
 /// # Errors
 /// See [`TlsError`].
 pub fn server_config(cert: &Path, key: &Path) -> Result<Arc<ServerConfig>, TlsError> {
-    let file = |what, path: &Path| {
-        let path = path.to_owned();
-        move |source| TlsError::File { what, path, source }
-    };
-    let chain = CertificateDer::pem_file_iter(cert)
-        .and_then(Iterator::collect)
-        .map_err(file("certificate", cert))?;
-    let private = PrivateKeyDer::from_pem_file(key).map_err(file("private key", key))?;
+    let (chain, private) = (chain(cert)?, private_key(key)?);
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let config = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()?
         .with_no_client_auth()
         .with_single_cert(chain, private)?;
     Ok(Arc::new(config))
+}
+
+/// The certificates of a PEM file, at least one.
+pub(crate) fn chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let bad = |source| TlsError::File { what: "certificate", path: path.to_owned(), source };
+    let chain: Vec<_> =
+        CertificateDer::pem_file_iter(path).and_then(Iterator::collect).map_err(bad)?;
+    if chain.is_empty() { Err(bad(pem::Error::NoItemsFound)) } else { Ok(chain) }
+}
+
+/// The private key of a PEM file.
+pub(crate) fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
+    PrivateKeyDer::from_pem_file(path).map_err(|source| TlsError::File {
+        what: "private key",
+        path: path.to_owned(),
+        source,
+    })
 }

@@ -23,7 +23,7 @@
 //!   on another by hyper. Once written it is not: the replica may have begun to work. That is `ConnectionLost`, and whether to
 //!   ask again is the plane's decision.
 //!
-//! A worker (`grpc://`) speaks our own wire; what comes from it is turned into the same events, and its ends into the same
+//! A worker (`grpc://`, `quic://`) speaks our own wire; what comes from it is turned into the same events, and its ends into the same
 //! words (see `wire`).
 //!
 //! Dropping a call or a [`Stream`] cancels it upstream at once: HTTP/1.1 by closing the connection, HTTP/2 by a reset.
@@ -157,7 +157,7 @@ impl Client {
     /// [`Failed`], with nothing produced except where an answer that does not stream broke off.
     pub async fn call(&self, target: &Target, ask: Ask, limits: Limits) -> Result<Answer, Failed> {
         let began = Instant::now();
-        if target.base_url.is_grpc() {
+        if target.base_url.is_worker() {
             return wire::call(self, target, ask, limits).await;
         }
         let (stream, path) = (ask.stream, ask.path);

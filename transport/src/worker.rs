@@ -1,4 +1,5 @@
-//! A worker: the process beside a model server that speaks Pointsman's wire, `InferenceService` over gRPC.
+//! A worker: the process beside a model server that speaks Pointsman's wire, `InferenceService` over gRPC, and
+//! over QUIC where it is told to: one desk, one drain for both.
 //!
 //! A gateway could call an OpenAI-compatible server directly, and does. What a worker adds is what that protocol has no
 //! words for: every chunk has its place in the answer (`seq`), the server's load comes with the answer, a full one says
@@ -22,6 +23,7 @@ mod echo;
 mod hash;
 mod incoming;
 mod openai;
+mod quic;
 mod service;
 mod watch;
 mod writer;
@@ -41,6 +43,7 @@ pub use echo::Echo;
 pub use hash::Hash;
 pub use incoming::Incoming;
 pub use openai::OpenAi;
+pub use quic::{QuicDoor, QuicError};
 
 use desk::Desk;
 use service::Service;
@@ -96,15 +99,30 @@ const PING_WITHIN: Duration = Duration::from_secs(5);
 /// After the drain, connections have this long to close.
 const CLOSE_WITHIN: Duration = Duration::from_secs(2);
 
+/// Where callers come in.
+pub struct Doors {
+    /// Over gRPC.
+    pub grpc: Incoming,
+    /// Over QUIC, where that is served.
+    pub quic: Option<QuicDoor>,
+}
+
+impl From<Incoming> for Doors {
+    fn from(grpc: Incoming) -> Self {
+        Self { grpc, quic: None }
+    }
+}
+
 /// Serves until `shutdown` resolves, then drains.
 ///
 /// # Errors
 /// See [`ServeError`].
 pub async fn serve(
-    incoming: Incoming,
+    doors: impl Into<Doors>,
     settings: Settings,
     shutdown: impl Future<Output = ()> + Send,
 ) -> Result<Drained, ServeError> {
+    let Doors { grpc: incoming, quic } = doors.into();
     let (health, health_service) = tonic_health::server::health_reporter();
     let desk = Desk::new(settings.concurrency);
     let backend = Arc::new(settings.backend);
@@ -113,10 +131,12 @@ pub async fn serve(
         .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         .build_v1()?;
-    let service = Service::new(settings.model, backend, Arc::clone(&desk));
-    let inference =
-        InferenceServiceServer::new(service).max_decoding_message_size(REQUEST_BYTES_MAX);
+    let service = Arc::new(Service::new(settings.model, backend, Arc::clone(&desk)));
+    let inference = InferenceServiceServer::from_arc(Arc::clone(&service))
+        .max_decoding_message_size(REQUEST_BYTES_MAX);
     let closing = CancellationToken::new();
+    let over_quic =
+        quic.map(|door| AbortOnDropHandle::new(tokio::spawn(door.serve(service, closing.clone()))));
     let mut server = Box::pin(
         Server::builder()
             .max_concurrent_streams(STREAMS_MAX)
@@ -138,7 +158,16 @@ pub async fn serve(
         drained = drain(shutdown, &desk, &health, watching, settings.grace) => drained,
     };
     closing.cancel();
-    match tokio::time::timeout(CLOSE_WITHIN, server).await {
+    let closed = async {
+        let over_quic = async {
+            if let Some(over_quic) = over_quic {
+                // It returns nothing; where it panicked, there is nothing left to close.
+                let _ = over_quic.await;
+            }
+        };
+        tokio::join!(server, over_quic).0
+    };
+    match tokio::time::timeout(CLOSE_WITHIN, closed).await {
         Ok(Err(error)) => Err(error.into()),
         // A caller that keeps its connection open has had its answers.
         Ok(Ok(())) | Err(_) => Ok(drained),

@@ -6,7 +6,11 @@ use std::process::ExitCode;
 use tokio::signal::unix::{SignalKind, signal};
 use transport::config::Env;
 use transport::logs;
-use transport::worker::{Backend, BackendError, Echo, Hash, Incoming, ServeError, Settings, serve};
+use transport::quic::{Identity, IdentityError};
+use transport::worker::{
+    Backend, BackendError, Doors, Echo, Hash, Incoming, QuicDoor, QuicError, ServeError, Settings,
+    serve,
+};
 
 use crate::cli::WorkerArgs;
 
@@ -26,6 +30,14 @@ enum WorkerError {
     Port(String),
     #[error("cannot listen on {addr}: {source}; give another address with --listen")]
     Listen { addr: SocketAddr, source: std::io::Error },
+    #[error(
+        "--quic-listen must be an address with a port, like 0.0.0.0:50056, or a port: {0:?} is none"
+    )]
+    QuicAddress(String),
+    #[error("--quic-cert, --quic-key: {0}")]
+    Identity(#[from] IdentityError),
+    #[error("cannot serve QUIC on {addr}: {source}")]
+    Quic { addr: SocketAddr, source: QuicError },
     #[error("{0}")]
     Logs(#[from] logs::SettingsError),
     #[error("{0}")]
@@ -56,12 +68,17 @@ fn start(args: &WorkerArgs, env: &Env) -> Result<(), WorkerError> {
     };
     let addr = address(args, env)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(serve_on(addr, settings, &args.backend))
+    runtime.block_on(serve_on(addr, settings, args))
 }
 
-async fn serve_on(addr: SocketAddr, settings: Settings, backend: &str) -> Result<(), WorkerError> {
+async fn serve_on(
+    addr: SocketAddr,
+    settings: Settings,
+    args: &WorkerArgs,
+) -> Result<(), WorkerError> {
     let bound = Incoming::bind(addr).await;
-    let incoming = bound.map_err(|source| WorkerError::Listen { addr, source })?;
+    let grpc = bound.map_err(|source| WorkerError::Listen { addr, source })?;
+    let quic = quic(args)?;
     let (mut terminate, mut interrupt) =
         (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let grace = settings.grace;
@@ -72,14 +89,40 @@ async fn serve_on(addr: SocketAddr, settings: Settings, backend: &str) -> Result
         }
         tracing::info!("draining: no new answers; what runs may finish within {grace:?}");
     };
-    let addr = incoming.local_addr()?;
-    tracing::info!(model = settings.model, backend, "worker ready at grpc://{addr}");
-    let drained = serve(incoming, settings, stop).await?;
+    let addr = grpc.local_addr()?;
+    let (model, backend) = (&settings.model, &args.backend);
+    match &quic {
+        None => tracing::info!(model, backend, "worker ready at grpc://{addr}"),
+        Some(door) => {
+            let (quic, pin) = (door.local_addr()?, door.pin());
+            tracing::info!(
+                model,
+                backend,
+                "worker ready at grpc://{addr} and quic://{quic} with the certificate {pin}"
+            );
+        }
+    }
+    let drained = serve(Doors { grpc, quic }, settings, stop).await?;
     match drained.cut {
         0 => tracing::info!("stopped; everything that ran has finished"),
         cut => tracing::warn!(answers = cut, "stopped; the grace time was over and these were cut"),
     }
     Ok(())
+}
+
+/// The door for QUIC, where one is wanted.
+fn quic(args: &WorkerArgs) -> Result<Option<QuicDoor>, WorkerError> {
+    let Some(text) = &args.quic_listen else { return Ok(None) };
+    let of_port = || Some(SocketAddr::from(([0, 0, 0, 0], text.parse::<u16>().ok()?)));
+    let addr = text.parse().ok().or_else(of_port);
+    let addr = addr.ok_or_else(|| WorkerError::QuicAddress(text.clone()))?;
+    let own = match (&args.quic_cert, &args.quic_key) {
+        (Some(cert), Some(key)) => Identity::read_or_made(cert, key)?,
+        // The command line lets nobody give one of them.
+        (None, _) | (_, None) => Identity::made()?,
+    };
+    let door = QuicDoor::bind(addr, &own, args.quic_client_ca.as_deref());
+    door.map(Some).map_err(|source| WorkerError::Quic { addr, source })
 }
 
 fn backend(args: &WorkerArgs, env: &Env) -> Result<Backend, WorkerError> {
@@ -174,5 +217,24 @@ mod tests {
         {
             assert!(backend(&args(line), &Env::default()).is_ok(), "{line}");
         }
+    }
+
+    #[test]
+    fn a_door_for_quic_has_an_address_and_a_certificate_has_its_key() {
+        let line = "pointsman worker --model m --backend echo";
+        for more in
+            ["--quic-cert a --quic-key b", "--quic-listen 1 --quic-cert a", "--quic-client-ca a"]
+        {
+            let line = format!("{line} {more}");
+            assert!(Cli::try_parse_from(line.split(' ')).is_err(), "{more}");
+        }
+        let told = |line| quic(&args(line)).map(|door| door.is_some()).map_err(|e| e.to_string());
+        assert_eq!(told("--backend echo"), Ok(false));
+        let wrong = told("--backend echo --quic-listen here").unwrap_err();
+        assert!(wrong.contains("--quic-listen must be an address"), "{wrong}");
+        let wrong =
+            told("--backend echo --quic-listen 1 --quic-cert /dev/null --quic-key /dev/null");
+        let wrong = wrong.unwrap_err();
+        assert!(wrong.contains("--quic-cert") && wrong.contains("/dev/null"), "{wrong}");
     }
 }

@@ -73,7 +73,7 @@ impl<'a> Run<'a> {
         let rewritten = rewrite(&self.call.body, &self.changes(model))
             .map_err(|error| Failed::of(Failure::ClientError(400), &error.to_string()))?;
         let attempt_max = catalog.route(endpoint).and_then(|route| route.attempt_max);
-        let silence = target.base_url.is_grpc().then(|| catalog.silence(&self.call.model));
+        let silence = target.base_url.is_worker().then(|| catalog.silence(&self.call.model));
         let limits = self.limits(attempt_max, silence.flatten());
         let ask = self.ask(rewritten.body);
         match self.chat.upstream.call(target, ask, limits).await? {

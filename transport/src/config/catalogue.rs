@@ -15,6 +15,7 @@ use super::problem::{Origin, ProblemKind, nearest};
 use super::reader::Section;
 use super::routing::{LoadBalancer, Timeouts};
 use super::server::{MILLI, seconds};
+use super::trust::WorkerTls;
 use super::units::{Secret, Url};
 
 /// Models in the file: as many as anybody serves, times ten.
@@ -56,6 +57,7 @@ impl Model {
             model: None,
             in_flight_max: None,
             http2: false,
+            tls: None,
         };
         Self {
             policy: None,
@@ -86,6 +88,8 @@ pub struct Endpoint {
     pub in_flight_max: Option<u32>,
     /// Whether HTTP/2 is spoken to it without TLS too.
     pub http2: bool,
+    /// TLS with it, where it is a worker over QUIC.
+    pub tls: Option<WorkerTls>,
 }
 
 /// A provider: one URL, one key, many models.
@@ -126,6 +130,8 @@ pub struct Upstream {
     pub in_flight_max: Option<u32>,
     /// Whether HTTP/2 is spoken to it without TLS too.
     pub http2: bool,
+    /// TLS with it, where it is a worker over QUIC.
+    pub tls: Option<WorkerTls>,
 }
 
 /// One model of one provider.
@@ -247,9 +253,10 @@ impl Endpoint {
         let model = section.maybe("model", "the model's own name");
         let in_flight_max = section.maybe_between("in_flight_max", "no limit", IN_FLIGHT);
         let http2 = section.get("http2", false);
+        let tls = WorkerTls::of(section, url.as_ref());
         let url = url?;
         let name = name.unwrap_or_else(|| url.authority().to_owned());
-        Some(Self { name, url, weight, priority, api_key, model, in_flight_max, http2 })
+        Some(Self { name, url, weight, priority, api_key, model, in_flight_max, http2, tls })
     }
 }
 
@@ -302,9 +309,10 @@ impl Upstream {
         );
         let in_flight_max = section.maybe_between("in_flight_max", "no limit", IN_FLIGHT);
         let http2 = section.get("http2", false);
+        let tls = WorkerTls::of(section, url.as_ref());
         let plain = Self::at(url?);
         let name = name.unwrap_or(plain.name);
-        Some(Self { name, url: plain.url, api_key, weight, priority, in_flight_max, http2 })
+        Some(Self { name, url: plain.url, api_key, weight, priority, in_flight_max, http2, tls })
     }
 
     fn at(url: Url) -> Self {
@@ -316,6 +324,7 @@ impl Upstream {
             priority: 1,
             in_flight_max: None,
             http2: false,
+            tls: None,
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use super::trust::WorkerTls;
 use super::units::{Secret, Url};
 use super::{Config, Endpoint, Provider, Rule, Upstream};
 
@@ -31,6 +32,8 @@ pub struct Route {
     pub timeout: Option<Duration>,
     /// Whether HTTP/2 is spoken to it without TLS too.
     pub http2: bool,
+    /// TLS with it, where it is a worker over QUIC.
+    pub tls: Option<WorkerTls>,
 }
 
 /// Which models a route serves.
@@ -123,6 +126,7 @@ fn at_provider(name: &str, provider: &Provider) -> Route {
         in_flight_max: None,
         timeout: provider.timeout,
         http2: provider.http2,
+        tls: None,
     }
 }
 
@@ -140,6 +144,7 @@ fn of_endpoint(model: &str, endpoint: &Endpoint) -> Route {
         in_flight_max: endpoint.in_flight_max,
         timeout: None,
         http2: endpoint.http2,
+        tls: endpoint.tls.clone(),
     }
 }
 
@@ -156,5 +161,6 @@ fn of_upstream(upstream: &Upstream) -> Route {
         in_flight_max: upstream.in_flight_max,
         timeout: None,
         http2: upstream.http2,
+        tls: upstream.tls.clone(),
     }
 }

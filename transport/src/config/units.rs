@@ -94,7 +94,7 @@ fn read_small(path: &PathBuf) -> Result<String, String> {
 /// One without a path gets `/v1`: `http://10.0.0.7:8000` is what people call a vLLM server. User, password, query and
 /// fragment are refused; keys have a key of their own, which is not printed.
 ///
-/// Or a worker that speaks Pointsman's own wire: `grpc://10.0.0.7:50055`, with TLS `grpcs://`. It has no path.
+/// Or a worker that speaks Pointsman's own wire: `grpc://10.0.0.7:50055`, with TLS `grpcs://`; `quic://` over QUIC. It has no path.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Url {
     scheme: &'static str,
@@ -106,13 +106,19 @@ impl Url {
     /// Whether TLS is spoken.
     #[must_use]
     pub fn is_tls(&self) -> bool {
-        self.scheme == "https" || self.scheme == "grpcs"
+        ["https", "grpcs", "quic"].contains(&self.scheme)
     }
 
     /// Whether it is a worker's, which speaks Pointsman's own wire.
     #[must_use]
     pub fn is_worker(&self) -> bool {
-        self.scheme.starts_with("grpc")
+        self.scheme.starts_with("grpc") || self.is_quic()
+    }
+
+    /// Whether it is spoken to over QUIC.
+    #[must_use]
+    pub fn is_quic(&self) -> bool {
+        self.scheme == "quic"
     }
 
     /// `host` or `host:port`, as written.
@@ -145,9 +151,11 @@ impl FromStr for Url {
 
     fn from_str(given: &str) -> Result<Self, Self::Err> {
         let (given, rest) = given.split_once("://").unwrap_or_default();
-        let scheme = ["http", "https", "grpc", "grpcs"].into_iter().find(|known| *known == given);
-        let scheme = scheme.ok_or("a URL begins with http://, https://, grpc:// or grpcs://")?;
-        let is_worker = scheme.starts_with("grpc");
+        let known = ["http", "https", "grpc", "grpcs", "quic"];
+        let scheme = known.into_iter().find(|known| *known == given);
+        let scheme =
+            scheme.ok_or("a URL begins with http://, https://, grpc://, grpcs:// or quic://")?;
+        let is_worker = !scheme.starts_with("http");
         if rest.contains(['?', '#']) {
             return Err("a base URL has no query and no fragment");
         }
@@ -165,7 +173,7 @@ impl FromStr for Url {
         }
         let path = match path.trim_end_matches('/') {
             "" if is_worker => "",
-            _ if is_worker => return Err("a grpc:// URL has no path: write grpc://host:port"),
+            _ if is_worker => return Err("a worker's URL has no path: write grpc://host:port"),
             _ if path.is_empty() => "/v1",
             path => path,
         };

@@ -48,7 +48,7 @@ pub(super) async fn run(gateway: Weak<Gateway>) {
 /// Asks each once, all at the same time.
 pub(super) async fn discover_all(gateway: &Gateway) {
     let catalog = gateway.catalog();
-    let told = |route: &Route| route.discover || route.target.base_url.is_grpc();
+    let told = |route: &Route| route.discover || route.target.base_url.is_worker();
     let asked = catalog.routes().filter(|(_, route)| told(route)).map(async |(name, route)| {
         let address = route.target.base_url.to_string();
         let part = format!("discovery {name}");

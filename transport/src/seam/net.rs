@@ -23,6 +23,8 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tower::Service;
 
+use super::datagram::{Reaching, unsupported};
+
 /// A connection of a simulated network.
 pub trait Duplex: AsyncRead + AsyncWrite + Send + Unpin + 'static {}
 
@@ -35,6 +37,12 @@ pub type Connecting<'a> = Pin<Box<dyn Future<Output = io::Result<Box<dyn Duplex>
 pub trait Dial: Send + Sync + 'static {
     /// Connects to a host by name.
     fn dial(&self, host: &str, port: u16) -> Connecting<'static>;
+
+    /// A socket for datagrams to a host by name, and where that is. A network that carries none refuses.
+    fn reach(&self, host: &str, port: u16) -> Reaching {
+        let _ = (host, port);
+        unsupported()
+    }
 }
 
 /// Who is connected to on a simulated network.

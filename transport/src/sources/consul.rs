@@ -365,6 +365,7 @@ impl Entry {
                 text.parse().map_err(|_| format!("{id} has weight {text:?} in its meta"))?
             }
         };
+        let pin = said("pin").map(str::to_owned);
         let host = if address.is_empty() { node.address } else { address };
         let port = u16::try_from(port).ok().filter(|port| *port > 0);
         let port = port.ok_or_else(|| format!("{id} has no port"))?;
@@ -378,6 +379,7 @@ impl Entry {
             host,
             port,
             weight: weight.max(1),
+            pin: pin.filter(|_| protocol == Protocol::Quic),
         })
     }
 }

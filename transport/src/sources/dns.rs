@@ -72,6 +72,7 @@ impl Settings {
             host: ip.to_string(),
             port: self.port,
             weight: 100,
+            pin: None,
         }
     }
 }

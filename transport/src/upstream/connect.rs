@@ -100,7 +100,8 @@ impl Client {
             Network::Real => Connector::Real(tcp()),
             Network::Simulated(dial) => Connector::Simulated(Arc::clone(dial)),
         };
-        let tls = tls_config(settings)?;
+        let roots = Arc::new(roots(settings)?);
+        let tls = tls_config(&roots)?;
         let any_version = HttpsConnectorBuilder::new()
             .with_tls_config(tls.clone())
             .https_or_http()
@@ -112,7 +113,7 @@ impl Client {
             .enable_http2()
             .wrap_connector(connector());
         Ok(Self {
-            workers: Workers::new(only_http2.clone()),
+            workers: Workers::new(only_http2.clone(), network.clone(), roots),
             wall: WallClock::System,
             plain: pool(settings, settings.idle_plain).build(connector()),
             tls: pool(settings, settings.idle_tls).build(any_version),
@@ -200,7 +201,7 @@ fn pool(settings: &Settings, idle: Duration) -> Builder {
     builder
 }
 
-fn tls_config(settings: &Settings) -> Result<ClientConfig, SetupError> {
+fn roots(settings: &Settings) -> Result<RootCertStore, SetupError> {
     let mut roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
     if let Some(path) = &settings.extra_ca {
         let bad = |why: String| SetupError::ExtraCa { path: path.clone(), why };
@@ -214,9 +215,13 @@ fn tls_config(settings: &Settings) -> Result<ClientConfig, SetupError> {
             roots.add(certificate).map_err(|error| bad(error.to_string()))?;
         }
     }
+    Ok(roots)
+}
+
+fn tls_config(roots: &Arc<RootCertStore>) -> Result<ClientConfig, SetupError> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     Ok(ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()?
-        .with_root_certificates(roots)
+        .with_root_certificates(Arc::clone(roots))
         .with_no_client_auth())
 }

@@ -37,7 +37,7 @@ impl Client {
     /// # Errors
     /// [`Failed`]: an endpoint that knows no such list answers with a client error (404).
     pub async fn discover(&self, target: &Target, limits: Limits) -> Result<Described, Failed> {
-        if target.base_url.is_grpc() {
+        if target.base_url.is_worker() {
             return wire::describe(self, target, limits).await;
         }
         let body = self.get(target, "/models", limits).await?.body;

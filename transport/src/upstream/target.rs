@@ -2,10 +2,13 @@
 
 use core::fmt;
 use core::str::FromStr;
+use std::sync::Arc;
 
 use http::header::{HeaderMap, HeaderValue};
 use http::uri::{Authority, PathAndQuery};
 use http::{Uri, uri};
+
+use crate::quic::Trust;
 
 /// An endpoint, as the shell knows it.
 #[derive(Clone, Debug)]
@@ -19,18 +22,20 @@ pub struct Target {
     /// Sent with every request; they win over all others, `authorization` included (for endpoints that want
     /// `api-key: ...`). Mark values that are secret as sensitive, so that `Debug` hides them.
     pub headers: HeaderMap,
+    /// Whom to believe at a `quic://` address; `None` is whoever a public authority vouches for.
+    pub trust: Option<Arc<Trust>>,
 }
 
 impl Target {
     /// An endpoint without a key, speaking whatever HTTP version it offers.
     #[must_use]
     pub fn new(base_url: BaseUrl) -> Self {
-        Self { base_url, api_key: None, http2_only: false, headers: HeaderMap::new() }
+        Self { base_url, api_key: None, http2_only: false, headers: HeaderMap::new(), trust: None }
     }
 }
 
 /// The beginning of an endpoint's API: `http://host:port` (then `/v1` is added) or with a path (`https://host/api/v1`);
-/// or a worker that speaks Pointsman's own wire: `grpc://host:port`, `grpcs://host:port` with TLS.
+/// or a worker that speaks Pointsman's own wire: `grpc://host:port`, `grpcs://host:port` with TLS, `quic://host:port`.
 #[derive(Clone, PartialEq, Eq)]
 pub struct BaseUrl {
     speaks: Speaks,
@@ -45,24 +50,30 @@ pub struct BaseUrl {
 enum Speaks {
     /// OpenAI's API.
     OpenAi,
-    /// Our own wire.
+    /// Our own wire, over HTTP/2.
     Grpc,
+    /// The same over QUIC.
+    Quic,
 }
 
 /// Where a worker listens whose URL names no port.
 const WORKER_PORT: u16 = 50055;
+/// And over QUIC. Another number, although another protocol: one that is easily told from it in a list of ports.
+const QUIC_PORT: u16 = 50056;
 
 /// Why a text is no [`BaseUrl`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadUrl {
     /// Not a URL at all.
-    #[error("not a URL: write http://host:port, https://host/v1 or grpc://host:port")]
+    #[error(
+        "not a URL: write http://host:port, https://host/v1, grpc://host:port or quic://host:port"
+    )]
     Malformed,
     /// None of those that are spoken.
-    #[error("the URL must begin with http://, https://, grpc:// or grpcs://")]
+    #[error("the URL must begin with http://, https://, grpc://, grpcs:// or quic://")]
     Scheme,
     /// A worker's URL with a path.
-    #[error("a grpc:// URL has no path: write grpc://host:port")]
+    #[error("a worker's URL has no path: write grpc://host:port or quic://host:port")]
     Path,
     /// `user:password@host`.
     #[error("the URL must not hold a user or password: use api_key")]
@@ -83,6 +94,7 @@ impl FromStr for BaseUrl {
             "https" => (Speaks::OpenAi, true),
             "grpc" => (Speaks::Grpc, false),
             "grpcs" => (Speaks::Grpc, true),
+            "quic" => (Speaks::Quic, true),
             _ => return Err(BadUrl::Scheme),
         };
         let authority = parts.authority.ok_or(BadUrl::Malformed)?;
@@ -96,8 +108,8 @@ impl FromStr for BaseUrl {
         let prefix = match (speaks, path.path().trim_end_matches('/')) {
             (Speaks::OpenAi, "") => "/v1".to_owned(),
             (Speaks::OpenAi, prefix) => prefix.to_owned(),
-            (Speaks::Grpc, "") => String::new(),
-            (Speaks::Grpc, _) => return Err(BadUrl::Path),
+            (Speaks::Grpc | Speaks::Quic, "") => String::new(),
+            (Speaks::Grpc | Speaks::Quic, _) => return Err(BadUrl::Path),
         };
         Ok(Self { speaks, tls, authority, prefix })
     }
@@ -112,8 +124,14 @@ impl BaseUrl {
 
     /// Whether a worker is behind it, which speaks our own wire.
     #[must_use]
-    pub fn is_grpc(&self) -> bool {
-        self.speaks == Speaks::Grpc
+    pub fn is_worker(&self) -> bool {
+        self.speaks != Speaks::OpenAi
+    }
+
+    /// Whether that worker is reached over QUIC.
+    #[must_use]
+    pub fn is_quic(&self) -> bool {
+        self.speaks == Speaks::Quic
     }
 
     /// Host and port, as written.
@@ -139,10 +157,15 @@ impl BaseUrl {
 
     /// A worker's address, with its port.
     pub(super) fn worker(&self) -> String {
-        match self.authority.port() {
-            Some(_) => self.authority.to_string(),
-            None => format!("{}:{WORKER_PORT}", self.authority),
-        }
+        let (host, port) = self.worker_parts();
+        if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
+    }
+
+    /// A worker's host, an IPv6 address without its brackets, and its port.
+    pub(super) fn worker_parts(&self) -> (&str, u16) {
+        let usual = if self.is_quic() { QUIC_PORT } else { WORKER_PORT };
+        let host = self.authority.host().trim_start_matches('[').trim_end_matches(']');
+        (host, self.authority.port_u16().unwrap_or(usual))
     }
 }
 
@@ -153,6 +176,7 @@ impl fmt::Display for BaseUrl {
             (Speaks::OpenAi, true) => "https",
             (Speaks::Grpc, false) => "grpc",
             (Speaks::Grpc, true) => "grpcs",
+            (Speaks::Quic, _) => "quic",
         };
         write!(f, "{scheme}://{}{}", self.authority, self.prefix)
     }
@@ -229,15 +253,18 @@ mod tests {
             ("grpcs://host/", "host:50055", true),
             ("grpc://[::1]:7", "[::1]:7", false),
             ("grpc://[::1]", "[::1]:50055", false),
+            ("quic://[::1]", "[::1]:50056", true),
+            ("quic://host:7/", "host:7", true),
         ] {
             let url: BaseUrl = text.parse().unwrap();
-            assert!(url.is_grpc() && url.is_tls() == tls, "{text}");
+            assert!(url.is_worker() && url.is_tls() == tls, "{text}");
+            assert_eq!(url.is_quic(), text.starts_with("quic"));
             assert_eq!(
                 (url.worker(), url.to_string()),
                 (address.to_owned(), text.trim_end_matches('/').to_owned())
             );
         }
-        assert!(!"http://host".parse::<BaseUrl>().unwrap().is_grpc());
+        assert!(!"http://host".parse::<BaseUrl>().unwrap().is_worker());
     }
 
     #[test]
@@ -250,6 +277,7 @@ mod tests {
             ("http://user:pass@host", BadUrl::Credentials),
             ("http://host/v1?key=1", BadUrl::Query),
             ("grpc://host:1/v1", BadUrl::Path),
+            ("quic://host:1/v1", BadUrl::Path),
         ] {
             assert_eq!(text.parse::<BaseUrl>(), Err(why), "{text}");
         }

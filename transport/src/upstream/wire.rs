@@ -8,14 +8,18 @@
 //! than were asked for, that a stream which ends well has said why. A worker that gets one of these wrong is not believed
 //! in the rest either: `Garbage`, or `Truncated` where the end is missing.
 //!
-//! - **One connection per worker**, kept alive by pings, made again when it broke ([`line`]). All calls share it.
+//! - **One connection per worker**, over HTTP/2 or QUIC, kept alive by pings, made again when it broke ([`line`]). All calls
+//!   share it. Only [`chunks`] knows which of the two it is.
 //! - **When a call has begun.** HTTP has a head that says so. Here the first chunk does: a refusal is an end without one.
 //! - **Whole answers** are collected from chunks. So a silent worker is noticed by `first_token` for them too, and
 //!   `whole_answer` has no meaning.
 //! - **Statuses**: see `convert::failure`.
 
+mod chunks;
+mod grpc;
 mod line;
 mod question;
+mod quic;
 mod refusal;
 mod stream;
 mod tally;
@@ -24,12 +28,8 @@ mod whole;
 
 use http::HeaderMap;
 use http::header::{HeaderName, HeaderValue};
-use proto::inference::v1::inference_service_client::InferenceServiceClient;
-use proto::inference::v1::{DescribeRequest, Load, Resume, StreamInferenceRequest};
+use proto::inference::v1::{Load, Resume, StreamInferenceRequest};
 use tokio::time::{Instant, sleep_until, timeout_at};
-use tonic::metadata::MetadataMap;
-use tonic::transport::Channel;
-use tonic::{Extensions, Request};
 
 use control::outcome::{Failure, Stage};
 
@@ -39,7 +39,6 @@ use super::models::{Described, ModelInfo};
 use super::target::Target;
 use super::{Answer, Ask, Limits, Path, laid_over, late};
 use crate::convert;
-use line::Line;
 pub(super) use line::Workers;
 pub(super) use stream::WireStream;
 
@@ -72,7 +71,7 @@ impl Client {
     /// What the worker at `target` said last of its load; `None` where it never did, or has not been asked for long.
     #[must_use]
     pub fn load(&self, target: &Target) -> Option<WorkerLoad> {
-        target.base_url.is_grpc().then(|| self.workers.load(&target.base_url))?
+        target.base_url.is_worker().then(|| self.workers.load(target))?
     }
 }
 
@@ -91,10 +90,14 @@ pub(super) async fn call(
     let question = asked(&ask)?;
     let mut envelope = text::Envelope::new(&ask.request_id, &question.model, client.wall.now());
     let tokens_max = question.parameters.as_ref().and_then(|said| said.max_tokens);
-    let line = client.workers.line(&target.base_url)?;
+    let line = client.workers.line(target)?;
     let asking = |question| {
-        let request = request(target, ask.headers.clone(), &ask.request_id, question, &limits);
-        stream::open(service(&line, &limits), request, &limits)
+        stream::open(
+            &line,
+            headers(target, ask.headers.clone(), &ask.request_id),
+            question,
+            &limits,
+        )
     };
     let dialing = line.dial();
     // Boxed: what it takes to open a stream is large, and is over soon.
@@ -162,17 +165,16 @@ pub(super) async fn describe(
     limits: Limits,
 ) -> Result<Described, Failed> {
     let due = limits.deadline.min(Instant::now() + limits.whole_answer);
-    let line = client.workers.line(&target.base_url)?;
-    let request = request(target, HeaderMap::new(), "", DescribeRequest {}, &limits);
-    let mut service = service(&line, &limits);
+    let line = client.workers.line(target)?;
     let dialing = line.dial();
-    let Ok(described) = timeout_at(due, Box::pin(service.describe(request))).await else {
+    let asking = Box::pin(chunks::describe(&line, headers(target, HeaderMap::new(), ""), &limits));
+    let Ok(said) = timeout_at(due, asking).await else {
         let nobody =
             if line.is_up() { Failure::Timeout(Stage::FirstToken) } else { Failure::Connect };
         return Err(Failed::new(nobody, "not in time"));
     };
     dialing.ended();
-    let said = described.map_err(|status| refusal::of(&status, false, &limits))?.into_inner();
+    let said = said?;
     if let Some(load) = &said.load {
         line.tell(load);
     }
@@ -181,26 +183,11 @@ pub(super) async fn describe(
     Ok(Described { models, fingerprint: convert::fingerprint(&said.fingerprint) })
 }
 
-fn service(line: &Line, limits: &Limits) -> InferenceServiceClient<Channel> {
-    InferenceServiceClient::new(line.channel())
-        .max_decoding_message_size(limits.answer_bytes_max)
-        .max_encoding_message_size(usize::MAX)
-}
-
-/// A request with the metadata that every call carries: key, id, trace, and how long we wait.
-fn request<T>(
-    target: &Target,
-    headers: HeaderMap,
-    request_id: &str,
-    message: T,
-    limits: &Limits,
-) -> Request<T> {
+/// What every call carries beside its question: key, id, trace.
+fn headers(target: &Target, headers: HeaderMap, request_id: &str) -> HeaderMap {
     let mut headers = laid_over(headers, target);
     if let (Ok(id), false) = (HeaderValue::from_str(request_id), request_id.is_empty()) {
         headers.insert(HeaderName::from_static("x-request-id"), id);
     }
-    let metadata = MetadataMap::from_headers(headers);
-    let mut request = Request::from_parts(metadata, Extensions::default(), message);
-    request.set_timeout(limits.deadline.saturating_duration_since(Instant::now()));
-    request
+    headers
 }

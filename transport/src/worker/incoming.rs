@@ -17,7 +17,7 @@ use tonic::transport::server::Connected;
 use crate::seam::{Accept, Duplex};
 
 /// Callers are gateways, with one connection each: more than this is not a fleet but a mistake. Who comes then waits.
-const CONNECTIONS_MAX: usize = 4_096;
+pub(super) const CONNECTIONS_MAX: usize = 4_096;
 /// After a failed accept (out of descriptors, most likely) nothing gets better by asking at once.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(50);
 

@@ -49,7 +49,7 @@ impl OpenAi {
     /// See [`BackendError`].
     pub fn over(url: &str, network: &Network) -> Result<Self, BackendError> {
         let target = Target::new(url.parse()?);
-        if target.base_url.is_grpc() {
+        if target.base_url.is_worker() {
             return Err(BackendError::Worker);
         }
         let client = Client::over(&Settings::default(), network)?;

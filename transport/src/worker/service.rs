@@ -1,4 +1,5 @@
-//! `InferenceService`, as a worker serves it.
+//! `InferenceService`, as a worker serves it: over gRPC here, over QUIC by [`begin`](Service::begin) and
+//! [`description`](Service::description).
 
 use core::time::Duration;
 use std::sync::Arc;
@@ -23,6 +24,28 @@ impl Service {
     pub fn new(model: String, backend: Arc<Backend>, desk: Arc<Desk>) -> Self {
         let fingerprint = backend.fingerprint(&model);
         Self { model, backend, fingerprint, desk }
+    }
+
+    /// Begins to answer, however the question came.
+    pub fn begin(&self, mut job: Job) -> Result<Answer, Status> {
+        self.check(&job.ask)?;
+        let seat = self.desk.enter()?;
+        job.patience = job.patience.min(ANSWER_MAX);
+        let (backend, desk) = (Arc::clone(&self.backend), Arc::clone(&self.desk));
+        Ok(Answer::start(backend, job, desk, seat, self.fingerprint.clone()))
+    }
+
+    /// What this worker says of itself.
+    pub fn description(&self) -> DescribeResponse {
+        DescribeResponse {
+            models: vec![self.model.clone()],
+            backend: self.backend.name().to_owned(),
+            fingerprint: self.fingerprint.clone(),
+            resumes_seeded: self.backend.resumes_seeded(),
+            load: Some(self.desk.load()),
+            draining: self.desk.is_draining(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        }
     }
 
     /// Whether the question is one that this worker can be asked.
@@ -72,41 +95,27 @@ impl InferenceService for Service {
         let patience = patience(request.metadata())?;
         let trace = request.metadata().get("traceparent");
         let trace = trace.and_then(|value| value.to_str().ok()).map(str::to_owned);
-        let ask = request.into_inner();
-        self.check(&ask)?;
-        let seat = self.desk.enter()?;
-        let job = Job { ask, trace, patience };
-        let (backend, desk) = (Arc::clone(&self.backend), Arc::clone(&self.desk));
-        let answer = Answer::start(backend, job, desk, seat, self.fingerprint.clone());
-        Ok(Response::new(answer))
+        let job = Job { ask: request.into_inner(), trace, patience };
+        self.begin(job).map(Response::new)
     }
 
     async fn describe(
         &self,
         _: Request<DescribeRequest>,
     ) -> Result<Response<DescribeResponse>, Status> {
-        Ok(Response::new(DescribeResponse {
-            models: vec![self.model.clone()],
-            backend: self.backend.name().to_owned(),
-            fingerprint: self.fingerprint.clone(),
-            resumes_seeded: self.backend.resumes_seeded(),
-            load: Some(self.desk.load()),
-            draining: self.desk.is_draining(),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-        }))
+        Ok(Response::new(self.description()))
     }
 }
 
 /// No answer takes longer, whatever its caller says or leaves out: a seat comes back in the end.
-const ANSWER_MAX: Duration = Duration::from_secs(3_600);
+pub(super) const ANSWER_MAX: Duration = Duration::from_secs(3_600);
 
 /// How long the caller waits: `grpc-timeout`, at most 8 digits and a unit.
 fn patience(metadata: &MetadataMap) -> Result<Duration, Status> {
     let Some(value) = metadata.get("grpc-timeout") else { return Ok(ANSWER_MAX) };
     let read = value.to_str().ok().and_then(timeout_of);
     let words = "grpc-timeout is at most 8 digits and one of H, M, S, m, u, n";
-    let said = read.ok_or_else(|| Status::invalid_argument(words))?;
-    Ok(said.min(ANSWER_MAX))
+    read.ok_or_else(|| Status::invalid_argument(words))
 }
 
 fn timeout_of(text: &str) -> Option<Duration> {

@@ -16,8 +16,8 @@ use crate::world::{LONG, Worker, World};
 
 /// An agent of Consul, as far as a gateway asks it: blocking queries over one service, `llm-m`.
 struct Consul {
-    /// The index, and the ports that are listed; none at all while it is broken.
-    state: watch::Sender<(u64, Option<Vec<u16>>)>,
+    /// The index, and the services that are listed; none at all while it is broken.
+    state: watch::Sender<(u64, Option<Vec<Value>>)>,
     addr: String,
 }
 
@@ -35,8 +35,23 @@ impl Consul {
     }
 
     fn lists(&self, workers: Option<&[&Worker]>) {
-        let ports = workers.map(|all| all.iter().map(|worker| worker.addr.port()).collect());
-        self.state.send_modify(|state| *state = (state.0 + 1, ports));
+        let service = |worker: &&Worker| {
+            let port = worker.addr.port();
+            json!({"ID": format!("w-{port}"), "Address": "", "Port": port, "Meta": {"model": "m"}})
+        };
+        self.says(workers.map(|all| all.iter().map(service).collect()));
+    }
+
+    fn lists_over_quic(&self, worker: &Worker, pin: &str) {
+        let at = worker.over_quic();
+        let port: u16 = at.split_once('#').unwrap().0.rsplit_once(':').unwrap().1.parse().unwrap();
+        let meta = json!({"model": "m", "protocol": "quic", "pin": pin});
+        let id = format!("w-{}", worker.addr.port());
+        self.says(Some(vec![json!({"ID": id, "Address": "", "Port": port, "Meta": meta})]));
+    }
+
+    fn says(&self, services: Option<Vec<Value>>) {
+        self.state.send_modify(|state| *state = (state.0 + 1, services));
     }
 
     fn config(&self) -> String {
@@ -44,9 +59,13 @@ impl Consul {
     }
 }
 
-type Known = State<Arc<watch::Sender<(u64, Option<Vec<u16>>)>>>;
+type Known = State<Arc<watch::Sender<(u64, Option<Vec<Value>>)>>>;
 
-async fn answered(state: Known, query: Option<String>, body: impl Fn(&[u16]) -> Value) -> Response {
+async fn answered(
+    state: Known,
+    query: Option<String>,
+    body: impl Fn(&[Value]) -> Value,
+) -> Response {
     let query = query.unwrap_or_default();
     let mut parts = query.split('&');
     let index: u64 = parts.find_map(|part| part.strip_prefix("index=")?.parse().ok()).unwrap_or(0);
@@ -67,12 +86,7 @@ async fn services(state: Known, RawQuery(query): RawQuery) -> Response {
 
 async fn instances(state: Known, Path(name): Path<String>, RawQuery(query): RawQuery) -> Response {
     assert_eq!(name, "llm-m");
-    let instance = |port: &u16| {
-        json!({
-            "Node": {"Address": "127.0.0.1"},
-            "Service": {"ID": format!("w-{port}"), "Address": "", "Port": port, "Meta": {"model": "m"}},
-        })
-    };
+    let instance = |service: &Value| json!({"Node": {"Address": "127.0.0.1"}, "Service": service});
     answered(state, query, |ports| ports.iter().map(instance).collect()).await
 }
 
@@ -132,6 +146,30 @@ async fn workers_of_a_registry_serve_and_outlive_its_silence_and_a_restart() {
     consul.lists(Some(&[&two]));
     health_says(&world, "1 workers").await;
     answers_from(&world, &two).await;
+}
+
+#[tokio::test]
+async fn a_registry_says_whom_to_believe_over_quic_and_that_outlives_it() {
+    let worker = Worker::echo(Duration::ZERO);
+    let at = worker.over_quic();
+    let pin = at.split_once('#').unwrap().1;
+    let consul = Consul::start().await;
+    let world = World::of(&consul.config()).await;
+    consul.lists_over_quic(&worker, pin);
+    answers_from(&world, &worker).await;
+    consul.lists(None);
+    health_says(&world, "status 500").await;
+    let world = world.restarted().await;
+    answers_from(&world, &worker).await;
+    // From then on it is said to be somebody else: it is not believed any more.
+    consul.lists_over_quic(&worker, &format!("sha256:{}", "5f".repeat(32)));
+    let began = Instant::now();
+    while world.ask("hi", json!({})).await.status == 200 {
+        assert!(began.elapsed() < LONG, "whoever is there is believed");
+        sleep(Duration::from_millis(20)).await;
+    }
+    let metrics = world.get("/metrics").await;
+    assert!(metrics.contains("outcome=\"connect\""), "{metrics}");
 }
 
 #[tokio::test]

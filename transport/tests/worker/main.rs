@@ -8,6 +8,8 @@ mod gateway;
 mod lines;
 mod lying;
 mod outliving;
+mod quic;
+mod quic_lines;
 mod resuming;
 mod serving;
 mod world;

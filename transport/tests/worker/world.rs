@@ -26,7 +26,8 @@ use tonic::transport::Channel;
 use transport::config::{Env, Flags, parse};
 use transport::front::{Front, Limits, Listener, Server};
 use transport::gateway::Gateway;
-use transport::worker::{Backend, Drained, Echo, Incoming, Settings, serve};
+use transport::quic::Identity;
+use transport::worker::{Backend, Doors, Drained, Echo, Incoming, QuicDoor, Settings, serve};
 
 pub const SECOND: Duration = Duration::from_secs(1);
 /// Nothing here takes this long unless it hangs.
@@ -35,6 +36,8 @@ pub const LONG: Duration = Duration::from_secs(20);
 /// A worker with a runtime of its own, so that it can vanish with all its connections.
 pub struct Worker {
     pub addr: SocketAddr,
+    /// Where it is over QUIC, with its fingerprint behind a `#`.
+    quic: String,
     stop: CancellationToken,
     served: Option<tokio::task::JoinHandle<Drained>>,
     runtime: Option<Runtime>,
@@ -54,7 +57,16 @@ impl Worker {
         let settings = Settings { model: "m".to_owned(), backend, concurrency, grace };
         let stop = CancellationToken::new();
         let stopped = stop.clone().cancelled_owned();
-        Self::running(stop, async |incoming| serve(incoming, settings, stopped).await.unwrap())
+        let own = Identity::made().unwrap();
+        let pin = own.pin();
+        let (tell, told) = std::sync::mpsc::channel();
+        let mut worker = Self::running(stop, async move |grpc| {
+            let door = QuicDoor::bind(([127, 0, 0, 1], 0).into(), &own, None).unwrap();
+            tell.send(door.local_addr().unwrap()).unwrap();
+            serve(Doors { grpc, quic: Some(door) }, settings, stopped).await.unwrap()
+        });
+        worker.quic = format!("quic://{}#{pin}", told.recv().unwrap());
+        worker
     }
 
     /// One that echoes at once, at this address.
@@ -96,11 +108,17 @@ impl Worker {
             play(incoming).await
         });
         let addr = told.recv().unwrap();
-        Self { addr, stop, served: Some(served), runtime: Some(runtime) }
+        Self { addr, quic: String::new(), stop, served: Some(served), runtime: Some(runtime) }
     }
 
     pub fn url(&self) -> String {
         format!("grpc://{}", self.addr)
+    }
+
+    /// Its address over QUIC, as [`World::before`] takes it.
+    pub fn over_quic(&self) -> String {
+        assert!(!self.quic.is_empty(), "this one speaks gRPC alone");
+        self.quic.clone()
     }
 
     pub async fn client(&self) -> InferenceServiceClient<Channel> {
@@ -180,9 +198,13 @@ pub struct World {
 }
 
 impl World {
-    /// In front of these endpoints of the model `m`, each named after its place (`w0`, `w1`).
+    /// In front of these endpoints of the model `m`, each named after its place (`w0`, `w1`). Behind a `#` is the
+    /// fingerprint that is pinned.
     pub async fn before(urls: &[String], more: &str) -> Self {
-        let endpoint = |(at, url): (usize, &String)| format!("{{url: '{url}', name: w{at}}}");
+        let endpoint = |(at, url): (usize, &String)| match url.split_once('#') {
+            Some((url, pin)) => format!("{{url: '{url}', name: w{at}, tls: {{pin: '{pin}'}}}}"),
+            None => format!("{{url: '{url}', name: w{at}}}"),
+        };
         let endpoints: Vec<_> = urls.iter().enumerate().map(endpoint).collect();
         Self::of(&format!("models: {{m: {{endpoints: [{}]}}}}\n{more}", endpoints.join(", "))).await
     }

@@ -10,6 +10,14 @@ const TOLD: &[(&str, &str)] = &[
     ),
     ("colour: red", "p.yaml:2:1: colour: unknown key"),
     (
+        "upstreams: [{url: 'grpc://h', tls: {ca: a.pem}}, {url: 'quic://h', tls: {pin: '5f', cert: a}}]",
+        "p.yaml:2:31: upstreams[0].tls: only quic:// has this; other endpoints with TLS are believed \
+         where a public authority vouches for them\n\
+         p.yaml:2:79: upstreams[1].tls.pin: a fingerprint is sha256: and 64 hexadecimal digits, as the \
+         worker prints it when it starts\n\
+         p.yaml:2:85: upstreams[1].tls.cert: goes with `key`, which is missing",
+    ),
+    (
         "log:\n  level: info\n  level: debug",
         "p.yaml:4:3: log.level: given twice; the first is at line 3. Remove one of them",
     ),
@@ -64,7 +72,7 @@ const TOLD: &[(&str, &str)] = &[
     ),
     (
         "upstreams: [{url: 'ftp://h'}, {url: 'http://u:p@h'}, {url: 'http://h?k=v'}, {url: 'http://h:x'}]",
-        "p.yaml:2:19: upstreams[0].url: a URL begins with http://, https://, grpc:// or grpcs://\n\
+        "p.yaml:2:19: upstreams[0].url: a URL begins with http://, https://, grpc://, grpcs:// or quic://\n\
          p.yaml:2:37: upstreams[1].url: a URL holds no user or password here; use api_key\n\
          p.yaml:2:60: upstreams[2].url: a base URL has no query and no fragment\n\
          p.yaml:2:83: upstreams[3].url: the URL's host or port is not valid",
@@ -204,7 +212,7 @@ fn what_the_environment_or_a_flag_says_wrong_is_told_by_its_name() {
     let told = load(None, &flags, &env).unwrap_err().to_string();
     let expected = "--listen (command line): server.http.addr: expected an address like \
         127.0.0.1:8080 or :8080, found \"here\"\n\
-        --upstream (command line): upstreams: a URL begins with http://, https://, grpc:// or grpcs://\n\
+        --upstream (command line): upstreams: a URL begins with http://, https://, grpc://, grpcs:// or quic://\n\
         LOG_LEVEL (environment): log.level: \"loud\" is not one of trace, debug, info, warn, warning, error";
     assert_eq!(told, expected);
 }

@@ -161,12 +161,13 @@ async fn workers_come_and_go_as_they_register() {
     let Instance { name, model, weight, .. } = &found[0];
     assert_eq!((name.as_str(), model.as_str(), *weight), ("w1", "org/m", 200));
     assert_eq!(urls(&one), ["grpc://10.0.0.1:50055"]);
-    let two = json!({"protocol": "quic", "weight": "7"});
+    let two = json!({"protocol": "quic", "weight": "7", "pin": "sha256:5f"});
     agent.change(|state| state.services.get_mut("llm-m").unwrap().push(worker("w2", 2, two)));
     let both = next(&mut told, &one).await;
     assert_eq!(urls(&both), ["grpc://10.0.0.1:50055", "quic://10.0.0.1:2"]);
     let Told::Instances(found) = &both else { panic!("{both:?}") };
     assert_eq!((found[1].model.as_str(), found[1].weight), ("m", 7), "the name says it too");
+    assert_eq!((found[1].pin.as_deref(), &found[0].pin), (Some("sha256:5f"), &None));
     agent.change(|state| drop(state.services.remove("llm-m")));
     assert_eq!(next(&mut told, &both).await, nobody());
     assert!(!agent.asked.lock().unwrap().iter().any(|path| path.starts_with("web")));

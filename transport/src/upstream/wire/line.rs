@@ -14,27 +14,29 @@ use http::uri::Scheme;
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_rustls::{HttpsConnector, MaybeHttpsStream};
 use proto::inference::v1::Load;
+use rustls::RootCertStore;
 use tokio::time::{Instant, timeout};
 use tonic::transport::{Channel, Endpoint};
 use tower::Service;
 
 use control::outcome::Failure;
 
-use super::WorkerLoad;
+use super::{WorkerLoad, quic};
+use crate::seam::Network;
 use crate::seam::net::{Connector, Wire};
 use crate::upstream::failed::Failed;
-use crate::upstream::target::BaseUrl;
+use crate::upstream::target::{BaseUrl, Target};
 
 /// A dead peer is noticed after both together, also by a call that waits for its first token.
 const PING_EVERY: Duration = Duration::from_secs(10);
 const PING_WITHIN: Duration = Duration::from_secs(5);
 /// A call gives up sooner; this ends an attempt to connect that nobody waits for any more, so that the next can begin.
-const CONNECT_MAX: Duration = Duration::from_secs(10);
+pub(super) const CONNECT_MAX: Duration = Duration::from_secs(10);
 /// What a worker may send ahead on one stream: some thousand chunks. Small, because all streams share the connection's
 /// window, and clients that do not read must not hold the others up.
-const STREAM_WINDOW: u32 = 64 << 10;
+pub(super) const STREAM_WINDOW: u32 = 64 << 10;
 /// The windows of the thousand streams that an endpoint takes at most, unless told otherwise.
-const CONNECTION_WINDOW: u32 = 64 << 20;
+pub(super) const CONNECTION_WINDOW: u32 = 64 << 20;
 /// A worker that has not been asked for so long is forgotten, with its connection. Those in the catalog are asked more
 /// often.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(600);
@@ -43,47 +45,81 @@ const FORGOTTEN_AFTER: Duration = Duration::from_secs(600);
 #[derive(Clone, Debug)]
 pub(in crate::upstream) struct Workers {
     connector: HttpsConnector<Connector>,
+    network: Network,
+    public: Arc<RootCertStore>,
     lines: Arc<Mutex<BTreeMap<String, (Instant, Line)>>>,
 }
 
 impl Workers {
-    /// `connector` speaks TLS with HTTP/2 where the address says `https`.
-    pub(in crate::upstream) fn new(connector: HttpsConnector<Connector>) -> Self {
-        Self { connector, lines: Arc::default() }
+    /// `connector` speaks TLS with HTTP/2 where the address says `https`; over QUIC, `public` are the authorities that
+    /// everybody believes.
+    pub(in crate::upstream) fn new(
+        connector: HttpsConnector<Connector>,
+        network: Network,
+        public: Arc<RootCertStore>,
+    ) -> Self {
+        Self { connector, network, public, lines: Arc::default() }
     }
 
     /// The line to a worker; it connects when it is first used.
-    pub(super) fn line(&self, url: &BaseUrl) -> Result<Line, Failed> {
+    pub(super) fn line(&self, target: &Target) -> Result<Line, Failed> {
         let now = Instant::now();
-        let name = url.to_string();
+        let name = name(target);
         let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((used, line)) = lines.get_mut(&name) {
             *used = now;
             return Ok(line.clone());
         }
         lines.retain(|_, (used, _)| now.duration_since(*used) < FORGOTTEN_AFTER);
-        let line = Line::new(url, self.connector.clone())
-            .map_err(|_| Failed::new(Failure::Connect, "the endpoint's URL cannot be used"))?;
+        let line = self.made(target)?;
         lines.insert(name, (now, line.clone()));
         Ok(line)
     }
 
-    pub(super) fn load(&self, url: &BaseUrl) -> Option<WorkerLoad> {
+    fn made(&self, target: &Target) -> Result<Line, Failed> {
+        let url = &target.base_url;
+        if url.is_quic() {
+            let (trust, network) = (target.trust.as_deref().cloned(), self.network.clone());
+            let (at, trust) = (url.worker_parts(), trust.unwrap_or_default());
+            let road = quic::Road::new(at, &trust, &self.public, network)
+                .map_err(|error| Failed::new(Failure::Connect, format!("its TLS: {error}")))?;
+            return Ok(Line { road: Road::Quic(road), state: Arc::default() });
+        }
+        Line::new(url, self.connector.clone())
+            .map_err(|_| Failed::new(Failure::Connect, "the endpoint's URL cannot be used"))
+    }
+
+    pub(super) fn load(&self, target: &Target) -> Option<WorkerLoad> {
         let lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
-        lines.get(&url.to_string())?.1.load()
+        lines.get(&name(target))?.1.load()
+    }
+}
+
+/// Who is believed there belongs to it: one that is believed for another reason is not connected to yet.
+fn name(target: &Target) -> String {
+    match &target.trust {
+        Some(trust) => format!("{} {}", target.base_url, trust.mark()),
+        None => target.base_url.to_string(),
     }
 }
 
 /// A connection to one worker, or the way to it.
 #[derive(Clone)]
 pub(super) struct Line {
-    channel: Channel,
+    road: Road,
     state: Arc<State>,
+}
+
+/// How a worker is reached.
+#[derive(Clone)]
+pub(super) enum Road {
+    Grpc(Channel),
+    Quic(quic::Road),
 }
 
 #[derive(Debug, Default)]
 struct State {
-    /// Sockets that are open: one, or for a moment two.
+    /// Of gRPC: sockets that are open: one, or for a moment two.
     open: AtomicUsize,
     /// A call went away while it waited for the connection. How that ended is told to the next one, however much later.
     given_up: AtomicBool,
@@ -113,16 +149,19 @@ impl Line {
             endpoint = endpoint.origin(format!("https://{address}").parse()?);
         }
         let dialer = Dialer { connector, tls, state: Arc::clone(&state) };
-        Ok(Self { channel: endpoint.connect_with_connector_lazy(dialer), state })
+        Ok(Self { road: Road::Grpc(endpoint.connect_with_connector_lazy(dialer)), state })
     }
 
-    pub fn channel(&self) -> Channel {
-        self.channel.clone()
+    pub fn road(&self) -> &Road {
+        &self.road
     }
 
     /// Whether there is a connection.
     pub fn is_up(&self) -> bool {
-        self.state.open.load(Ordering::Relaxed) > 0
+        match &self.road {
+            Road::Grpc(_) => self.state.open.load(Ordering::Relaxed) > 0,
+            Road::Quic(road) => road.is_up(),
+        }
     }
 
     /// A call begins that may have to wait for the connection.
@@ -130,7 +169,8 @@ impl Line {
         Dialing {
             line: self,
             was_given_up: self.state.given_up.swap(false, Ordering::Relaxed),
-            ended: false,
+            // Over QUIC each call dials for itself.
+            ended: matches!(self.road, Road::Quic(_)),
         }
     }
 

@@ -5,17 +5,14 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 use http::HeaderMap;
 use http::header::{CONTENT_TYPE, HeaderValue};
-use proto::inference::v1::inference_service_client::InferenceServiceClient;
 use proto::inference::v1::{StreamInferenceRequest, StreamInferenceResponse as Chunk};
 use tokio::time::Instant;
-use tonic::transport::Channel;
-use tonic::{Request, Streaming};
 
 use control::outcome::Failure;
 use control::units::{Tokens, Usage};
 
+use super::chunks::{self, Chunks};
 use super::line::Line;
-use super::refusal;
 use super::tally::{Tally, has_text, is_silent};
 use super::text::Envelope;
 use crate::upstream::failed::Failed;
@@ -26,7 +23,7 @@ use crate::upstream::{Limits, Origin};
 /// A call that a worker has begun to answer.
 pub(super) struct Opened {
     first: Chunk,
-    rest: Streaming<Chunk>,
+    rest: Chunks,
 }
 
 /// Asks, and waits for the first chunk.
@@ -34,13 +31,13 @@ pub(super) struct Opened {
 /// # Errors
 /// Where there is none: the worker refused, or could not be reached.
 pub(super) async fn open(
-    mut service: InferenceServiceClient<Channel>,
-    request: Request<StreamInferenceRequest>,
+    line: &Line,
+    headers: HeaderMap,
+    question: StreamInferenceRequest,
     limits: &Limits,
 ) -> Result<Opened, Failed> {
-    let refused = |status| refusal::of(&status, false, limits);
-    let mut rest = service.stream_inference(request).await.map_err(refused)?.into_inner();
-    let first = rest.message().await.map_err(refused)?;
+    let mut rest = chunks::stream(line, headers, question, limits).await?;
+    let first = rest.next(false, limits).await?;
     let first =
         first.ok_or_else(|| Failed::new(Failure::Truncated, "an answer without a chunk"))?;
     Ok(Opened { first, rest })
@@ -50,7 +47,7 @@ pub(super) async fn open(
 #[derive(Debug)]
 pub(in crate::upstream) struct WireStream {
     /// `None` once the stream is over.
-    chunks: Option<Streaming<Chunk>>,
+    chunks: Option<Chunks>,
     first: Option<Chunk>,
     line: Line,
     envelope: Envelope,
@@ -152,9 +149,7 @@ impl WireStream {
             // What has arrived in time is not late because we were.
             (None, Some(chunks)) => tokio::select! {
                 biased;
-                chunk = chunks.message() => {
-                    chunk.map_err(|status| refusal::of(&status, true, &self.limits))?
-                }
+                chunk = chunks.next(true, &self.limits) => chunk?,
                 failed = self.patience.over() => return Err(failed),
             },
         };

@@ -1,0 +1,66 @@
+//! `tls` of an endpoint: whom to believe at a `quic://` address, and what to show of ourselves.
+
+use std::path::PathBuf;
+
+use super::problem::ProblemKind;
+use super::reader::Section;
+use super::tree::Scalar;
+use super::units::Url;
+use super::value::{Value, Wrong, text};
+use crate::quic::Pin;
+
+/// TLS with one worker.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WorkerTls {
+    /// Its certificate's fingerprint; nothing else is looked at then.
+    pub pin: Option<Pin>,
+    /// The authorities that vouch for it, a PEM file.
+    pub ca: Option<PathBuf>,
+    /// What we show, where it asks: a certificate chain and its private key, PEM files.
+    pub own: Option<(PathBuf, PathBuf)>,
+}
+
+impl WorkerTls {
+    /// For the endpoint at `url`.
+    pub(super) fn of(section: &Section<'_>, url: Option<&Url>) -> Option<Self> {
+        let tls = section.maybe_section("tls", Self::read);
+        if section.gives("tls") && url.is_some_and(|url| !url.is_quic()) {
+            let reason = "only quic:// has this; other endpoints with TLS are believed where a \
+                          public authority vouches for them";
+            section.problem("tls", ProblemKind::Invalid(reason.into()));
+        }
+        tls
+    }
+
+    fn read(section: &Section<'_>) -> Option<Self> {
+        let (pin, ca) =
+            (section.maybe("pin", "none"), section.maybe("ca", "the public authorities"));
+        let cert = section.maybe("cert", "nothing is shown");
+        let key = section.maybe("key", "nothing is shown");
+        if pin.is_some() && ca.is_some() {
+            let reason = "a pinned certificate needs no authority: remove one of the two";
+            section.problem("ca", ProblemKind::Invalid(reason.into()));
+        }
+        if let (Some(_), None) | (None, Some(_)) = (&cert, &key) {
+            let (there, missing) = if cert.is_some() { ("cert", "key") } else { ("key", "cert") };
+            let reason = format!("goes with `{missing}`, which is missing");
+            section.problem(there, ProblemKind::Invalid(reason));
+        }
+        Some(Self { pin, ca, own: cert.zip(key) })
+    }
+}
+
+impl Value for Pin {
+    fn expected() -> String {
+        "a fingerprint like sha256:9f86d081... of 64 digits".into()
+    }
+
+    fn read(scalar: &Scalar) -> Result<Self, Wrong> {
+        let given = text(scalar)?;
+        given.parse().map_err(|why: crate::quic::BadPin| Wrong::Because(why.to_string()))
+    }
+
+    fn show(&self) -> String {
+        self.to_string()
+    }
+}
