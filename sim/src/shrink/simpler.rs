@@ -36,9 +36,15 @@ const PLAINER_WORLDS: [fn(&mut Plan); 10] = [
 ];
 
 /// Numbers that many asks are needed to reach: a limit half as high needs half as many.
-const HALVES: [fn(&mut Plan); 7] = [
+const HALVES: [fn(&mut Plan); 8] = [
     |plan| limits(plan, |limits| [&mut limits.day, &mut limits.month].into_iter().for_each(halve)),
     |plan| limits(plan, |limits| limits.rolling.iter_mut().for_each(|one| halve(&mut one.cap))),
+    |plan| {
+        for account in plan.config.accounts.values_mut() {
+            account.rates.rpm = account.rates.rpm.map(|rpm| rpm.div_ceil(2));
+            account.rates.tpm = account.rates.tpm.map(|tpm| tpm.div_ceil(2));
+        }
+    },
     |plan| {
         let breaker = &mut plan.config.breaker;
         breaker.consecutive_failures = breaker.consecutive_failures.div_ceil(2);

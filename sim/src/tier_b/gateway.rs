@@ -135,8 +135,14 @@ impl House {
         orders.is_some_and(|orders| orders.try_send(order).is_ok())
     }
 
-    /// Whether the process lets a replica run dry; `None` where it is down or does not know the replica now.
+    /// Whether the process lets a replica run dry; `None` where it is down, does not know the replica now, or has orders
+    /// that it has not taken yet (it may be asleep): one of them may say otherwise.
     pub fn drains(&self, which: u8) -> Option<bool> {
+        let waiting =
+            self.inside().orders.as_ref().map(|orders| orders.max_capacity() - orders.capacity());
+        if waiting != Some(0) {
+            return None;
+        }
         let view = self.gateway()?.driver().look(ControlPlane::view);
         let name = replica(which);
         let known = view.endpoints.iter().find(|endpoint| *endpoint.name == *name)?;
