@@ -6,8 +6,11 @@ use std::path::PathBuf;
 use prost::Message;
 
 /// The files, relative to this crate, which is also the root that imports are resolved from.
-const FILES: [&str; 2] =
-    ["pointsman/inference/v1/inference.proto", "pointsman/inference/v1/quic.proto"];
+const FILES: [&str; 3] = [
+    "pointsman/chat/v1/chat.proto",
+    "pointsman/inference/v1/inference.proto",
+    "pointsman/inference/v1/quic.proto",
+];
 
 fn main() -> Result<(), Box<dyn Error>> {
     for file in FILES {

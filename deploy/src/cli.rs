@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use transport::config::Role;
 
 use crate::demo::{DemoReplicaArgs, parse_duration};
 
@@ -66,12 +67,36 @@ pub struct ServeArgs {
     /// A configuration file; changes to it are applied while running.
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Where to listen. Default: 127.0.0.1:8080.
+    /// What this process does: everything; or, in front, keys, rates and protocols (`gateway`, which asks the chat roles of
+    /// `chats` or `--upstream chat://host:port`); or, behind, quota, sessions and workers (`chat`, asked over gRPC). A worker is a
+    /// command of its own.
+    #[arg(long, value_enum, default_value_t)]
+    pub role: RoleArg,
+    /// Where to listen. Default: 127.0.0.1:8080; the chat role, over gRPC, 127.0.0.1:8081.
     #[arg(long, value_name = "ADDR")]
     pub listen: Option<String>,
     /// Where to keep the journal. Default: ./pointsman-data.
     #[arg(long, value_name = "DIR")]
     pub data: Option<String>,
+}
+
+/// What a process does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum RoleArg {
+    #[default]
+    All,
+    Gateway,
+    Chat,
+}
+
+impl From<RoleArg> for Role {
+    fn from(role: RoleArg) -> Self {
+        match role {
+            RoleArg::All => Self::All,
+            RoleArg::Gateway => Self::Gateway,
+            RoleArg::Chat => Self::Chat,
+        }
+    }
 }
 
 #[derive(Clone, Debug, Args)]
@@ -122,6 +147,9 @@ pub struct CheckArgs {
     /// The configuration file.
     #[arg(long, value_name = "FILE")]
     pub config: PathBuf,
+    /// As this role reads it.
+    #[arg(long, value_enum, default_value_t)]
+    pub role: RoleArg,
     /// Print every value in effect and where it came from, without secrets.
     #[arg(long)]
     pub print: bool,

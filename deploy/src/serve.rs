@@ -1,6 +1,7 @@
 //! `pointsman serve`: from flags to a gateway that serves, and from a signal to one that has left nothing behind.
 
 mod demo_fleet;
+mod doors;
 mod own_key;
 mod reload;
 mod welcome;
@@ -10,13 +11,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
-use transport::config::{self, Config, Env, Errors, Flags, Loaded, LogFormat, LogLevel};
+use tokio_util::sync::CancellationToken;
+use transport::config::{self, Config, Env, Errors, Flags, Loaded, LogFormat, LogLevel, Role};
 use transport::front::{Front, Limits, Listener, Server};
 use transport::gateway::Gateway;
 use transport::logs;
 
 use crate::cli::ServeArgs;
 use demo_fleet::DemoFleet;
+use doors::Doors;
 
 /// How long a start waits for endpoints to say what they serve. Those that take longer are served when they have said.
 const DISCOVERY_WAIT: Duration = Duration::from_secs(3);
@@ -30,6 +33,8 @@ enum StartError {
     Logs(#[from] logs::SettingsError),
     #[error("cannot listen on {addr} ({key}): {source}")]
     Listen { addr: std::net::SocketAddr, key: &'static str, source: std::io::Error },
+    #[error("{0}")]
+    Rpc(#[from] transport::front::RpcError),
     #[error("{0}")]
     Gateway(#[from] transport::gateway::StartError),
     #[error("{0}")]
@@ -57,6 +62,7 @@ fn start(args: &ServeArgs) -> Result<(), StartError> {
         listen: args.listen.clone(),
         data: args.data.clone(),
         upstreams: args.upstream.clone(),
+        role: args.role.into(),
     };
     let env = Env::process();
     let loaded = config::load(args.config.as_deref(), &flags, &env)?;
@@ -84,43 +90,71 @@ async fn serve(args: &ServeArgs, flags: Flags, env: Env, loaded: Loaded) -> Resu
     if let Some(fleet) = &fleet {
         fleet.join(&mut config);
     }
-    let listener = listen(&config)?;
-    let addr = listener.local_addr().map_err(StartError::Runtime)?;
-    let own_key = own_key::if_needed(&config, addr)?;
+    let doors = Doors::bind(&config).await?;
+    let own_key = own_key::if_needed(&config, doors.addr)?;
     let gateway = Gateway::start(&config)?;
     if let Some(own) = &own_key {
         gateway.accounts().set_own_key(own.entry.clone(), &config);
     }
     let _ = tokio::time::timeout(DISCOVERY_WAIT, gateway.discover()).await;
-    let limits = limits(&config);
-    let front = Front::new(Arc::new(gateway.chat()), gateway.accounts(), limits.clone());
-    let server = Server::new(limits.clone(), front.meters()).listen(listener);
-    let admin = admin_server(&config, &front, limits)?;
+    let (chat, accounts) = (Arc::new(gateway.chat()), gateway.accounts());
+    let front = match config.role {
+        Role::All | Role::Chat => Front::new(chat, accounts, limits(&config)),
+        Role::Gateway => Front::at_the_edge(chat, accounts, limits(&config)),
+    };
+    let admin = admin_server(&config, &front, limits(&config))?;
     let health = gateway.health();
-    let stopping = stopping(Arc::clone(&health));
     health.set_serving(true);
-    welcome::print(&config, addr, &gateway.catalog(), own_key.as_ref(), fleet.is_some());
+    welcome::print(&config, &doors, &gateway.catalog(), own_key.as_ref(), fleet.is_some());
     let reloading = args.config.clone().map(|path| {
         let watched =
             reload::Watched { path, flags, env, fingerprint, started_with: config.clone() };
         tokio::spawn(reload::run(watched, Arc::clone(&gateway)))
     });
-    let grace = config.server.http.drain_grace;
-    let drained = tokio::select! {
-        drained = server.serve(front.router(), stopping, grace) => drained,
+    let served = tokio::select! {
+        served = serve_doors(doors, &front, &config, health) => served,
         () = admin => unreachable!("the admin server runs until it is dropped"),
     };
-    if drained.cut > 0 {
-        tracing::warn!(
-            connections = drained.cut,
-            "the grace time was over: what still ran was cut"
-        );
-    }
     if let Some(task) = reloading {
         task.abort();
     }
     stop_gateway(gateway).await;
-    Ok(())
+    served
+}
+
+/// Serves at every door until the process is told to stop, or one of them fails.
+async fn serve_doors(
+    doors: Doors,
+    front: &Front<transport::chat::Local>,
+    config: &Config,
+    health: Arc<transport::health::Health>,
+) -> Result<(), StartError> {
+    let stop = CancellationToken::new();
+    let grace = config.server.http.drain_grace;
+    let told = async {
+        tokio::select! {
+            () = stopping(health) => stop.cancel(),
+            () = stop.cancelled() => {}
+        }
+    };
+    let http = async {
+        let Some(listener) = doors.http else { return };
+        let server = Server::new(limits(config), front.meters()).listen(listener);
+        let drained = server.serve(front.router(), stop.cancelled(), grace).await;
+        if drained.cut > 0 {
+            tracing::warn!(
+                connections = drained.cut,
+                "the grace time was over: what still ran was cut"
+            );
+        }
+    };
+    let grpc = async {
+        let Some(incoming) = doors.grpc else { return Ok(()) };
+        let served = front.serve_rpc(incoming, stop.cancelled(), grace).await;
+        stop.cancel();
+        served.map_err(StartError::Rpc)
+    };
+    tokio::join!(told, http, grpc).2
 }
 
 /// Requests that were cut tell the plane so within moments; then the journal is closed.
@@ -155,19 +189,6 @@ fn log_words(log: &config::Log) -> (&'static str, Option<&'static str>) {
         LogFormat::Text => Some("text"),
     };
     (level, format)
-}
-
-fn listen(config: &Config) -> Result<Listener, StartError> {
-    let addr = config.server.http.addr;
-    let bound = Listener::bind(addr).map_err(|source| StartError::Listen {
-        addr,
-        key: "server.http.addr",
-        source,
-    })?;
-    match &config.server.http.tls {
-        None => Ok(bound),
-        Some(tls) => Ok(bound.with_tls(transport::tls::server_config(&tls.cert, &tls.key)?)),
-    }
 }
 
 fn limits(config: &Config) -> Limits {

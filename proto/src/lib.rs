@@ -16,6 +16,15 @@ pub mod inference {
     }
 }
 
+/// Between clients, the gateway role and the chat role.
+pub mod chat {
+    /// Version 1.
+    #[allow(missing_docs, clippy::all, reason = "made by prost and tonic from the .proto")]
+    pub mod v1 {
+        tonic::include_proto!("pointsman.chat.v1");
+    }
+}
+
 /// All files as an encoded `FileDescriptorSet`, for servers that offer reflection.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 

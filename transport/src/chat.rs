@@ -24,7 +24,7 @@ use crate::catalog::SharedCatalog;
 use crate::driver::{Driver, Order};
 use crate::exchange::{Call, Chat, Checks, End, Model, Refused, Reply, ReplyBody, Tally, Why};
 use crate::health::Health;
-use crate::upstream::Client;
+use crate::upstream::{Client, UpstreamError};
 use attempt::{Begun, Run};
 use cache::Answers;
 
@@ -138,7 +138,7 @@ struct Request {
     /// Whether another replica may go on with its answer.
     resumable: bool,
     /// How upstream worded its refusal of the request itself.
-    upstream_words: Option<(bytes::Bytes, String)>,
+    upstream_words: Option<Box<UpstreamError>>,
 }
 
 impl Request {
@@ -191,6 +191,7 @@ impl Request {
                     usage: whole.usage,
                     first_token: None,
                     resumed: None,
+                    error: None,
                 };
                 let body = ReplyBody::Whole { bytes: whole.body, end };
                 let reply = self.reply(dispatch, whole.content_type, body);
@@ -221,9 +222,7 @@ impl Request {
                     produced: failed.produced,
                     retry_after: failed.retry_after,
                 };
-                self.upstream_words = failed.upstream.map(|said| {
-                    (said.body, said.content_type.unwrap_or_else(|| "text/plain".to_owned()))
-                });
+                self.upstream_words = failed.upstream;
                 self.report(dispatch, end);
                 Ok(None)
             }
@@ -269,9 +268,8 @@ impl Request {
             return Ok(reply);
         }
         Err(match (refusal, self.upstream_words.take()) {
-            (Refusal::Failed { failure: failure @ Failure::ClientError(_), .. }, Some(words)) => {
-                let (body, content_type) = words;
-                self.refused(Why::Upstream { failure, body, content_type })
+            (Refusal::Failed { failure: failure @ Failure::ClientError(_), .. }, Some(said)) => {
+                self.refused(Why::Upstream { failure, said })
             }
             (refusal, _) => self.refused(Why::Plane(refusal)),
         })

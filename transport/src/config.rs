@@ -10,7 +10,7 @@
 //! Edge cases decided here:
 //! - A file is the whole list of whom prompts may be sent to. `OPENAI_API_KEY` adds a provider only where there is no file.
 //! - What this build cannot do is refused where silence would mislead (`data.database`), and accepted with a
-//!   warning where it only costs a feature (`server.grpc`, `session`, traces).
+//!   warning where it only costs a feature (`session`, traces).
 //! - Secrets appear in no error, no warning, no `Debug` and no `--print`.
 
 mod accounts;
@@ -24,6 +24,7 @@ mod problem;
 mod reader;
 mod redis;
 mod restart;
+mod role;
 mod routes;
 mod routing;
 mod schema;
@@ -50,6 +51,7 @@ pub use observe::{Log, LogFormat, LogLevel, Monitoring, Session};
 pub use problem::{At, Errors, Origin, Problem, ProblemKind};
 pub use redis::{HostPorts, Redis};
 pub use restart::restart_required;
+pub use role::Role;
 pub use routes::{Route, Serves};
 pub use routing::{
     Affinity, Backoff, Breaker, Fallback, LoadBalancer, RetryBudget, Routing, Timeouts,
@@ -83,6 +85,8 @@ pub struct Config {
     pub models: BTreeMap<String, Model>,
     /// Servers whose models are asked for.
     pub upstreams: Vec<Upstream>,
+    /// Where the chat role is, for the gateway role.
+    pub chats: Vec<Upstream>,
     /// Priority and weight of providers, model by model.
     pub rules: Vec<Rule>,
     /// Tenants by name.
@@ -93,6 +97,8 @@ pub struct Config {
     pub monitoring: Monitoring,
     /// What is logged.
     pub log: Log,
+    /// What this process does. The rest is what that takes of the file.
+    pub role: Role,
 }
 
 /// A configuration, and what is worth saying about it.
@@ -224,7 +230,7 @@ fn read(root: &Section<'_>) -> Config {
     let session = root.section("session", Session::read);
     let providers = catalogue::read_providers(root);
     let models = catalogue::read_models(root, &routing.timeouts);
-    let upstreams = catalogue::read_upstreams(root);
+    let (upstreams, chats) = catalogue::read_upstreams(root);
     let rules = catalogue::read_rules(root, &providers);
     let tenants = accounts::read_tenants(root);
     let keys = accounts::read_keys(root, &tenants);
@@ -241,14 +247,16 @@ fn read(root: &Section<'_>) -> Config {
         providers,
         models,
         upstreams,
+        chats,
         rules,
         tenants,
         keys,
         monitoring,
         log,
+        role: Role::All,
     };
     check_routes(root, &config);
-    config
+    config.played(root.role(), root)
 }
 
 /// A file says which version of this schema it was written for, so that a later one can tell.

@@ -54,6 +54,7 @@ pub fn plane_config(config: &Config, ids: &AccountIds, version: u64) -> plane::C
             backoff_max: routing.backoff.max,
             budget_ratio_percent: routing.retry_budget.percent,
             budget_floor_per_second: routing.retry_budget.floor_per_second,
+            budget_burst: routing.retry_budget.burst,
             ..attempt::Config::default()
         },
         timeouts: timeouts(&routing.timeouts),

@@ -14,6 +14,8 @@ use control::plane::{Idempotency, Outcome, Refusal, Session};
 use control::units::{Tokens, Usage};
 use tokio::sync::mpsc;
 
+use crate::upstream::{Secret, UpstreamError};
+
 /// Which of the OpenAI endpoints is asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Operation {
@@ -48,6 +50,21 @@ pub struct Call {
     pub body: Bytes,
     /// `traceparent`, forwarded.
     pub traceparent: Option<String>,
+    /// Who asks in their own words, where another of our roles is to judge that again.
+    pub behalf: Option<Box<Behalf>>,
+}
+
+/// What the chat role is told of a gateway's caller. It knows the same keys and decides by itself.
+#[derive(Clone, Debug, Default)]
+pub struct Behalf {
+    /// The key that was shown.
+    pub key: Option<Secret>,
+    /// The session's name.
+    pub session: Option<String>,
+    /// The user that the body names.
+    pub user: Option<String>,
+    /// `Idempotency-Key`.
+    pub idempotency_key: Option<String>,
 }
 
 /// What the front sends back.
@@ -138,6 +155,8 @@ pub struct End {
     pub first_token: Option<Duration>,
     /// Of a stream that broke and went on: the replica that ended it, and how many attempts it took.
     pub resumed: Option<(String, u32)>,
+    /// The chat role's error of a stream that it ended, as JSON: it is passed on as it stands.
+    pub error: Option<Bytes>,
 }
 
 /// A request that was refused before anything was sent.
@@ -160,10 +179,8 @@ pub enum Why {
     Upstream {
         /// The failure, with its status.
         failure: Failure,
-        /// Body of upstream's error, bounded to 64 KiB.
-        body: Bytes,
-        /// Its content type.
-        content_type: String,
+        /// What upstream said.
+        said: Box<UpstreamError>,
     },
     /// The journal cannot take the request: disk full or failing (503).
     JournalUnavailable(String),

@@ -1,4 +1,4 @@
-//! The HTTP front: what an OpenAI client talks to.
+//! The fronts: HTTP, which an OpenAI client talks to, and gRPC ([`rpc`]) over the same routes.
 //!
 //! A client of the OpenAI API must not notice that it speaks to a gateway, except where the gateway knows better: an
 //! error says what to do, a broken stream says that it broke. So bodies are read only as far as routing, quota and
@@ -31,6 +31,7 @@ mod page;
 mod record;
 mod refusal;
 mod routes;
+pub(crate) mod rpc;
 mod scan;
 mod server;
 mod stream;
@@ -44,6 +45,7 @@ use axum::Router;
 pub use auth::{AuthError, Authenticate, Caller};
 pub use limits::Limits;
 pub use meters::Meters;
+pub use rpc::RpcError;
 pub use server::{Drained, Listener, Server};
 
 use crate::exchange::Chat;
@@ -70,8 +72,18 @@ impl<C: Chat> Front<C> {
     /// A front that asks `chat` on behalf of whom `auth` lets in.
     #[must_use]
     pub fn new(chat: Arc<C>, auth: Arc<dyn Authenticate>, limits: Limits) -> Self {
+        Self::build(chat, auth, limits, false)
+    }
+
+    /// A front of the gateway role: `chat` calls the chat role, which is told who asks and judges that again.
+    #[must_use]
+    pub fn at_the_edge(chat: Arc<C>, auth: Arc<dyn Authenticate>, limits: Limits) -> Self {
+        Self::build(chat, auth, limits, true)
+    }
+
+    fn build(chat: Arc<C>, auth: Arc<dyn Authenticate>, limits: Limits, edge: bool) -> Self {
         let (meters, ids) = (Arc::new(Meters::new()), LocalIds::new());
-        Self { shared: Arc::new(Shared { chat, auth, limits, meters, ids }) }
+        Self { shared: Arc::new(Shared { chat, auth, limits, meters, ids, edge }) }
     }
 
     /// The front's own figures, shared with the [`Server`].
@@ -98,6 +110,8 @@ struct Shared<C> {
     limits: Limits,
     meters: Arc<Meters>,
     ids: LocalIds,
+    /// Whether the chat role is another process.
+    edge: bool,
 }
 
 /// Ids of requests that never reached the plane.

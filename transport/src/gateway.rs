@@ -23,7 +23,7 @@ use crate::admin::{self, Running};
 use crate::cache::{CacheError, ModelCache};
 use crate::catalog::{CONFIGURED, Catalog, SharedCatalog};
 use crate::chat::Local;
-use crate::config::{Config, Fsync};
+use crate::config::{Config, Fsync, Role};
 use crate::convert::{self, RouteError};
 use crate::driver::{Clock, Driver, Recovered, RecoveryError, Shadow, recover};
 use crate::health::Health;
@@ -114,11 +114,13 @@ impl Gateway {
         let recovered = recover(Arc::clone(&world.disk), dir, &options)?;
         tracing::info!("recovered {}", recovered.report);
         let has_files = world.beside.has_files();
-        let shared = join(config, &world)?;
-        let ids = match &shared {
-            Some(shared) => shared.ids.clone(),
+        let joined = join(config, &world)?;
+        let ids = match &joined {
+            Some(joined) => joined.ids.clone(),
             None => world.beside.ids(dir)?,
         };
+        // The gateway role calls everybody by the names that all use, and spends nothing.
+        let shared = joined.filter(|_| config.role != Role::Gateway);
         let accounts = Accounts::new(config, ids, has_files.then_some(dir));
         let health = Health::new();
         if let Some(cut) = &recovered.report.cut {

@@ -57,8 +57,9 @@ use tokio::time::{Instant, sleep_until};
 use control::outcome::{Failure, Stage};
 use control::units::Tokens;
 
+use crate::exchange::Behalf;
 pub use connect::{Client, Settings, SetupError};
-pub use failed::{Failed, UPSTREAM_ERROR_BYTES_MAX, UpstreamError};
+pub use failed::{Failed, UPSTREAM_ERROR_BYTES_MAX, UpstreamError, Verdict};
 pub use get::Got;
 pub use models::{Described, ModelInfo};
 use stream::SseStream;
@@ -91,6 +92,8 @@ pub struct Ask {
     pub headers: HeaderMap,
     /// What the client has of the answer already, where another endpoint began it. Only workers continue answers.
     pub resume: Option<Box<Resume>>,
+    /// For whom, where the chat role is asked.
+    pub behalf: Option<Box<Behalf>>,
 }
 
 /// The part of an answer that its client has.
@@ -122,6 +125,11 @@ pub struct Origin {
     pub fingerprint: String,
     /// The answer's `created`, in Unix seconds.
     pub created: u64,
+}
+
+/// The usage that an event's data tells, where it is possible.
+pub(crate) fn usage_in(data: &[u8]) -> Option<control::units::Usage> {
+    chunk::Chunk::read(data).ok()?.usage()
 }
 
 /// How long an answer may take and how large it may be. The plane's policy, passed with each call.

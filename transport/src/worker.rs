@@ -47,6 +47,7 @@ pub use quic::{QuicDoor, QuicError};
 
 use desk::Desk;
 use service::Service;
+pub(crate) use service::patience;
 
 /// The name by which health is asked for.
 const SERVICE: &str = "pointsman.inference.v1.InferenceService";

@@ -10,7 +10,8 @@ use transport::upstream::{Client, Settings};
 use crate::cli::CheckArgs;
 
 pub fn run(args: &CheckArgs) -> ExitCode {
-    let loaded = match config::load(Some(&args.config), &Flags::default(), &Env::process()) {
+    let flags = Flags { role: args.role.into(), ..Flags::default() };
+    let loaded = match config::load(Some(&args.config), &flags, &Env::process()) {
         Ok(loaded) => loaded,
         Err(errors) => {
             eprintln!("{errors}");

@@ -6,7 +6,7 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use transport::config::{Config, DEFAULT_TENANT, KeyEntry, Limits};
+use transport::config::{Config, DEFAULT_TENANT, KeyEntry, Limits, Role};
 use transport::keys::{Key, KeyHash, generate};
 
 const FILE: &str = "own-key.hash";
@@ -26,12 +26,20 @@ pub enum OwnKeyError {
     Damaged { path: PathBuf },
     #[error("the operating system gives no randomness for a key: {0}")]
     Entropy(#[from] getrandom::Error),
+    #[error(
+        "a role that listens beyond loopback needs keys that the other roles know too: write them into the configuration \
+         that all of them read (`pointsman key new`)"
+    )]
+    Shared,
 }
 
 /// The key, where one is needed: beyond loopback, without any configured.
 pub fn if_needed(config: &Config, addr: SocketAddr) -> Result<Option<OwnKey>, OwnKeyError> {
     if addr.ip().is_loopback() || !config.keys.is_empty() {
         return Ok(None);
+    }
+    if config.role != Role::All {
+        return Err(OwnKeyError::Shared);
     }
     let path = config.data.dir.join(FILE);
     match std::fs::read_to_string(&path) {

@@ -1,10 +1,9 @@
 //! What a start prints: what is served, and a line to try it.
 
-use std::net::SocketAddr;
-
 use transport::catalog::Catalog;
-use transport::config::Config;
+use transport::config::{Config, Role};
 
+use super::doors::Doors;
 use super::own_key::OwnKey;
 
 /// Models named in the greeting; more are counted.
@@ -12,14 +11,23 @@ const NAMED_MAX: usize = 8;
 
 pub fn print(
     config: &Config,
-    addr: SocketAddr,
+    doors: &Doors,
     catalog: &Catalog,
     own_key: Option<&OwnKey>,
     demo: bool,
 ) {
+    let addr = doors.addr;
+    let grpc = doors.grpc.as_ref().and_then(|door| door.local_addr().ok());
     let scheme = if config.server.http.tls.is_some() { "https" } else { "http" };
     let models = catalog.models();
-    println!("pointsman {} serves {scheme}://{addr}/v1", env!("CARGO_PKG_VERSION"));
+    let place = match config.role {
+        Role::All | Role::Gateway => format!("{scheme}://{addr}/v1"),
+        Role::Chat => format!("chat://{addr} (gRPC)"),
+    };
+    println!("pointsman {} serves {place}", env!("CARGO_PKG_VERSION"));
+    if let Some(grpc) = grpc.filter(|grpc| *grpc != addr) {
+        println!("  gRPC: {grpc}");
+    }
     match models.first() {
         None => println!("  models: none yet; its endpoints have not said what they serve"),
         Some(_) => println!("  models: {}", named(&models)),
@@ -52,6 +60,10 @@ pub fn print(
             Some(fresh.expose())
         }
     };
+    if config.role == Role::Chat {
+        println!("gateways: pointsman serve --role gateway --upstream chat://{addr}");
+        return;
+    }
     let model = models.first().map_or("MODEL", |model| model.name.as_str());
     let header = key.map(|key| format!(" -H 'authorization: Bearer {key}'")).unwrap_or_default();
     println!("try it:");

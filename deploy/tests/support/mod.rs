@@ -100,6 +100,14 @@ impl World {
         Server { process: self.process("gateway", arguments.to_vec()), port }
     }
 
+    /// A role of several, under this world's configuration, not started. Its first flag is where it listens.
+    pub fn role(&self, name: &str, port: u16, flags: &str) -> Process {
+        let mut arguments = words(&format!("serve --listen 127.0.0.1:{port} {flags} --data"));
+        arguments.push(self.path(&format!("{name}-data")).into());
+        arguments.extend(["--config".into(), self.config().into_os_string()]);
+        self.process(name, arguments)
+    }
+
     fn process(&self, name: &str, arguments: Vec<OsString>) -> Process {
         let log = self.path(&format!("{name}.log"));
         Process { name: name.to_owned(), arguments, log, child: None }

@@ -110,6 +110,7 @@ impl<'a> Run<'a> {
             request_id: self.dispatch.request.to_string(),
             headers,
             resume: self.resume.clone(),
+            behalf: self.call.behalf.clone(),
         }
     }
 

@@ -88,6 +88,7 @@ mod tests {
             usage: Usage::default(),
             first_token: None,
             resumed: None,
+            error: None,
         };
         Reply {
             request: RequestId(Minted { incarnation: 1, counter }),

@@ -9,6 +9,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use control::outcome::{AttemptEnd, Failure};
 use control::plane::{Dispatch, Input, Outcome};
 use control::units::{Tokens, Usage};
@@ -213,7 +214,7 @@ impl Pump {
     /// Tells the plane how the attempt ended, and does what it makes of that: the answer's last bytes, or another attempt.
     async fn after(&mut self, stop: Stop) -> Option<Box<Dispatch>> {
         let (attempt, produced) = (self.attempt, self.produced);
-        let mut detail = None;
+        let (mut detail, mut error) = (None, None);
         let end = match stop {
             Stop::Gone => {
                 self.leave();
@@ -226,8 +227,9 @@ impl Pump {
             Stop::Cancelled => AttemptEnd::Cancelled { produced },
             Stop::Broken(failed) => {
                 self.chat.health.attempt_failed(&self.endpoint, &failed);
-                let Failed { failure, retry_after, detail: said, .. } = failed;
+                let Failed { failure, retry_after, detail: said, upstream, .. } = failed;
                 detail = Some(said);
+                error = upstream.filter(|said| said.verdict.is_some()).map(|said| said.body);
                 AttemptEnd::Failed { failure, produced, retry_after }
             }
         };
@@ -246,7 +248,7 @@ impl Pump {
             match order {
                 Order::Dispatch(dispatch) => return Some(dispatch),
                 Order::Finish { outcome, position, .. } => {
-                    self.say_end(outcome, position, detail).await;
+                    self.say_end(outcome, position, (detail, error)).await;
                     return None;
                 }
                 Order::Admitted(_) | Order::Cancel | Order::Reject { .. } => {}
@@ -264,12 +266,18 @@ impl Pump {
     }
 
     /// The last bytes, once the settlement is written.
-    async fn say_end(&mut self, outcome: Outcome, position: u64, detail: Option<String>) {
+    async fn say_end(
+        &mut self,
+        outcome: Outcome,
+        position: u64,
+        (detail, error): (Option<String>, Option<Bytes>),
+    ) {
         self.leaving.over = true;
         let counted = Usage { prompt: self.prompt, completion: self.produced };
         let usage = self.usage.unwrap_or(counted);
         let resumed = (self.number > 1).then(|| (self.endpoint.clone(), self.number));
-        let end = End { outcome, detail, usage, first_token: self.first_token, resumed };
+        let first_token = self.first_token;
+        let end = End { outcome, detail, usage, first_token, resumed, error };
         if let Err(why) = self.chat.written(position).await {
             tracing::error!(attempt = %self.attempt, "an answer ends without its record: {why}");
             let _ = self.parts.send_timeout(Part::Unrecorded(end), LAST_WORDS).await;

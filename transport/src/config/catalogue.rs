@@ -24,6 +24,7 @@ const MODELS_MAX: usize = 1_000;
 const ENDPOINTS_MAX: usize = 10_000;
 const PROVIDERS_MAX: usize = 100;
 const UPSTREAMS_MAX: usize = 10_000;
+const CHATS_MAX: usize = 1_000;
 const RULES_MAX: usize = 10_000;
 
 /// A model with settings or replicas of its own.
@@ -159,10 +160,15 @@ pub(super) fn read_providers(root: &Section<'_>) -> BTreeMap<String, Provider> {
     root.named("providers", PROVIDERS_MAX, Provider::read)
 }
 
-pub(super) fn read_upstreams(root: &Section<'_>) -> Vec<Upstream> {
-    let mut upstreams = root.list("upstreams", UPSTREAMS_MAX, Upstream::read);
+/// Who is asked for models, and where the chat role is. A flag may name either.
+pub(super) fn read_upstreams(root: &Section<'_>) -> (Vec<Upstream>, Vec<Upstream>) {
+    let mut upstreams = root.list("upstreams", UPSTREAMS_MAX, |section| {
+        Upstream::read(section).filter(|upstream| expect_chat(section, "url", &upstream.url, false))
+    });
+    let mut chats = root.list("chats", CHATS_MAX, Upstream::read_chat);
     for given in root.upstream_flags() {
-        match given.parse() {
+        match given.parse::<Url>() {
+            Ok(url) if url.is_chat() => chats.push(Upstream::at(url)),
             Ok(url) => upstreams.push(Upstream::at(url)),
             Err(reason) => {
                 let origin = Origin::Flag("--upstream".into());
@@ -171,7 +177,19 @@ pub(super) fn read_upstreams(root: &Section<'_>) -> Vec<Upstream> {
             }
         }
     }
-    upstreams
+    (upstreams, chats)
+}
+
+/// Whether `url` is of the kind that belongs here.
+fn expect_chat(section: &Section<'_>, key: &str, url: &Url, chat: bool) -> bool {
+    if url.is_chat() != chat {
+        let reason = match chat {
+            true => "the chat role is reached at chat://host:port or chats://host:port",
+            false => "chat:// is the chat role: name it under chats, for --role gateway",
+        };
+        section.problem(key, ProblemKind::Invalid(reason.to_owned()));
+    }
+    url.is_chat() == chat
 }
 
 pub(super) fn read_rules(root: &Section<'_>, providers: &BTreeMap<String, Provider>) -> Vec<Rule> {
@@ -254,7 +272,7 @@ impl Endpoint {
         let in_flight_max = section.maybe_between("in_flight_max", "no limit", IN_FLIGHT);
         let http2 = section.get("http2", false);
         let tls = WorkerTls::of(section, url.as_ref());
-        let url = url?;
+        let url = url.filter(|url| expect_chat(section, "url", url, false))?;
         let name = name.unwrap_or_else(|| url.authority().to_owned());
         Some(Self { name, url, weight, priority, api_key, model, in_flight_max, http2, tls })
     }
@@ -285,6 +303,9 @@ impl Provider {
         let weight = section.between("weight", WEIGHT_DEFAULT, WEIGHTS);
         let http2 = section.get("http2", false);
         let base_url = given.or_else(|| known?.parse().ok())?;
+        if !expect_chat(section, "base_url", &base_url, false) {
+            return None;
+        }
         if base_url.authority() == "dashscope.aliyuncs.com" && base_url.path().starts_with("/api/")
         {
             section.warn(
@@ -313,6 +334,20 @@ impl Upstream {
         let plain = Self::at(url?);
         let name = name.unwrap_or(plain.name);
         Some(Self { name, url: plain.url, api_key, weight, priority, in_flight_max, http2, tls })
+    }
+
+    /// A chat role: it has no key of its own, for its callers show theirs.
+    fn read_chat(section: &Section<'_>) -> Option<Self> {
+        let url = section.required::<Url>("url");
+        let name = section.maybe("name", "the URL's host and port");
+        let (weight, priority) = (
+            section.between("weight", WEIGHT_DEFAULT, WEIGHTS),
+            section.between("priority", PRIORITY_DEFAULT, PRIORITIES),
+        );
+        let in_flight_max = section.maybe_between("in_flight_max", "no limit", IN_FLIGHT);
+        let plain = Self::at(url.filter(|url| expect_chat(section, "url", url, true))?);
+        let name = name.unwrap_or_else(|| plain.name.clone());
+        Some(Self { name, weight, priority, in_flight_max, ..plain })
     }
 
     fn at(url: Url) -> Self {

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use super::Role;
 use super::problem::{At, Origin, Problem, ProblemKind};
 use super::tree::{Content, Node, Scalar};
 
@@ -16,8 +17,10 @@ pub struct Flags {
     pub listen: Option<String>,
     /// `--data`: the data directory.
     pub data: Option<String>,
-    /// `--upstream`, any number: added to the file's `upstreams`.
+    /// `--upstream`, any number: added to the file's `upstreams`, or to its `chats`.
     pub upstreams: Vec<String>,
+    /// `--role`.
+    pub role: Role,
 }
 
 /// The environment's variables, as a value: read once, so that a test or a simulation brings its own.
@@ -67,6 +70,8 @@ pub(super) struct Overrides {
     by_path: BTreeMap<String, (Origin, Scalar)>,
     /// What `--upstream` said.
     pub upstreams: Vec<String>,
+    /// What `--role` said.
+    pub role: Role,
     pub warnings: Vec<Problem>,
 }
 
@@ -80,7 +85,8 @@ const STORES: [&str; 6] = ["DB_HOST", "DB_PORT", "DB_USER", "DB_PASSWORD", "DB_N
 impl Overrides {
     /// `file` is the parsed document, where one was given.
     pub(super) fn new(flags: &Flags, env: &Env, file: Option<&Node>) -> Self {
-        let mut all = Self { upstreams: flags.upstreams.clone(), ..Self::default() };
+        let (upstreams, role) = (flags.upstreams.clone(), flags.role);
+        let mut all = Self { upstreams, role, ..Self::default() };
         if let Some(port) = env.said("GATEWAY") {
             let addr = with_port(file, port);
             all.set("server.http.addr", Origin::Environment("GATEWAY".into()), addr);
@@ -101,8 +107,15 @@ impl Overrides {
         all.consul(env, file);
         all.redis(env, file);
         all.stores(env);
+        let listens = match role {
+            Role::Chat => {
+                all.chat_service(env);
+                "server.grpc.addr"
+            }
+            Role::All | Role::Gateway => "server.http.addr",
+        };
         for (value, name, path) in
-            [(&flags.listen, "--listen", "server.http.addr"), (&flags.data, "--data", "data.dir")]
+            [(&flags.listen, "--listen", listens), (&flags.data, "--data", "data.dir")]
         {
             if let Some(value) = value {
                 all.set(path, Origin::Flag(name.into()), value.clone());
@@ -149,6 +162,16 @@ impl Overrides {
         if let (Some(model), "openai") = (env.said("OPENAI_MODEL"), provider) {
             let origin = Origin::Environment("OPENAI_MODEL".into());
             self.set(&format!("{path}.models"), origin, model.to_owned());
+        }
+    }
+
+    /// Where the chat role listens: an address, or a port alone.
+    fn chat_service(&mut self, env: &Env) {
+        for (name, host) in [("CHAT_SERVICE", "127.0.0.1:"), ("CHAT_SERVICE_ADDR", "")] {
+            if let Some(value) = env.said(name) {
+                let origin = Origin::Environment(name.into());
+                self.set("server.grpc.addr", origin, format!("{host}{value}"));
+            }
         }
     }
 

@@ -15,6 +15,7 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use super::Role;
 use super::effective::{Effective, Entry};
 use super::env::{Overrides, in_file};
 use super::problem::{At, Origin, Problem, ProblemKind, nearest};
@@ -176,6 +177,10 @@ impl<'a> Section<'a> {
     }
 
     /// What `--upstream` said.
+    pub(super) fn role(&self) -> Role {
+        self.sink.overrides.role
+    }
+
     pub(super) fn upstream_flags(&self) -> &'a [String] {
         &self.sink.overrides.upstreams
     }

@@ -7,6 +7,9 @@ use super::reader::Section;
 use super::server::{MILLI, seconds};
 use super::value::choices;
 
+/// One replica's death fails at most what is in flight there: about this much, each worth a retry.
+const RETRY_BURST: u32 = 100;
+
 /// How requests are placed and tried.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Routing {
@@ -96,6 +99,8 @@ pub struct RetryBudget {
     pub percent: u32,
     /// Retries a second that are allowed in any case.
     pub floor_per_second: u32,
+    /// Retries that there are at the start, and that can be saved up.
+    pub burst: u32,
 }
 
 /// When an endpoint is ejected, and how it returns.
@@ -151,6 +156,7 @@ impl Routing {
                 // One upstream request in eleven at most is a retry, over time.
                 percent: budget.between("percent", 10, 0..=100),
                 floor_per_second: budget.between("floor_per_second", 10, 0..=10_000),
+                burst: RETRY_BURST,
             }),
             breaker: section.section("breaker", Breaker::read),
             affinity: section.section("affinity", |affinity| Affinity {

@@ -16,7 +16,7 @@ use super::value::{Value, Wrong, choices};
 pub struct Server {
     /// The HTTP front.
     pub http: Http,
-    /// The gRPC front, which this build does not have: accepted, with a warning.
+    /// The gRPC front; `None` where it is not served.
     pub grpc_addr: Option<SocketAddr>,
     /// Administration and metrics.
     pub admin: Admin,
@@ -95,10 +95,9 @@ impl Server {
         Self {
             http: section.section("http", Http::read),
             grpc_addr: section.section("grpc", |grpc| {
-                grpc.warn_idle("addr", "gRPC is not served yet");
-                grpc.warn_idle("timeout", "gRPC is not served yet");
-                grpc.maybe_between("timeout", "gRPC is not served", MILLI..=seconds(86_400));
-                grpc.maybe("addr", "gRPC is not served")
+                grpc.warn_idle("timeout", "a call over gRPC brings its own deadline");
+                grpc.maybe_between("timeout", "the caller's deadline", MILLI..=seconds(86_400));
+                grpc.maybe("addr", "gRPC is not served; with --role chat, 127.0.0.1:8081")
             }),
             admin: section.section("admin", Admin::read),
         }
@@ -217,6 +216,11 @@ impl Admin {
     pub fn default_addr() -> SocketAddr {
         loopback(9090)
     }
+}
+
+/// Where the chat role listens unless told otherwise.
+pub(super) fn chat_addr() -> SocketAddr {
+    loopback(8081)
 }
 
 fn loopback(port: u16) -> SocketAddr {

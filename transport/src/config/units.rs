@@ -106,13 +106,19 @@ impl Url {
     /// Whether TLS is spoken.
     #[must_use]
     pub fn is_tls(&self) -> bool {
-        ["https", "grpcs", "quic"].contains(&self.scheme)
+        ["https", "grpcs", "quic", "chats"].contains(&self.scheme)
     }
 
     /// Whether it is a worker's, which speaks Pointsman's own wire.
     #[must_use]
     pub fn is_worker(&self) -> bool {
         self.scheme.starts_with("grpc") || self.is_quic()
+    }
+
+    /// Whether it is the chat role's.
+    #[must_use]
+    pub fn is_chat(&self) -> bool {
+        self.scheme.starts_with("chat")
     }
 
     /// Whether it is spoken to over QUIC.
@@ -151,7 +157,7 @@ impl FromStr for Url {
 
     fn from_str(given: &str) -> Result<Self, Self::Err> {
         let (given, rest) = given.split_once("://").unwrap_or_default();
-        let known = ["http", "https", "grpc", "grpcs", "quic"];
+        let known = ["http", "https", "grpc", "grpcs", "quic", "chat", "chats"];
         let scheme = known.into_iter().find(|known| *known == given);
         let scheme =
             scheme.ok_or("a URL begins with http://, https://, grpc://, grpcs:// or quic://")?;

@@ -13,7 +13,8 @@ use super::error::{self, ApiError};
 use super::head::{self, Head};
 use super::record::Record;
 use super::{Shared, body, unknown};
-use crate::exchange::{Call, Chat, Model, Operation};
+use crate::exchange::{Behalf, Call, Chat, Model, Operation};
+use crate::upstream::Secret;
 
 /// Everything that is judged before the plane is asked. What becomes known on the way is noted in `record`, so that
 /// a refusal's log line says as much as can be said.
@@ -43,7 +44,12 @@ pub(super) async fn admit<C: Chat>(
     record.model(model);
     let session = session(shared, &caller, &head, &asked)?;
     record.session(session);
-    let idempotency = idempotency(shared, &caller, &head, parts, &bytes);
+    let idempotency = match shared.edge {
+        false => idempotency(shared, &caller, &head, parts, &bytes),
+        // Decided where the answers are.
+        true => None,
+    };
+    let behalf = shared.edge.then(|| Box::new(behalf(&head, &asked)));
     Ok(Call {
         operation,
         principal: caller.principal,
@@ -55,6 +61,7 @@ pub(super) async fn admit<C: Chat>(
         patience: head.patience,
         model: asked.model,
         traceparent: head.traceparent,
+        behalf,
         body: bytes,
     })
 }
@@ -119,6 +126,16 @@ fn session<C: Chat>(
         key: shared.auth.session_key(&caller.principal, &name),
         stored: false,
     }))
+}
+
+/// What the chat role needs to judge the request as if it had come there.
+fn behalf(head: &Head, asked: &Ask<'_>) -> Behalf {
+    Behalf {
+        key: head.bearer.as_deref().and_then(|key| Secret::new(key).ok()),
+        session: head.session_id.clone().or_else(|| asked.session_id.clone()),
+        user: asked.user_id.clone(),
+        idempotency_key: head.idempotency_key.clone(),
+    }
 }
 
 fn opening_name(digest: Digest) -> String {

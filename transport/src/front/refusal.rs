@@ -19,6 +19,7 @@ use serde_json::value::RawValue;
 
 use super::error::{self, ApiError, SERVER};
 use crate::exchange::Why;
+use crate::upstream::{UpstreamError, Verdict};
 
 /// Where waiting helps and nobody knows how long: about as long as a rolling restart keeps one replica away.
 const WAIT_UNKNOWN: Duration = Duration::from_secs(2);
@@ -30,7 +31,10 @@ const WAIT_SHORT: Duration = Duration::from_secs(1);
 pub(super) fn of_why(why: Why, attempts: u32) -> ApiError {
     match why {
         Why::Plane(refusal) => of_refusal(&refusal),
-        Why::Upstream { failure, body, content_type: _ } => of_upstream(failure, attempts, body),
+        Why::Upstream { failure, said } => match said.verdict {
+            Some(verdict) => of_chat(&said, verdict),
+            None => of_upstream(failure, attempts, said.body),
+        },
         Why::JournalUnavailable(_) => unavailable(
             "journal_unavailable",
             "The gateway cannot write its journal and takes no requests. Its operator finds the cause in GET /ready.",
@@ -169,6 +173,16 @@ fn of_failure(failure: Failure, attempts: u32, wait: Option<Duration>) -> ApiErr
         Some(wait) if error.status.is_server_error() => error.retry_after(wait),
         _ => error,
     }
+}
+
+/// What the chat role answered, as it stands.
+fn of_chat(said: &UpstreamError, verdict: Verdict) -> ApiError {
+    let status = StatusCode::from_u16(said.status).unwrap_or(StatusCode::BAD_GATEWAY);
+    let mut error = error::new(status, SERVER, "refused_by_chat", "The chat role refused.");
+    error.verbatim = Some(said.body.clone());
+    error.retry_after = verdict.retry_after;
+    error.should_retry = verdict.should_retry;
+    error
 }
 
 /// A refusal in a replica's own words, where they have the shape that clients expect.

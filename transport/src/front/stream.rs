@@ -36,7 +36,11 @@ impl Events {
         let error = refusal::of_outcome(&end.outcome, end.detail.as_deref());
         let status = error.as_ref().map_or(StatusCode::OK, |error| error.status);
         self.record.ended(status.as_u16(), end);
-        error.map(|error| self.event(&error))
+        let own = end.error.as_ref().and_then(|own| core::str::from_utf8(own).ok());
+        match (error, own) {
+            (Some(_), Some(own)) => Some(self.event_of(own)),
+            (error, _) => error.map(|error| self.event(&error)),
+        }
     }
 
     /// What was delivered is owed for, and nobody knows whether a restart will remember it: no clean end.
@@ -64,7 +68,11 @@ impl Events {
     }
 
     fn event(&self, error: &ApiError) -> Bytes {
-        Bytes::from(format!("{}data: {}\n\n", self.tail.closing(), error.json()))
+        self.event_of(&error.json())
+    }
+
+    fn event_of(&self, json: &str) -> Bytes {
+        Bytes::from(format!("{}data: {json}\n\n", self.tail.closing()))
     }
 }
 

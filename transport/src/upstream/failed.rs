@@ -43,6 +43,17 @@ pub struct UpstreamError {
     pub body: Bytes,
     /// Its `content-type`.
     pub content_type: Option<String>,
+    /// Set where our own chat role said it: the status and the body are then the caller's answer as they stand.
+    pub verdict: Option<Verdict>,
+}
+
+/// What the chat role said beside an error.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Verdict {
+    /// After how long to ask again.
+    pub retry_after: Option<Duration>,
+    /// Whether to ask again at all.
+    pub should_retry: Option<bool>,
 }
 
 /// Without the body: it may quote the prompt.
@@ -89,8 +100,14 @@ impl Failed {
         let mut failed = Self::new(failure, format!("inside the answer: {said}"));
         let body = object.slice(..object.len().min(UPSTREAM_ERROR_BYTES_MAX));
         let content_type = Some("application/json".to_owned());
-        failed.upstream = Some(Box::new(UpstreamError { status, body, content_type }));
+        failed.upstream =
+            Some(Box::new(UpstreamError { status, body, content_type, verdict: None }));
         failed
+    }
+
+    /// The body of what its endpoint said.
+    pub(super) fn body(self) -> Bytes {
+        self.upstream.map(|said| said.body).unwrap_or_default()
     }
 
     pub(super) fn with_produced(mut self, produced: Tokens) -> Self {
@@ -113,6 +130,7 @@ pub(super) async fn refused(response: Response<Incoming>, deadline: Instant) -> 
         status,
         body,
         content_type: content_type.and_then(|value| Some(value.to_str().ok()?.to_owned())),
+        verdict: None,
     }));
     failed
 }

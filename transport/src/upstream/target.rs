@@ -35,7 +35,8 @@ impl Target {
 }
 
 /// The beginning of an endpoint's API: `http://host:port` (then `/v1` is added) or with a path (`https://host/api/v1`);
-/// or a worker that speaks Pointsman's own wire: `grpc://host:port`, `grpcs://host:port` with TLS, `quic://host:port`.
+/// or a worker that speaks Pointsman's own wire: `grpc://host:port`, `grpcs://host:port` with TLS, `quic://host:port`; or,
+/// for the gateway role, the chat role: `chat://host:port`, `chats://host:port` with TLS.
 #[derive(Clone, PartialEq, Eq)]
 pub struct BaseUrl {
     speaks: Speaks,
@@ -54,12 +55,16 @@ enum Speaks {
     Grpc,
     /// The same over QUIC.
     Quic,
+    /// `ChatService`, as the chat role serves it.
+    Chat,
 }
 
 /// Where a worker listens whose URL names no port.
 const WORKER_PORT: u16 = 50055;
 /// And over QUIC. Another number, although another protocol: one that is easily told from it in a list of ports.
 const QUIC_PORT: u16 = 50056;
+/// Where the chat role listens.
+const CHAT_PORT: u16 = 8081;
 
 /// Why a text is no [`BaseUrl`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -95,6 +100,8 @@ impl FromStr for BaseUrl {
             "grpc" => (Speaks::Grpc, false),
             "grpcs" => (Speaks::Grpc, true),
             "quic" => (Speaks::Quic, true),
+            "chat" => (Speaks::Chat, false),
+            "chats" => (Speaks::Chat, true),
             _ => return Err(BadUrl::Scheme),
         };
         let authority = parts.authority.ok_or(BadUrl::Malformed)?;
@@ -108,8 +115,8 @@ impl FromStr for BaseUrl {
         let prefix = match (speaks, path.path().trim_end_matches('/')) {
             (Speaks::OpenAi, "") => "/v1".to_owned(),
             (Speaks::OpenAi, prefix) => prefix.to_owned(),
-            (Speaks::Grpc | Speaks::Quic, "") => String::new(),
-            (Speaks::Grpc | Speaks::Quic, _) => return Err(BadUrl::Path),
+            (Speaks::Grpc | Speaks::Quic | Speaks::Chat, "") => String::new(),
+            (Speaks::Grpc | Speaks::Quic | Speaks::Chat, _) => return Err(BadUrl::Path),
         };
         Ok(Self { speaks, tls, authority, prefix })
     }
@@ -122,7 +129,7 @@ impl BaseUrl {
         self.tls
     }
 
-    /// Whether a worker is behind it, which speaks our own wire.
+    /// Whether our own wire is spoken there: by a worker, or by the chat role.
     #[must_use]
     pub fn is_worker(&self) -> bool {
         self.speaks != Speaks::OpenAi
@@ -132,6 +139,12 @@ impl BaseUrl {
     #[must_use]
     pub fn is_quic(&self) -> bool {
         self.speaks == Speaks::Quic
+    }
+
+    /// Whether the chat role is behind it.
+    #[must_use]
+    pub fn is_chat(&self) -> bool {
+        self.speaks == Speaks::Chat
     }
 
     /// Host and port, as written.
@@ -163,7 +176,11 @@ impl BaseUrl {
 
     /// A worker's host, an IPv6 address without its brackets, and its port.
     pub(super) fn worker_parts(&self) -> (&str, u16) {
-        let usual = if self.is_quic() { QUIC_PORT } else { WORKER_PORT };
+        let usual = match self.speaks {
+            Speaks::Quic => QUIC_PORT,
+            Speaks::Chat => CHAT_PORT,
+            Speaks::Grpc | Speaks::OpenAi => WORKER_PORT,
+        };
         let host = self.authority.host().trim_start_matches('[').trim_end_matches(']');
         (host, self.authority.port_u16().unwrap_or(usual))
     }
@@ -177,6 +194,8 @@ impl fmt::Display for BaseUrl {
             (Speaks::Grpc, false) => "grpc",
             (Speaks::Grpc, true) => "grpcs",
             (Speaks::Quic, _) => "quic",
+            (Speaks::Chat, false) => "chat",
+            (Speaks::Chat, true) => "chats",
         };
         write!(f, "{scheme}://{}{}", self.authority, self.prefix)
     }
@@ -214,7 +233,7 @@ impl Secret {
         Ok(Self(value))
     }
 
-    pub(super) fn bearer(&self) -> HeaderValue {
+    pub(in crate::upstream) fn bearer(&self) -> HeaderValue {
         self.0.clone()
     }
 }
@@ -255,6 +274,8 @@ mod tests {
             ("grpc://[::1]", "[::1]:50055", false),
             ("quic://[::1]", "[::1]:50056", true),
             ("quic://host:7/", "host:7", true),
+            ("chat://host", "host:8081", false),
+            ("chats://host:7", "host:7", true),
         ] {
             let url: BaseUrl = text.parse().unwrap();
             assert!(url.is_worker() && url.is_tls() == tls, "{text}");

@@ -1,4 +1,4 @@
-//! Calls to workers: the same questions and the same ends, in the words of Pointsman's own wire.
+//! Calls to workers, and to the chat role: the same questions and the same ends, in the words of Pointsman's own wire.
 //!
 //! The caller's body is OpenAI's; it is taken apart into a question ([`question`]), and the chunks that come back are put
 //! together as the events, or the one answer, that an OpenAI-compatible server would have sent. So everything behind this
@@ -15,6 +15,7 @@
 //!   `whole_answer` has no meaning.
 //! - **Statuses**: see `convert::failure`.
 
+mod chat;
 mod chunks;
 mod grpc;
 mod line;
@@ -39,6 +40,7 @@ use super::models::{Described, ModelInfo};
 use super::target::Target;
 use super::{Answer, Ask, Limits, Path, laid_over, late};
 use crate::convert;
+use crate::exchange::Behalf;
 pub(super) use line::Workers;
 pub(super) use stream::WireStream;
 
@@ -84,7 +86,7 @@ pub(super) async fn call(
 ) -> Result<Answer, Failed> {
     let began = Instant::now();
     if ask.path == Path::Embeddings {
-        let words = "this model is served by a worker, which has no embeddings: ask a model that an OpenAI-compatible server serves";
+        let words = "this model is reached over Pointsman's own wire, which has no embeddings: ask a model that an OpenAI-compatible server serves, and there";
         return Err(refusal::of_request(words, None));
     }
     let question = asked(&ask)?;
@@ -92,12 +94,9 @@ pub(super) async fn call(
     let tokens_max = question.parameters.as_ref().and_then(|said| said.max_tokens);
     let line = client.workers.line(target)?;
     let asking = |question| {
-        stream::open(
-            &line,
-            headers(target, ask.headers.clone(), &ask.request_id),
-            question,
-            &limits,
-        )
+        let headers = headers(target, ask.headers.clone(), &ask.request_id);
+        let (behalf, whole) = (ask.behalf.clone(), !ask.stream);
+        stream::open(&line, Asking { headers, question, behalf, whole }, &limits)
     };
     let dialing = line.dial();
     // Boxed: what it takes to open a stream is large, and is over soon.
@@ -144,6 +143,16 @@ pub(super) async fn call(
         return Ok(Answer::Stream(Box::new(stream.into())));
     }
     whole::collect(stream).await.map(Answer::Whole)
+}
+
+/// All that a call for an answer carries.
+struct Asking {
+    headers: HeaderMap,
+    question: StreamInferenceRequest,
+    /// For whom, where the chat role is asked.
+    behalf: Option<Box<Behalf>>,
+    /// Whether it is asked to answer at once.
+    whole: bool,
 }
 
 /// The question, with what is there of its answer.

@@ -49,7 +49,7 @@ impl Incoming {
         }
     }
 
-    pub(super) fn connections(self) -> impl Stream<Item = io::Result<Caller>> {
+    pub(crate) fn connections(self) -> impl Stream<Item = io::Result<Caller>> {
         let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
         unfold((self, permits), async |(incoming, permits)| {
             // The semaphore is never closed.
@@ -81,7 +81,7 @@ impl Incoming {
 }
 
 /// A connection, as long as it lasts.
-pub(super) struct Caller {
+pub(crate) struct Caller {
     line: Line,
     _permit: OwnedSemaphorePermit,
 }

@@ -1,8 +1,5 @@
 //! The backend that passes on to an OpenAI-compatible server: vLLM, SGLang, llama.cpp, a provider.
 
-mod delta;
-mod question;
-
 use core::time::Duration;
 
 use http::HeaderMap;
@@ -13,10 +10,10 @@ use tonic::Status;
 use super::backend::{BackendError, Halt, Job, Out};
 use crate::convert;
 use crate::seam::Network;
+use crate::translate::{self, Reader};
 use crate::upstream::{
     Answer, Ask, Client, EventKind, Failed, Limits, Path, Secret, Settings, Target,
 };
-use delta::Reader;
 
 /// The server stands beside the worker: a connection takes no longer than this.
 const CONNECT_WITHIN: Duration = Duration::from_secs(2);
@@ -74,7 +71,7 @@ impl OpenAi {
 
     /// Asks, and turns each event into chunks.
     pub(super) async fn answer(&self, job: Job, out: &Out) -> Result<(), Halt> {
-        let mut reader = Reader::new(&job.ask);
+        let mut reader = Reader::new(job.ask.parameters.as_ref());
         let mut stream = match self.client.call(&self.target, self.ask(&job)?, limits(&job)).await {
             Ok(Answer::Stream(stream)) => stream,
             Ok(Answer::Whole(_)) => return Err(Status::internal("no stream came").into()),
@@ -115,8 +112,9 @@ impl OpenAi {
         }
         Ok(Ask {
             resume: None,
+            behalf: None,
             path: Path::ChatCompletions,
-            body: question::body(&job.ask, self.model.as_deref())?.into(),
+            body: translate::body(&job.ask, self.model.as_deref())?.into(),
             stream: true,
             request_id: job.ask.request_id.clone(),
             headers,

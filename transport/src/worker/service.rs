@@ -92,7 +92,7 @@ impl InferenceService for Service {
         &self,
         request: Request<StreamInferenceRequest>,
     ) -> Result<Response<Answer>, Status> {
-        let patience = patience(request.metadata())?;
+        let patience = patience(request.metadata())?.unwrap_or(ANSWER_MAX);
         let trace = request.metadata().get("traceparent");
         let trace = trace.and_then(|value| value.to_str().ok()).map(str::to_owned);
         let job = Job { ask: request.into_inner(), trace, patience };
@@ -110,12 +110,12 @@ impl InferenceService for Service {
 /// No answer takes longer, whatever its caller says or leaves out: a seat comes back in the end.
 pub(super) const ANSWER_MAX: Duration = Duration::from_secs(3_600);
 
-/// How long the caller waits: `grpc-timeout`, at most 8 digits and a unit.
-fn patience(metadata: &MetadataMap) -> Result<Duration, Status> {
-    let Some(value) = metadata.get("grpc-timeout") else { return Ok(ANSWER_MAX) };
+/// How long the caller waits, where it says so: `grpc-timeout`, at most 8 digits and a unit.
+pub(crate) fn patience(metadata: &MetadataMap) -> Result<Option<Duration>, Status> {
+    let Some(value) = metadata.get("grpc-timeout") else { return Ok(None) };
     let read = value.to_str().ok().and_then(timeout_of);
     let words = "grpc-timeout is at most 8 digits and one of H, M, S, m, u, n";
-    read.ok_or_else(|| Status::invalid_argument(words))
+    read.map(Some).ok_or_else(|| Status::invalid_argument(words))
 }
 
 fn timeout_of(text: &str) -> Option<Duration> {

@@ -12,7 +12,7 @@ use tracing::level_filters::LevelFilter;
 use transport::exchange::{End, Part, Why};
 use transport::logs::{self, Format, Settings};
 
-use crate::world::{ANSWER, Act, HELLO, KEY, World, end, script, streaming};
+use crate::world::{ANSWER, Act, HELLO, KEY, World, end, said, script, streaming};
 
 #[derive(Clone, Default)]
 struct Captured(Arc<Mutex<Vec<u8>>>);
@@ -95,8 +95,7 @@ async fn no_prompt_and_no_key_is_logged_at_any_level_however_a_request_ends() {
         }
         false if call.body.starts_with(b"{\"n\"") => Act::Refuse(Why::Upstream {
             failure: Failure::ClientError(400),
-            body: Bytes::from_static(b"{\"detail\":\"bad prompt: tell me a secret\"}"),
-            content_type: "application/json".to_owned(),
+            said: said(400, "{\"detail\":\"bad prompt: tell me a secret\"}"),
         }),
         false => Act::Whole(ANSWER),
     });

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use bytes::Bytes;
 use control::id::AccountId;
 use control::outcome::Failure;
 use control::plane::{Refusal, Spent};
@@ -13,7 +12,7 @@ use tokio::io::AsyncWriteExt;
 use transport::exchange::Why;
 use transport::front::Limits;
 
-use crate::world::{ANSWER, Act, Answer, HELLO, KEY, World, bearer, read_all, request, send};
+use crate::world::{ANSWER, Act, Answer, HELLO, KEY, World, bearer, read_all, request, said, send};
 
 fn answering() -> World {
     World::new(|_| Act::Whole(ANSWER))
@@ -234,11 +233,7 @@ async fn upstreams_own_words_about_a_request_pass_untouched() {
     const BODY: &str =
         r#"{"error":{"message":"no such voice","type":"t","param":"voice","code":null,"x":1}}"#;
     let world = World::new(|_| {
-        Act::Refuse(Why::Upstream {
-            failure: Failure::ClientError(422),
-            body: Bytes::from_static(BODY.as_bytes()),
-            content_type: "application/json; charset=utf-8".to_owned(),
-        })
+        Act::Refuse(Why::Upstream { failure: Failure::ClientError(422), said: said(422, BODY) })
     });
     let answer = world.post("/v1/chat/completions", HELLO).await;
     assert_eq!((answer.status.as_u16(), answer.text()), (422, BODY));

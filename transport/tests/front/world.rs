@@ -25,6 +25,7 @@ use transport::exchange::{
 use transport::front::{
     AuthError, Authenticate, Caller, Drained, Front, Limits, Listener, Meters, Server,
 };
+use transport::upstream::UpstreamError;
 
 /// The plane's id of every scripted request.
 pub const ID: RequestId = RequestId(Minted { incarnation: 1, counter: 0xbeef });
@@ -115,7 +116,14 @@ pub fn end(outcome: Outcome) -> End {
         usage: Usage { prompt: Tokens(3), completion: Tokens(4) },
         first_token: Some(Duration::from_millis(12)),
         resumed: None,
+        error: None,
     }
+}
+
+/// What a replica says that refuses a request.
+pub fn said(status: u16, body: &'static str) -> Box<UpstreamError> {
+    let (body, content_type) = (Bytes::from_static(body.as_bytes()), None);
+    Box::new(UpstreamError { status, body, content_type, verdict: None })
 }
 
 /// Two tenants; `KEY` may do everything, `sk-demo-only` only the model `demo`, nobody may speak for `mallory`.

@@ -39,6 +39,7 @@ fn ask(text: &str) -> Ask {
     let body = serde_json::json!({"model": "m", "messages": [{"role": "user", "content": text}]});
     Ask {
         resume: None,
+        behalf: None,
         path: Path::ChatCompletions,
         body: Bytes::from(body.to_string()),
         stream: false,

@@ -11,5 +11,6 @@ mod outliving;
 mod quic;
 mod quic_lines;
 mod resuming;
+mod roles;
 mod serving;
 mod world;

@@ -44,6 +44,7 @@ fn ask(text: &str, stream: bool) -> Ask {
     let body = serde_json::json!({"model": "m", "stream": stream, "messages": messages});
     Ask {
         resume: None,
+        behalf: None,
         path: ApiPath::ChatCompletions,
         body: Bytes::from(body.to_string()),
         stream,

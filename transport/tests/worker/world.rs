@@ -23,7 +23,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tonic::transport::Channel;
-use transport::config::{Env, Flags, parse};
+use transport::config::{Env, Flags, Role, parse};
 use transport::front::{Front, Limits, Listener, Server};
 use transport::gateway::Gateway;
 use transport::quic::Identity;
@@ -191,7 +191,9 @@ pub fn words(count: usize) -> String {
 /// A gateway with its HTTP front.
 pub struct World {
     addr: SocketAddr,
-    _served: AbortOnDropHandle<()>,
+    /// Where it is over gRPC, where it has a port for that.
+    pub rpc: Option<SocketAddr>,
+    _served: [AbortOnDropHandle<()>; 2],
     gateway: Arc<Gateway>,
     home: TempDir,
     text: String,
@@ -210,7 +212,13 @@ impl World {
     }
 
     pub async fn of(text: &str) -> Self {
-        Self::at(tempfile::Builder::new().prefix("pm-").tempdir().unwrap(), text).await
+        Self::playing(Role::All, text).await
+    }
+
+    /// The same as one role of several.
+    pub async fn playing(role: Role, text: &str) -> Self {
+        let home = tempfile::Builder::new().prefix("pm-").tempdir().unwrap();
+        Self::at(home, role, text).await
     }
 
     /// The same gateway, after an orderly end.
@@ -219,20 +227,24 @@ impl World {
         drop(served);
         gateway.stop().unwrap();
         drop(gateway);
-        Self::at(home, &text).await
+        Self::at(home, Role::All, &text).await
     }
 
-    async fn at(home: TempDir, told: &str) -> Self {
+    async fn at(home: TempDir, role: Role, told: &str) -> Self {
         let data = home.path().join("data");
         let text = format!("version: 1\ndata: {{dir: '{}'}}\n{told}", data.display());
-        let flags = Flags::default();
+        let flags = Flags { role, ..Flags::default() };
         let loaded = parse("test.yaml", text.as_bytes(), &flags, &Env::default());
         let config = loaded.unwrap_or_else(|errors| panic!("{errors}")).config;
         let gateway = Gateway::start(&config).unwrap();
         gateway.health().set_serving(true);
         gateway.discover().await;
         let limits = Limits::default();
-        let front = Front::new(Arc::new(gateway.chat()), gateway.accounts(), limits.clone());
+        let (chat, accounts) = (Arc::new(gateway.chat()), gateway.accounts());
+        let front = match role {
+            Role::All | Role::Chat => Front::new(chat, accounts, limits.clone()),
+            Role::Gateway => Front::at_the_edge(chat, accounts, limits.clone()),
+        };
         let listener = Listener::bind(([127, 0, 0, 1], 0).into()).unwrap();
         let addr = listener.local_addr().unwrap();
         let server = Server::new(limits, front.meters()).listen(listener);
@@ -240,8 +252,18 @@ impl World {
         let served = tokio::spawn(async move {
             server.serve(router, std::future::pending(), Duration::ZERO).await;
         });
-        let (_served, text) = (AbortOnDropHandle::new(served), told.to_owned());
-        Self { home, gateway, addr, _served, text }
+        let mut rpc = None;
+        let mut incoming = None;
+        if let Some(addr) = config.server.grpc_addr {
+            let bound = Incoming::bind(addr).await.unwrap();
+            (rpc, incoming) = (Some(bound.local_addr().unwrap()), Some(bound));
+        }
+        let over_grpc = tokio::spawn(async move {
+            let Some(incoming) = incoming else { return };
+            front.serve_rpc(incoming, std::future::pending(), Duration::ZERO).await.unwrap();
+        });
+        let (_served, text) = ([served, over_grpc].map(AbortOnDropHandle::new), told.to_owned());
+        Self { home, gateway, addr, rpc, _served, text }
     }
 
     /// Asks, and returns with the head.
@@ -249,7 +271,7 @@ impl World {
         self.begin_with(path, body, &[]).await
     }
 
-    async fn begin_with(
+    pub async fn begin_with(
         &self,
         path: &str,
         body: &Value,

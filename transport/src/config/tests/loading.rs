@@ -34,7 +34,6 @@ monitoring:
     assert_eq!(secret.expose(), "k1");
     let warned: Vec<&str> = loaded.warnings.iter().map(|warning| warning.path.as_str()).collect();
     let expected = [
-        "server.grpc.addr",
         "server.grpc.timeout",
         "routing.default_provider",
         "session.max_tokens",

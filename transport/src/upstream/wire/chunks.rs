@@ -1,14 +1,13 @@
-//! The two calls of the wire, over either transport.
+//! The two calls of the wire, over either transport; or those of the chat role, which are much the same.
 
 use http::HeaderMap;
 use proto::inference::v1::{
-    CallMethod, DescribeRequest, DescribeResponse, StreamInferenceRequest,
-    StreamInferenceResponse as Chunk,
+    CallMethod, DescribeRequest, DescribeResponse, StreamInferenceResponse as Chunk,
 };
 use tonic::Streaming;
 
 use super::line::{Line, Road};
-use super::{grpc, quic, refusal};
+use super::{Asking, chat, grpc, quic, refusal};
 use crate::upstream::Limits;
 use crate::upstream::failed::Failed;
 
@@ -17,6 +16,7 @@ use crate::upstream::failed::Failed;
 pub(super) enum Chunks {
     Grpc(Box<Streaming<Chunk>>),
     Quic(Box<quic::Answer>),
+    Chat(Box<chat::Answer>),
 }
 
 impl Chunks {
@@ -27,17 +27,14 @@ impl Chunks {
                 chunks.message().await.map_err(|status| refusal::of(&status, begun, limits))
             }
             Self::Quic(answer) => answer.next(begun, limits).await,
+            Self::Chat(answer) => answer.next(begun, limits).await,
         }
     }
 }
 
 /// Asks for an answer.
-pub(super) async fn stream(
-    line: &Line,
-    headers: HeaderMap,
-    question: StreamInferenceRequest,
-    limits: &Limits,
-) -> Result<Chunks, Failed> {
+pub(super) async fn stream(line: &Line, asking: Asking, limits: &Limits) -> Result<Chunks, Failed> {
+    let Asking { headers, question, behalf, whole } = asking;
     match line.road() {
         Road::Grpc(channel) => {
             let request = grpc::request(headers, question, limits);
@@ -49,6 +46,10 @@ pub(super) async fn stream(
             let method = CallMethod::StreamInference;
             let answer = quic::ask(road, method, &headers, &question, limits).await?;
             Ok(Chunks::Quic(Box::new(answer)))
+        }
+        Road::Chat(channel) => {
+            let answer = chat::ask(channel, headers, question, (behalf, whole), limits).await?;
+            Ok(Chunks::Chat(Box::new(answer)))
         }
     }
 }
@@ -73,5 +74,6 @@ pub(super) async fn describe(
             let said = answer.next(false, limits).await?;
             said.ok_or_else(|| quic::broke_off(true, "an answer without a message"))
         }
+        Road::Chat(channel) => chat::models(channel, headers, limits).await,
     }
 }

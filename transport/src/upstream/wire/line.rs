@@ -115,6 +115,8 @@ pub(super) struct Line {
 pub(super) enum Road {
     Grpc(Channel),
     Quic(quic::Road),
+    /// To the chat role.
+    Chat(Channel),
 }
 
 #[derive(Debug, Default)]
@@ -149,7 +151,9 @@ impl Line {
             endpoint = endpoint.origin(format!("https://{address}").parse()?);
         }
         let dialer = Dialer { connector, tls, state: Arc::clone(&state) };
-        Ok(Self { road: Road::Grpc(endpoint.connect_with_connector_lazy(dialer)), state })
+        let channel = endpoint.connect_with_connector_lazy(dialer);
+        let road = if url.is_chat() { Road::Chat(channel) } else { Road::Grpc(channel) };
+        Ok(Self { road, state })
     }
 
     pub fn road(&self) -> &Road {
@@ -159,7 +163,7 @@ impl Line {
     /// Whether there is a connection.
     pub fn is_up(&self) -> bool {
         match &self.road {
-            Road::Grpc(_) => self.state.open.load(Ordering::Relaxed) > 0,
+            Road::Grpc(_) | Road::Chat(_) => self.state.open.load(Ordering::Relaxed) > 0,
             Road::Quic(road) => road.is_up(),
         }
     }

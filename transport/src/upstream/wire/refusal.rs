@@ -10,9 +10,10 @@ use tonic::{Code, Status};
 use control::outcome::{Failure, Stage};
 
 use crate::convert;
+use crate::front::rpc::status as rpc;
 use crate::upstream::Limits;
 use crate::upstream::connect::chain;
-use crate::upstream::failed::{Failed, UpstreamError};
+use crate::upstream::failed::{Failed, UpstreamError, Verdict};
 
 /// Clocks and wires are this much apart: who says so earlier than this does not mean our deadline.
 const SLACK: Duration = Duration::from_secs(1);
@@ -42,6 +43,27 @@ pub(super) fn of(status: &Status, begun: bool, limits: &Limits) -> Failed {
     failed
 }
 
+/// The same of a call to the chat role. What it refuses, or ends, it has decided for all of us: it is passed on as it is
+/// worded, and neither held against that process nor asked again.
+pub(super) fn of_chat(status: &Status, begun: bool, limits: &Limits) -> Failed {
+    let said = status.metadata();
+    let number = |name: &str| said.get(name)?.to_str().ok()?.parse::<u16>().ok();
+    let Some(http) = number(rpc::HTTP_STATUS).filter(|_| status.source().is_none()) else {
+        return of(status, begun, limits);
+    };
+    let body = said.get_bin(rpc::ERROR).and_then(|value| value.to_bytes().ok());
+    let should_retry =
+        said.get(rpc::SHOULD_RETRY).and_then(|value| value.to_str().ok()?.parse().ok());
+    let mut failed = Failed::new(Failure::ClientError(http), format!("the chat role: {http}"));
+    failed.upstream = Some(Box::new(UpstreamError {
+        status: http,
+        body: body.unwrap_or_else(|| of_request(status.message(), None).body()),
+        content_type: Some("application/json".to_owned()),
+        verdict: Some(Verdict { retry_after: retry_after(status), should_retry }),
+    }));
+    failed
+}
+
 /// The request itself is at fault, in these words.
 pub(super) fn of_request(words: &str, param: Option<&str>) -> Failed {
     let words = &words[..words.floor_char_boundary(WORDS_MAX)];
@@ -54,6 +76,7 @@ pub(super) fn of_request(words: &str, param: Option<&str>) -> Failed {
         status: 400,
         body: json!({ "error": error }).to_string().into(),
         content_type: Some("application/json".to_owned()),
+        verdict: None,
     }));
     failed
 }

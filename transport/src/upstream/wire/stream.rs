@@ -4,13 +4,14 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 use http::HeaderMap;
-use http::header::{CONTENT_TYPE, HeaderValue};
-use proto::inference::v1::{StreamInferenceRequest, StreamInferenceResponse as Chunk};
+use http::header::{CONTENT_TYPE, HeaderName, HeaderValue};
+use proto::inference::v1::StreamInferenceResponse as Chunk;
 use tokio::time::Instant;
 
 use control::outcome::Failure;
 use control::units::{Tokens, Usage};
 
+use super::Asking;
 use super::chunks::{self, Chunks};
 use super::line::Line;
 use super::tally::{Tally, has_text, is_silent};
@@ -30,13 +31,8 @@ pub(super) struct Opened {
 ///
 /// # Errors
 /// Where there is none: the worker refused, or could not be reached.
-pub(super) async fn open(
-    line: &Line,
-    headers: HeaderMap,
-    question: StreamInferenceRequest,
-    limits: &Limits,
-) -> Result<Opened, Failed> {
-    let mut rest = chunks::stream(line, headers, question, limits).await?;
+pub(super) async fn open(line: &Line, asking: Asking, limits: &Limits) -> Result<Opened, Failed> {
+    let mut rest = chunks::stream(line, asking, limits).await?;
     let first = rest.next(false, limits).await?;
     let first =
         first.ok_or_else(|| Failed::new(Failure::Truncated, "an answer without a chunk"))?;
@@ -73,6 +69,12 @@ impl WireStream {
     ) -> Self {
         let mut headers = HeaderMap::new();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+        if let Chunks::Chat(answer) = &opened.rest
+            && let Some(begun) = &answer.begun
+            && let Ok(id) = HeaderValue::from_str(&begun.request_id)
+        {
+            headers.insert(HeaderName::from_static("x-request-id"), id);
+        }
         let fingerprint = opened.first.fingerprint.clone();
         Self {
             fingerprint,

@@ -25,17 +25,33 @@ const OURS: [&str; 12] = [
 const OURS_IN_MESSAGE: [&str; 5] = ["role", "content", "name", "tool_call_id", "tool_calls"];
 
 /// The body, asking for a stream with its usage.
-pub(super) fn body(ask: &StreamInferenceRequest, model: Option<&str>) -> Result<String, Status> {
-    let mut body = Writer::new();
-    body.value("model", model.unwrap_or(&ask.model));
-    let messages: Vec<String> = ask.messages.iter().map(message).collect::<Result<_, _>>()?;
-    body.raw("messages", &format!("[{}]", messages.join(",")));
+pub(crate) fn body(ask: &StreamInferenceRequest, model: Option<&str>) -> Result<String, Status> {
+    let said = ask.parameters.as_ref();
+    let mut body = writer(model.unwrap_or(&ask.model), &ask.messages, said)?;
+    streamed(&mut body);
+    Ok(body.end())
+}
+
+/// Asks for a stream, with its usage.
+pub(crate) fn streamed(body: &mut Writer) {
     body.raw("stream", "true");
     body.raw("stream_options", r#"{"include_usage":true}"#);
-    if let Some(said) = &ask.parameters {
+}
+
+/// The body without a word on how the answer is to come; more can be written to it.
+pub(crate) fn writer(
+    model: &str,
+    messages: &[Message],
+    said: Option<&Parameters>,
+) -> Result<Writer, Status> {
+    let mut body = Writer::new();
+    body.value("model", model);
+    let messages: Vec<String> = messages.iter().map(message).collect::<Result<_, _>>()?;
+    body.raw("messages", &format!("[{}]", messages.join(",")));
+    if let Some(said) = said {
         parameters(said, &mut body)?;
     }
-    Ok(body.end())
+    Ok(body)
 }
 
 fn parameters(said: &Parameters, body: &mut Writer) -> Result<(), Status> {

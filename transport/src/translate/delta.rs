@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use proto::inference::v1::{StreamInferenceRequest, StreamInferenceResponse, Usage};
+use proto::inference::v1::{Parameters, StreamInferenceResponse, Usage};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use tonic::Status;
@@ -13,7 +13,7 @@ use crate::tokens::estimate;
 use crate::upstream::Event;
 
 /// Reads one stream.
-pub(super) struct Reader {
+pub(crate) struct Reader {
     /// The most tokens of each choice.
     most: u64,
     choices: BTreeMap<u32, Choice>,
@@ -46,26 +46,34 @@ struct Details {
 }
 
 impl Reader {
-    pub fn new(ask: &StreamInferenceRequest) -> Self {
-        let most = ask.parameters.as_ref().and_then(|parameters| parameters.max_tokens);
-        let most = most.map_or(u64::MAX, u64::from);
+    /// Of an answer to a question with these parameters.
+    pub fn new(said: Option<&Parameters>) -> Self {
+        let most = said.and_then(|said| said.max_tokens).map_or(u64::MAX, u64::from);
         Self { most, choices: BTreeMap::new(), usage: None }
     }
 
     /// The chunks of one event, one for each of its choices that says something.
     pub fn read(&mut self, event: &Event) -> Result<Vec<StreamInferenceResponse>, Status> {
-        let wrong = || Status::internal("the backend's answer was not understood");
-        let data = data(event).ok_or_else(wrong)?;
-        let said: Said<'_> = serde_json::from_slice(&data).map_err(|_| wrong())?;
-        if let Some(usage) = &event.usage {
+        let data = data(event).ok_or_else(not_understood)?;
+        self.read_data(&data, event.usage)
+    }
+
+    /// The same of an event's data, and of the usage it tells.
+    pub fn read_data(
+        &mut self,
+        data: &[u8],
+        usage: Option<control::units::Usage>,
+    ) -> Result<Vec<StreamInferenceResponse>, Status> {
+        let said: Said<'_> = serde_json::from_slice(data).map_err(|_| not_understood())?;
+        if let Some(usage) = usage {
             let details: Option<UsageSaid> =
                 said.usage.and_then(|usage| serde_json::from_str(usage.get()).ok());
             let cached = details.and_then(|said| said.prompt_tokens_details?.cached_tokens);
-            self.usage = Some(crate::convert::usage_said(*usage, cached.unwrap_or(0)));
+            self.usage = Some(crate::convert::usage_said(usage, cached.unwrap_or(0)));
         }
         let mut chunks = Vec::new();
         for choice in said.choices.unwrap_or_default() {
-            let chunk = self.choice(&choice).ok_or_else(wrong)?;
+            let chunk = self.choice(&choice).ok_or_else(not_understood)?;
             if says_something(&chunk) {
                 chunks.push(chunk);
             }
@@ -93,7 +101,8 @@ impl Reader {
             let Some(text) = present(value) else { continue };
             match &**key {
                 "index" => chunk.choice = text.parse().ok()?,
-                "delta" => delta = Members::read(text)?,
+                // An answer that came at once has its message where a stream has deltas.
+                "delta" | "message" => delta = Members::read(text)?,
                 "finish_reason" => chunk.finish_reason = serde_json::from_str(text).ok()?,
                 _ => extra.raw(key, text),
             }
@@ -121,6 +130,10 @@ impl Reader {
         state.finished |= !chunk.finish_reason.is_empty();
         Some(chunk)
     }
+}
+
+fn not_understood() -> Status {
+    Status::internal("the backend's answer was not understood")
 }
 
 /// About how many tokens: the server does not say.
@@ -162,8 +175,7 @@ mod tests {
     }
 
     fn reader(max_tokens: Option<u32>) -> Reader {
-        let parameters = proto::inference::v1::Parameters { max_tokens, ..Default::default() };
-        Reader::new(&StreamInferenceRequest { parameters: Some(parameters), ..Default::default() })
+        Reader::new(Some(&Parameters { max_tokens, ..Parameters::default() }))
     }
 
     #[test]

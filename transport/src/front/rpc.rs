@@ -1,0 +1,220 @@
+//! The gRPC front: `ChatService`, for clients and for the gateway role.
+//!
+//! Two fronts that each judge keys, bodies, limits and refusals would come to differ, and their callers would find out in
+//! production. So this one judges nothing: a call becomes the request that the HTTP front takes, goes through the same
+//! routes, and what comes back is told in gRPC's words ([`status`]), event by event ([`pieces`]). What HTTP would have
+//! answered stands beside a status, so that the gateway role can pass it on as it was worded.
+//!
+//! Health and reflection are served beside it. `Check` follows `/ready`.
+
+mod pieces;
+pub(crate) mod status;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use futures_util::stream::BoxStream;
+use http::header::{CONTENT_TYPE, HeaderName, HeaderValue};
+use http::{HeaderMap, Request as HttpRequest, Response as HttpResponse};
+use proto::chat::v1::chat_service_server::{ChatService, ChatServiceServer};
+use proto::chat::v1::{
+    ListModelsRequest, ListModelsResponse, Model as ModelSaid, StreamChatRequest,
+    StreamChatResponse,
+};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+use tonic::metadata::MetadataMap;
+use tonic::transport::Server;
+use tonic::{Request, Response, Status};
+use tonic_health::ServingStatus;
+use tower::ServiceExt;
+
+use super::error::ApiError;
+use super::{Front, Shared, head, routes};
+use crate::exchange::Chat;
+use crate::translate;
+use crate::worker::Incoming;
+
+/// The name by which health is asked for.
+const SERVICE: &str = "pointsman.chat.v1.ChatService";
+/// How often health looks at readiness.
+const HEALTH_EVERY: Duration = Duration::from_millis(250);
+/// Calls on one connection at once: a gateway holds one connection.
+const STREAMS_MAX: u32 = 16_384;
+/// As for a worker: so that a long prompt does not wait for a round trip every few pages, and none holds the others up.
+const STREAM_WINDOW: u32 = 1 << 20;
+const CONNECTION_WINDOW: u32 = 64 << 20;
+/// A caller that has vanished without a word is noticed after both together.
+const PING_EVERY: Duration = Duration::from_secs(10);
+const PING_WITHIN: Duration = Duration::from_secs(5);
+/// Gateways whose clients all leave at once cancel many calls before they are looked at.
+const RESETS_MAX: usize = 4_096;
+
+/// Why a gRPC front stopped serving.
+#[derive(Debug, thiserror::Error)]
+pub enum RpcError {
+    /// What reflection tells cannot be read. A mistake of the build.
+    #[error("the service's description is unreadable: {0}")]
+    Description(#[from] tonic_reflection::server::Error),
+    /// The server failed as a whole.
+    #[error("the gRPC server failed: {0}")]
+    Server(#[from] tonic::transport::Error),
+}
+
+impl<C: Chat> Front<C> {
+    /// Serves `ChatService` on a port until `stopping` resolves; calls under way may then go on for `grace`.
+    ///
+    /// # Errors
+    /// See [`RpcError`].
+    pub async fn serve_rpc(
+        &self,
+        incoming: Incoming,
+        stopping: impl Future<Output = ()>,
+        grace: Duration,
+    ) -> Result<(), RpcError> {
+        let shared = Arc::clone(&self.shared);
+        let (health, health_service) = tonic_health::server::health_reporter();
+        let chat = Rpc { router: routes::router(Arc::clone(&shared)), shared: Arc::clone(&shared) };
+        let chat = ChatServiceServer::new(chat).max_decoding_message_size(shared.limits.body_max);
+        let reflection = tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+            .build_v1()?;
+        let _watching = AbortOnDropHandle::new(tokio::spawn(async move {
+            loop {
+                let status = match shared.chat.checks().ready {
+                    true => ServingStatus::Serving,
+                    false => ServingStatus::NotServing,
+                };
+                health.set_service_status("", status).await;
+                health.set_service_status(SERVICE, status).await;
+                tokio::time::sleep(HEALTH_EVERY).await;
+            }
+        }));
+        let closing = CancellationToken::new();
+        let mut server = Box::pin(
+            Server::builder()
+                .max_concurrent_streams(STREAMS_MAX)
+                .http2_max_pending_accept_reset_streams(Some(RESETS_MAX))
+                .initial_stream_window_size(STREAM_WINDOW)
+                .initial_connection_window_size(CONNECTION_WINDOW)
+                .http2_keepalive_interval(Some(PING_EVERY))
+                .http2_keepalive_timeout(Some(PING_WITHIN))
+                .add_service(chat)
+                .add_service(health_service)
+                .add_service(reflection)
+                .serve_with_incoming_shutdown(
+                    incoming.connections(),
+                    closing.clone().cancelled_owned(),
+                ),
+        );
+        tokio::select! {
+            ended = &mut server => return ended.map_err(Into::into),
+            () = stopping => closing.cancel(),
+        }
+        // What still runs after the grace is cut with its connection.
+        tokio::time::timeout(grace, server).await.unwrap_or(Ok(())).map_err(Into::into)
+    }
+}
+
+struct Rpc<C> {
+    router: Router,
+    shared: Arc<Shared<C>>,
+}
+
+/// Metadata that means what the header of its name means.
+const PASSED: [&str; 3] = ["authorization", "idempotency-key", "traceparent"];
+
+impl<C> Rpc<C> {
+    /// Through the routes of HTTP.
+    async fn post(&self, headers: HeaderMap, body: String) -> HttpResponse<Body> {
+        let mut request = HttpRequest::new(Body::from(body));
+        *request.method_mut() = http::Method::POST;
+        *request.uri_mut() = http::Uri::from_static("/v1/chat/completions");
+        *request.headers_mut() = headers;
+        match self.router.clone().oneshot(request).await {
+            Ok(response) => response,
+            Err(never) => match never {},
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl<C: Chat> ChatService for Rpc<C> {
+    type StreamChatStream = BoxStream<'static, Result<StreamChatResponse, Status>>;
+
+    async fn stream_chat(
+        &self,
+        request: Request<StreamChatRequest>,
+    ) -> Result<Response<Self::StreamChatStream>, Status> {
+        let (metadata, _, asked) = request.into_parts();
+        let headers = headers(&metadata, &asked.session_id)?;
+        let said = asked.parameters.as_ref();
+        let mut body = translate::writer(&asked.model, &asked.messages, said)?;
+        body.text("user_id", &asked.user_id);
+        if !asked.whole {
+            translate::streamed(&mut body);
+        }
+        let response = self.post(headers, body.end()).await;
+        if !response.status().is_success() {
+            return Err(status::of_response(response).await);
+        }
+        Ok(Response::new(pieces::of(response, said, asked.whole)))
+    }
+
+    async fn list_models(
+        &self,
+        request: Request<ListModelsRequest>,
+    ) -> Result<Response<ListModelsResponse>, Status> {
+        let headers = passed(request.metadata());
+        let refuse = |error: ApiError| status::of_error(&error);
+        let bearer = head::bearer(&headers).map_err(refuse)?;
+        // Names of models stand in /metrics, too, which is open: a gateway asks before anybody has shown it a key.
+        let caller = match bearer {
+            None => None,
+            Some(key) => {
+                let caller = self.shared.auth.authenticate(Some(&key), None);
+                Some(caller.map_err(|error| refuse(error.into()))?)
+            }
+        };
+        let models = self.shared.chat.models().into_iter();
+        let models = models
+            .filter(|model| caller.as_ref().is_none_or(|caller| caller.may_use(&model.name)))
+            .map(|model| ModelSaid { name: model.name, owned_by: model.provider });
+        Ok(Response::new(ListModelsResponse { models: models.collect() }))
+    }
+}
+
+/// What HTTP takes for a client's patience.
+const PATIENCE: (Duration, Duration) = (Duration::from_millis(1), Duration::from_secs(86_400));
+
+fn passed(metadata: &MetadataMap) -> HeaderMap {
+    let all = metadata.as_ref();
+    let mut headers = HeaderMap::new();
+    for name in PASSED {
+        for value in all.get_all(name) {
+            headers.append(name, value.clone());
+        }
+    }
+    headers
+}
+
+/// What the HTTP front reads of a head.
+fn headers(metadata: &MetadataMap, session: &str) -> Result<HeaderMap, Status> {
+    let mut headers = passed(metadata);
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    if !session.is_empty() {
+        let wrong = |_| Status::invalid_argument("session_id must hold no control characters");
+        let value = HeaderValue::from_bytes(session.as_bytes()).map_err(wrong)?;
+        headers.insert(HeaderName::from_static("x-session-id"), value);
+    }
+    if let Some(patience) = crate::worker::patience(metadata)? {
+        let seconds = patience.clamp(PATIENCE.0, PATIENCE.1).as_secs_f64();
+        let value = HeaderValue::from_str(&format!("{seconds:.3}"));
+        let name = HeaderName::from_static("x-request-timeout");
+        headers.extend(value.ok().map(|value| (name, value)));
+    }
+    Ok(headers)
+}

@@ -1,0 +1,159 @@
+//! From the events of a streamed answer to the pieces of a call.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use axum::body::{Body, BodyDataStream};
+use futures_util::stream::{BoxStream, StreamExt, unfold};
+use http::Response;
+use http::header::HeaderName;
+use proto::chat::v1::{Begun, StreamChatResponse};
+use proto::inference::v1::{Parameters, StreamInferenceResponse as Chunk};
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use tonic::Status;
+
+use super::status;
+use crate::front::answer::{ATTEMPTS, REPLICA, REQUEST_ID};
+use crate::sse;
+use crate::translate::Reader;
+use crate::upstream::usage_in;
+
+/// The pieces of an answer. Dropping them ends the request, as a client does that leaves.
+pub(super) fn of(
+    response: Response<Body>,
+    said: Option<&Parameters>,
+    whole: bool,
+) -> BoxStream<'static, Result<StreamChatResponse, Status>> {
+    let (head, body) = response.into_parts();
+    let text = |name: HeaderName| {
+        let value = head.headers.get(name).and_then(|value| value.to_str().ok());
+        value.unwrap_or_default().to_owned()
+    };
+    let begun = Begun {
+        request_id: text(REQUEST_ID),
+        replica: text(REPLICA),
+        attempts: text(ATTEMPTS).parse().unwrap_or_default(),
+    };
+    let pieces = Pieces {
+        body: body.into_data_stream(),
+        events: sse::Parser::default(),
+        reader: Reader::new(said),
+        begun: Some(begun),
+        next: BTreeMap::new(),
+        held: None,
+        ready: VecDeque::new(),
+        over: false,
+        whole,
+    };
+    unfold(pieces, async |mut pieces| Some((pieces.next().await?, pieces))).boxed()
+}
+
+struct Pieces {
+    body: BodyDataStream,
+    events: sse::Parser,
+    reader: Reader,
+    /// Told with the first piece.
+    begun: Option<Begun>,
+    /// The place of each choice's next token.
+    next: BTreeMap<u32, u64>,
+    /// The last chunk of the answer waits for the bill, which comes behind it.
+    held: Option<Chunk>,
+    ready: VecDeque<Result<Chunk, Status>>,
+    over: bool,
+    /// No events come but one answer.
+    whole: bool,
+}
+
+#[derive(Deserialize)]
+struct Said<'a> {
+    #[serde(borrow, default)]
+    error: Option<&'a RawValue>,
+}
+
+impl Pieces {
+    async fn next(&mut self) -> Option<Result<StreamChatResponse, Status>> {
+        loop {
+            if let Some(chunk) = self.ready.pop_front() {
+                return Some(chunk.map(|chunk| self.piece(chunk)));
+            }
+            if self.over {
+                return None;
+            }
+            if self.whole {
+                self.collect().await;
+                continue;
+            }
+            match self.events.poll_event() {
+                Ok(Some(event)) => self.read(&event),
+                Ok(None) => match self.body.next().await {
+                    Some(Ok(bytes)) => self.events.insert(bytes),
+                    Some(Err(_)) | None => self.end(Err(lost())),
+                },
+                Err(error) => self.end(Err(Status::internal(error.to_string()))),
+            }
+        }
+    }
+
+    fn read(&mut self, event: &sse::Event) {
+        let Some(data) = &event.data else { return };
+        if &data[..] == b"[DONE]" {
+            return self.end(Ok(()));
+        }
+        let said: Said<'_> = serde_json::from_slice(data).unwrap_or(Said { error: None });
+        if let Some(error) = said.error.filter(|error| error.get().starts_with('{')) {
+            return self.end(Err(status::of_event(error.get())));
+        }
+        if let Err(status) = self.take(data) {
+            self.end(Err(status));
+        }
+    }
+
+    /// All of an answer that comes at once.
+    async fn collect(&mut self) {
+        let mut answer = Vec::new();
+        while let Some(Ok(bytes)) = self.body.next().await {
+            answer.extend_from_slice(&bytes);
+        }
+        let taken = self.take(&answer);
+        self.end(taken);
+    }
+
+    fn take(&mut self, data: &[u8]) -> Result<(), Status> {
+        for chunk in self.reader.read_data(data, usage_in(data))? {
+            let ends = !chunk.finish_reason.is_empty();
+            let ready = if ends { self.held.replace(chunk) } else { Some(chunk) };
+            self.ready.extend(ready.map(Ok));
+        }
+        Ok(())
+    }
+
+    /// Nothing follows.
+    fn end(&mut self, how: Result<(), Status>) {
+        self.over = true;
+        match how {
+            Err(status) => {
+                self.ready.extend(self.held.take().map(Ok));
+                self.ready.push_back(Err(status));
+            }
+            Ok(()) => {
+                let last = self.held.take().or_else(|| self.reader.unsaid_end());
+                let mut last = last.unwrap_or_default();
+                last.usage = self.reader.usage();
+                self.ready.push_back(Ok(last));
+            }
+        }
+    }
+
+    fn piece(&mut self, mut chunk: Chunk) -> StreamChatResponse {
+        let next = self.next.entry(chunk.choice).or_default();
+        chunk.seq = *next;
+        *next += u64::from(chunk.token_count);
+        StreamChatResponse { begun: self.begun.take(), chunk: Some(chunk) }
+    }
+}
+
+/// The body ended without `[DONE]` and without a word.
+fn lost() -> Status {
+    let error = r#"{"message":"The answer broke off. Send the request again.","type":"server_error","code":"answer_lost","param":null}"#;
+    status::of_event(error)
+}

@@ -1,0 +1,83 @@
+//! Calls to the chat role: a worker's calls, with whom they are for.
+
+use http::HeaderMap;
+use http::header::{AUTHORIZATION, HeaderName, HeaderValue};
+use proto::chat::v1::chat_service_client::ChatServiceClient;
+use proto::chat::v1::{Begun, ListModelsRequest, StreamChatRequest, StreamChatResponse};
+use proto::inference::v1::{
+    DescribeResponse, StreamInferenceRequest, StreamInferenceResponse as Chunk,
+};
+use tonic::transport::Channel;
+use tonic::{Response, Streaming};
+
+use super::{grpc, refusal};
+use crate::exchange::Behalf;
+use crate::upstream::Limits;
+use crate::upstream::failed::Failed;
+
+/// The pieces of an answer.
+#[derive(Debug)]
+pub(super) struct Answer {
+    pieces: Streaming<StreamChatResponse>,
+    /// Who answers there, once that is told.
+    pub begun: Option<Begun>,
+}
+
+impl Answer {
+    /// The next one; `None` at a clean end. Cancel-safe.
+    pub async fn next(&mut self, begun: bool, limits: &Limits) -> Result<Option<Chunk>, Failed> {
+        let piece = self.pieces.message().await;
+        let piece = piece.map_err(|status| refusal::of_chat(&status, begun, limits))?;
+        Ok(piece.map(|StreamChatResponse { begun, chunk }| {
+            self.begun = begun.or_else(|| self.begun.take());
+            chunk.unwrap_or_default()
+        }))
+    }
+}
+
+fn service(channel: &Channel, limits: &Limits) -> ChatServiceClient<Channel> {
+    ChatServiceClient::new(channel.clone())
+        .max_decoding_message_size(limits.answer_bytes_max)
+        .max_encoding_message_size(usize::MAX)
+}
+
+/// Asks for a turn.
+pub(super) async fn ask(
+    channel: &Channel,
+    mut headers: HeaderMap,
+    question: StreamInferenceRequest,
+    (behalf, whole): (Option<Box<Behalf>>, bool),
+    limits: &Limits,
+) -> Result<Answer, Failed> {
+    let StreamInferenceRequest { model, messages, parameters, .. } = question;
+    let Behalf { key, session, user, idempotency_key } =
+        behalf.map(|behalf| *behalf).unwrap_or_default();
+    let idempotency_key = idempotency_key.and_then(|key| HeaderValue::from_str(&key).ok());
+    headers.extend(idempotency_key.map(|key| (HeaderName::from_static("idempotency-key"), key)));
+    headers.extend(key.map(|key| (AUTHORIZATION, key.bearer())));
+    let question = StreamChatRequest {
+        model,
+        messages,
+        parameters,
+        session_id: session.unwrap_or_default(),
+        user_id: user.unwrap_or_default(),
+        whole,
+    };
+    let request = grpc::request(headers, question, limits);
+    let asked = service(channel, limits).stream_chat(request).await;
+    let pieces = asked.map_err(|status| refusal::of_chat(&status, false, limits))?.into_inner();
+    Ok(Answer { pieces, begun: None })
+}
+
+/// Asks which models may be asked. It continues nobody's streams: who continues them is decided there.
+pub(super) async fn models(
+    channel: &Channel,
+    headers: HeaderMap,
+    limits: &Limits,
+) -> Result<DescribeResponse, Failed> {
+    let request = grpc::request(headers, ListModelsRequest {}, limits);
+    let said = service(channel, limits).list_models(request).await.map(Response::into_inner);
+    let said = said.map_err(|status| refusal::of_chat(&status, false, limits))?;
+    let models = said.models.into_iter().map(|model| model.name).collect();
+    Ok(DescribeResponse { models, ..DescribeResponse::default() })
+}
