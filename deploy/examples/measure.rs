@@ -142,6 +142,7 @@ async fn asked_directly(target: &Target) -> Result<()> {
         );
         let ask = Ask {
             resume: None,
+            behalf: None,
             path: transport::upstream::Path::ChatCompletions,
             body: Bytes::from(body),
             stream: true,

@@ -176,6 +176,12 @@ impl Driver {
         }
     }
 
+    /// Nothing is taken in any more: the journal is about to be closed. What is still under way ends unheard, as if the
+    /// process had been killed, and is settled at the next start.
+    pub fn end(&self) {
+        self.lock().ended = true;
+    }
+
     /// Looks at the plane between two steps. Keep it short: every request waits.
     pub fn look<T>(&self, at: impl FnOnce(&ControlPlane) -> T) -> T {
         at(&self.lock().plane)

@@ -349,6 +349,7 @@ impl Gateway {
         if let Some(socket) = &self.socket {
             let _ = std::fs::remove_file(socket);
         }
+        self.driver.end();
         let journal = self.journal.lock().unwrap_or_else(PoisonError::into_inner).take();
         journal.map_or(Ok(()), Journal::close)
     }

@@ -32,6 +32,7 @@ fn limits() -> Limits {
 fn ask(stream: bool) -> Ask {
     Ask {
         resume: None,
+        behalf: None,
         path: Path::ChatCompletions,
         body: Bytes::from_static(b"{\"model\":\"m\"}"),
         stream,

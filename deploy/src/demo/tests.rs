@@ -38,6 +38,7 @@ fn limits() -> Limits {
 async fn call(target: &Target, path: Path, body: &str) -> Result<Answer, Failed> {
     let ask = Ask {
         resume: None,
+        behalf: None,
         path,
         body: Bytes::copy_from_slice(body.as_bytes()),
         stream: body.contains("\"stream\":true"),

@@ -90,3 +90,19 @@ async fn a_request_that_is_itself_at_fault_is_refused_in_plain_words() {
     assert_eq!(answer.status, 400, "{answer:?}");
     assert!(answer.json()["error"]["message"].as_str().unwrap().contains("last user message"));
 }
+
+#[tokio::test]
+async fn a_gateway_that_is_stopped_under_a_stream_settles_it_when_it_starts_again() {
+    let worker = Worker::echo(Duration::from_millis(20));
+    let world = World::before(&[worker.url()], "").await;
+    let response = world.begin("/v1/chat/completions", &streamed(&words(1_200))).await;
+    assert_eq!(response.status(), 200);
+    worker.runs(1).await;
+    let world = world.restarted().await;
+    // What the old process still hears goes nowhere.
+    drop(response);
+    tokio::time::timeout(5 * SECOND, worker.runs(0)).await.unwrap();
+    assert_eq!(world.ask("hi", json!({})).await.status, 200);
+    let metrics = world.get("/metrics").await;
+    assert!(metrics.contains("pointsman_in_flight_attempts{instance=\"w0\"} 0"), "{metrics}");
+}
