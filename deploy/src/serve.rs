@@ -149,8 +149,8 @@ async fn serve_doors(
         }
     };
     let grpc = async {
-        let Some(incoming) = doors.grpc else { return Ok(()) };
-        let served = front.serve_rpc(incoming, stop.cancelled(), grace).await;
+        let Some(door) = doors.grpc else { return Ok(()) };
+        let served = front.serve_rpc(door, stop.cancelled(), grace).await;
         stop.cancel();
         served.map_err(StartError::Rpc)
     };

@@ -57,7 +57,7 @@ pub use routing::{
     Affinity, Backoff, Breaker, Fallback, LoadBalancer, RetryBudget, Routing, Timeouts,
 };
 pub use schema::{Absent, SchemaKey, schema};
-pub use server::{Admin, Data, Fsync, Http, Journal, Server, Tls};
+pub use server::{Admin, Data, Fsync, GrpcTls, Http, Journal, Server, Tls};
 pub use trust::WorkerTls;
 pub use units::{ByteSize, Secret, Url};
 pub use watch::{Fingerprint, POLL_INTERVAL, watch};

@@ -45,7 +45,7 @@ use axum::Router;
 pub use auth::{AuthError, Authenticate, Caller};
 pub use limits::Limits;
 pub use meters::Meters;
-pub use rpc::RpcError;
+pub use rpc::{RpcDoor, RpcError};
 pub use server::{Drained, Listener, Server};
 
 use crate::exchange::Chat;

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use transport::config::{Config, Role};
-use transport::front::Listener;
+use transport::front::{Listener, RpcDoor};
 use transport::worker::Incoming;
 
 use super::StartError;
@@ -11,7 +11,7 @@ use super::StartError;
 /// The bound ports for clients, or for gateways.
 pub struct Doors {
     pub http: Option<Listener>,
-    pub grpc: Option<Incoming>,
+    pub grpc: Option<RpcDoor>,
     /// The first of them.
     pub addr: SocketAddr,
 }
@@ -26,7 +26,11 @@ impl Doors {
             None => None,
             Some(addr) => {
                 let taken = |source| StartError::Listen { addr, key: "server.grpc.addr", source };
-                Some(Incoming::bind(addr).await.map_err(taken)?)
+                let bound = Incoming::bind(addr).await.map_err(taken)?;
+                Some(match &config.server.grpc_tls {
+                    None => RpcDoor::plain(bound),
+                    Some(tls) => RpcDoor::with_tls(bound, tls)?,
+                })
             }
         };
         let addr = match (&http, &grpc) {

@@ -20,9 +20,10 @@ pub fn print(
     let grpc = doors.grpc.as_ref().and_then(|door| door.local_addr().ok());
     let scheme = if config.server.http.tls.is_some() { "https" } else { "http" };
     let models = catalog.models();
+    let chat = if config.server.grpc_tls.is_some() { "chats" } else { "chat" };
     let place = match config.role {
         Role::All | Role::Gateway => format!("{scheme}://{addr}/v1"),
-        Role::Chat => format!("chat://{addr} (gRPC)"),
+        Role::Chat => format!("{chat}://{addr} (gRPC)"),
     };
     println!("pointsman {} serves {place}", env!("CARGO_PKG_VERSION"));
     if let Some(grpc) = grpc.filter(|grpc| *grpc != addr) {
@@ -61,7 +62,7 @@ pub fn print(
         }
     };
     if config.role == Role::Chat {
-        println!("gateways: pointsman serve --role gateway --upstream chat://{addr}");
+        println!("gateways: pointsman serve --role gateway --upstream {chat}://{addr}");
         return;
     }
     let model = models.first().map_or("MODEL", |model| model.name.as_str());

@@ -345,9 +345,10 @@ impl Upstream {
             section.between("priority", PRIORITY_DEFAULT, PRIORITIES),
         );
         let in_flight_max = section.maybe_between("in_flight_max", "no limit", IN_FLIGHT);
+        let tls = WorkerTls::of(section, url.as_ref());
         let plain = Self::at(url.filter(|url| expect_chat(section, "url", url, true))?);
         let name = name.unwrap_or_else(|| plain.name.clone());
-        Some(Self { name, weight, priority, in_flight_max, ..plain })
+        Some(Self { name, weight, priority, in_flight_max, tls, ..plain })
     }
 
     fn at(url: Url) -> Self {

@@ -14,6 +14,7 @@ pub fn restart_required(old: &Config, new: &Config) -> Vec<String> {
         ("server.http.connections_max", o.http.connections_max != n.http.connections_max),
         ("server.http.header_timeout", o.http.header_timeout != n.http.header_timeout),
         ("server.grpc.addr", o.grpc_addr != n.grpc_addr),
+        ("server.grpc.tls", o.grpc_tls != n.grpc_tls),
         ("server.admin.addr", o.admin.addr != n.admin.addr),
         ("server.admin.socket", o.admin.socket != n.admin.socket),
         ("discovery", old.discovery != new.discovery),

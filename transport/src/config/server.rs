@@ -18,6 +18,8 @@ pub struct Server {
     pub http: Http,
     /// The gRPC front; `None` where it is not served.
     pub grpc_addr: Option<SocketAddr>,
+    /// Its TLS, where it is spoken.
+    pub grpc_tls: Option<GrpcTls>,
     /// Administration and metrics.
     pub admin: Admin,
 }
@@ -48,6 +50,15 @@ pub struct Tls {
     pub cert: PathBuf,
     /// Its private key.
     pub key: PathBuf,
+}
+
+/// TLS of the gRPC front.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GrpcTls {
+    /// What it shows.
+    pub own: Tls,
+    /// The authorities of its callers, a PEM file: who shows no certificate of theirs is not let in.
+    pub client_ca: Option<PathBuf>,
 }
 
 /// Administration and metrics.
@@ -92,15 +103,18 @@ pub enum Fsync {
 
 impl Server {
     pub(super) fn read(section: &Section<'_>) -> Self {
-        Self {
-            http: section.section("http", Http::read),
-            grpc_addr: section.section("grpc", |grpc| {
-                grpc.warn_idle("timeout", "a call over gRPC brings its own deadline");
-                grpc.maybe_between("timeout", "the caller's deadline", MILLI..=seconds(86_400));
-                grpc.maybe("addr", "gRPC is not served; with --role chat, 127.0.0.1:8081")
-            }),
-            admin: section.section("admin", Admin::read),
-        }
+        let http = section.section("http", Http::read);
+        let (grpc_addr, grpc_tls) = section.section("grpc", |grpc| {
+            grpc.warn_idle("timeout", "a call over gRPC brings its own deadline");
+            grpc.maybe_between("timeout", "the caller's deadline", MILLI..=seconds(86_400));
+            let tls = grpc.maybe_section("tls", |tls| {
+                let client_ca = tls.maybe("client_ca", "callers show no certificate");
+                let (cert, key) = (tls.required("cert"), tls.required("key"));
+                Some(GrpcTls { own: Tls { cert: cert?, key: key? }, client_ca })
+            });
+            (grpc.maybe("addr", "gRPC is not served; with --role chat, 127.0.0.1:8081"), tls)
+        });
+        Self { http, grpc_addr, grpc_tls, admin: section.section("admin", Admin::read) }
     }
 }
 

@@ -1,4 +1,4 @@
-//! `tls` of an endpoint: whom to believe at a `quic://` address, and what to show of ourselves.
+//! `tls` of an endpoint: whom to believe at a `quic://`, `grpcs://` or `chats://` address, and what to show of ourselves.
 
 use std::path::PathBuf;
 
@@ -9,7 +9,7 @@ use super::units::Url;
 use super::value::{Value, Wrong, text};
 use crate::quic::Pin;
 
-/// TLS with one worker.
+/// TLS with one worker, or one chat role.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WorkerTls {
     /// Its certificate's fingerprint; nothing else is looked at then.
@@ -24,9 +24,10 @@ impl WorkerTls {
     /// For the endpoint at `url`.
     pub(super) fn of(section: &Section<'_>, url: Option<&Url>) -> Option<Self> {
         let tls = section.maybe_section("tls", Self::read);
-        if section.gives("tls") && url.is_some_and(|url| !url.is_quic()) {
-            let reason = "only quic:// has this; other endpoints with TLS are believed where a \
-                          public authority vouches for them";
+        let ours = |url: &Url| (url.is_worker() || url.is_chat()) && url.is_tls();
+        if section.gives("tls") && url.is_some_and(|url| !ours(url)) {
+            let reason = "only quic://, grpcs:// and chats:// have this; other endpoints with TLS are \
+                          believed where a public authority vouches for them";
             section.problem("tls", ProblemKind::Invalid(reason.into()));
         }
         tls

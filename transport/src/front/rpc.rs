@@ -10,6 +10,9 @@
 mod pieces;
 pub(crate) mod status;
 
+use std::io;
+use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,17 +26,20 @@ use proto::chat::v1::{
     ListModelsRequest, ListModelsResponse, Model as ModelSaid, StreamChatRequest,
     StreamChatResponse,
 };
+use rustls::pki_types::pem;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tonic::metadata::MetadataMap;
-use tonic::transport::Server;
+use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
 use tonic::{Request, Response, Status};
 use tonic_health::ServingStatus;
 use tower::ServiceExt;
 
 use super::error::ApiError;
 use super::{Front, Shared, head, routes};
+use crate::config::{GrpcTls, Tls};
 use crate::exchange::Chat;
+use crate::tls::{TlsError, chain, server_config};
 use crate::translate;
 use crate::worker::Incoming;
 
@@ -63,6 +69,57 @@ pub enum RpcError {
     Server(#[from] tonic::transport::Error),
 }
 
+/// Where callers over gRPC come in.
+pub struct RpcDoor {
+    incoming: Incoming,
+    tls: Option<ServerTlsConfig>,
+}
+
+/// A caller that connects and does not speak TLS is let go.
+const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
+
+impl RpcDoor {
+    /// Without TLS.
+    #[must_use]
+    pub fn plain(incoming: Incoming) -> Self {
+        Self { incoming, tls: None }
+    }
+
+    /// With TLS, and callers that have to show a certificate where the configuration says so.
+    ///
+    /// # Errors
+    /// Where a file cannot be read, or certificate and key are no pair.
+    pub fn with_tls(incoming: Incoming, tls: &GrpcTls) -> Result<Self, TlsError> {
+        let GrpcTls { own: Tls { cert, key }, client_ca } = tls;
+        // What is wrong with them is found out here, in words.
+        server_config(cert, key)?;
+        let text = |path: &Path, what| {
+            let bad = |error| TlsError::File {
+                what,
+                path: path.to_owned(),
+                source: pem::Error::Io(error),
+            };
+            std::fs::read(path).map_err(bad)
+        };
+        let identity = Identity::from_pem(text(cert, "certificate")?, text(key, "private key")?);
+        let mut config = ServerTlsConfig::new().identity(identity).timeout(HANDSHAKE_WITHIN);
+        if let Some(authorities) = client_ca {
+            chain(authorities)?;
+            let known = Certificate::from_pem(text(authorities, "certificate")?);
+            config = config.client_ca_root(known);
+        }
+        Ok(Self { incoming, tls: Some(config) })
+    }
+
+    /// Where it listens.
+    ///
+    /// # Errors
+    /// Where the socket has no address any more.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.incoming.local_addr()
+    }
+}
+
 impl<C: Chat> Front<C> {
     /// Serves `ChatService` on a port until `stopping` resolves; calls under way may then go on for `grace`.
     ///
@@ -70,7 +127,7 @@ impl<C: Chat> Front<C> {
     /// See [`RpcError`].
     pub async fn serve_rpc(
         &self,
-        incoming: Incoming,
+        door: RpcDoor,
         stopping: impl Future<Output = ()>,
         grace: Duration,
     ) -> Result<(), RpcError> {
@@ -94,8 +151,13 @@ impl<C: Chat> Front<C> {
             }
         }));
         let closing = CancellationToken::new();
+        let RpcDoor { incoming, tls } = door;
+        let builder = match tls {
+            None => Server::builder(),
+            Some(tls) => Server::builder().tls_config(tls)?,
+        };
         let mut server = Box::pin(
-            Server::builder()
+            builder
                 .max_concurrent_streams(STREAMS_MAX)
                 .http2_max_pending_accept_reset_streams(Some(RESETS_MAX))
                 .initial_stream_window_size(STREAM_WINDOW)

@@ -64,7 +64,7 @@ impl fmt::Debug for Pin {
     }
 }
 
-/// Whom a caller of a `quic://` endpoint believes. By default: whoever a public authority vouches for.
+/// Whom a caller of our own wire believes, over QUIC or TLS. By default: whoever a public authority vouches for.
 #[derive(Clone, Debug, Default)]
 pub struct Trust {
     believes: Believes,
@@ -117,8 +117,17 @@ impl Trust {
         format!("{believes} {shows}")
     }
 
-    /// TLS 1.3 without early data.
+    /// For QUIC, without early data.
     pub(crate) fn client(&self, public: &Arc<RootCertStore>) -> Result<ClientConfig, Error> {
+        let mut tls = self.tls(public)?;
+        tls.alpn_protocols = vec![ALPN.to_vec()];
+        let quic = QuicClientConfig::try_from(tls)
+            .map_err(|_| Error::General("no cipher suite that QUIC needs".to_owned()))?;
+        Ok(ClientConfig::new(Arc::new(quic)))
+    }
+
+    /// TLS 1.3 without early data.
+    pub(crate) fn tls(&self, public: &Arc<RootCertStore>) -> Result<rustls::ClientConfig, Error> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let builder = rustls::ClientConfig::builder_with_provider(Arc::clone(&provider))
             .with_protocol_versions(&[&version::TLS13])?;
@@ -138,11 +147,8 @@ impl Trust {
             None => builder.with_no_client_auth(),
             Some(own) => builder.with_client_auth_cert(own.chain.clone(), own.key.clone_key())?,
         };
-        tls.alpn_protocols = vec![ALPN.to_vec()];
         tls.enable_early_data = false;
-        let quic = QuicClientConfig::try_from(tls)
-            .map_err(|_| Error::General("no cipher suite that QUIC needs".to_owned()))?;
-        Ok(ClientConfig::new(Arc::new(quic)))
+        Ok(tls)
     }
 }
 
@@ -165,7 +171,7 @@ impl ServerCertVerifier for Pinned {
         let shown = Pin::of(end_entity);
         if shown != self.pin {
             return Err(Error::General(format!(
-                "the worker shows the certificate {shown}, and {} is pinned",
+                "the peer shows the certificate {shown}, and {} is pinned",
                 self.pin
             )));
         }
@@ -178,7 +184,7 @@ impl ServerCertVerifier for Pinned {
         _cert: &CertificateDer<'_>,
         _signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        Err(Error::General("QUIC has no TLS 1.2".to_owned()))
+        Err(Error::General("only TLS 1.3 is spoken here".to_owned()))
     }
 
     fn verify_tls13_signature(

@@ -96,10 +96,7 @@ impl Client {
     /// # Errors
     /// As for [`Client::new`].
     pub fn over(settings: &Settings, network: &Network) -> Result<Self, SetupError> {
-        let connector = || match network {
-            Network::Real => Connector::Real(tcp()),
-            Network::Simulated(dial) => Connector::Simulated(Arc::clone(dial)),
-        };
+        let connector = || connector(network);
         let roots = Arc::new(roots(settings)?);
         let tls = tls_config(&roots)?;
         let any_version = HttpsConnectorBuilder::new()
@@ -143,6 +140,19 @@ impl Client {
         };
         answer.await.map_err(|error| no_head(&error))
     }
+}
+
+fn connector(network: &Network) -> Connector {
+    match network {
+        Network::Real => Connector::Real(tcp()),
+        Network::Simulated(dial) => Connector::Simulated(Arc::clone(dial)),
+    }
+}
+
+/// Connections of HTTP/2 over TLS that believe whom `tls` believes.
+pub(super) fn believing(tls: rustls::ClientConfig, network: &Network) -> HttpsConnector<Connector> {
+    let builder = HttpsConnectorBuilder::new().with_tls_config(tls).https_only().enable_http2();
+    builder.wrap_connector(connector(network))
 }
 
 fn no_head(error: &PoolError) -> Failed {

@@ -22,7 +22,7 @@ pub struct Target {
     /// Sent with every request; they win over all others, `authorization` included (for endpoints that want
     /// `api-key: ...`). Mark values that are secret as sensitive, so that `Debug` hides them.
     pub headers: HeaderMap,
-    /// Whom to believe at a `quic://` address; `None` is whoever a public authority vouches for.
+    /// Whom to believe where our own wire is spoken over TLS or QUIC; `None` is whoever a public authority vouches for.
     pub trust: Option<Arc<Trust>>,
 }
 

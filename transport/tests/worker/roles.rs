@@ -10,6 +10,7 @@ use tokio::time::sleep;
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 use transport::config::Role;
+use transport::quic::{Identity, Pin};
 use transport::worker::{Backend, Hash};
 
 use crate::world::{LONG, SECOND, Worker, World, question, streamed, words};
@@ -256,4 +257,41 @@ async fn health_over_grpc_follows_readiness() {
         sleep(Duration::from_millis(20)).await;
     }
     panic!("never serving");
+}
+
+#[tokio::test]
+async fn between_roles_tls_believes_whom_it_is_told_to() {
+    let worker = Worker::echo(Duration::ZERO);
+    let home = tempfile::tempdir().unwrap();
+    let made = |name: &str| {
+        let (cert, key) =
+            (home.path().join(format!("{name}.pem")), home.path().join(format!("{name}.key")));
+        let pin = Identity::read_or_made(&cert, &key).unwrap().pin();
+        (cert.display().to_string(), key.display().to_string(), pin)
+    };
+    let (chats_own, gateways_own, strangers) = (made("chat"), made("gateway"), made("stranger"));
+    let text = format!(
+        "server: {{grpc: {{addr: '127.0.0.1:0', tls: {{cert: '{}', key: '{}', client_ca: '{}'}}}}}}\n\
+         models: {{m: {{endpoints: [{{url: '{}', name: w0}}]}}}}",
+        chats_own.0,
+        chats_own.1,
+        gateways_own.0,
+        worker.url()
+    );
+    let chat = World::playing(Role::Chat, &text).await;
+    let addr = chat.rpc.unwrap();
+    let before = async |pin: &Pin, own: &(String, String, Pin)| {
+        let tls = format!("tls: {{pin: '{pin}', cert: '{}', key: '{}'}}", own.0, own.1);
+        let text = format!("chats: [{{url: 'chats://{addr}', name: c0, {tls}}}]");
+        World::playing(Role::Gateway, &text).await
+    };
+    let world = before(&chats_own.2, &gateways_own).await;
+    let answer = world.ask("hi", json!({})).await;
+    assert_eq!(answer.json()["choices"][0]["message"]["content"], "hi", "{answer:?}");
+    // Another's certificate is not believed, and another's is not let in.
+    for (pin, own) in [(&strangers.2, &gateways_own), (&chats_own.2, &strangers)] {
+        let world = before(pin, own).await;
+        let models = world.get("/v1/models").await;
+        assert!(!models.contains("\"m\""), "{models}");
+    }
 }

@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tonic::transport::Channel;
 use transport::config::{Env, Flags, Role, parse};
-use transport::front::{Front, Limits, Listener, Server};
+use transport::front::{Front, Limits, Listener, RpcDoor, Server};
 use transport::gateway::Gateway;
 use transport::quic::Identity;
 use transport::worker::{Backend, Doors, Drained, Echo, Incoming, QuicDoor, Settings, serve};
@@ -256,7 +256,11 @@ impl World {
         let mut incoming = None;
         if let Some(addr) = config.server.grpc_addr {
             let bound = Incoming::bind(addr).await.unwrap();
-            (rpc, incoming) = (Some(bound.local_addr().unwrap()), Some(bound));
+            rpc = Some(bound.local_addr().unwrap());
+            incoming = Some(match &config.server.grpc_tls {
+                None => RpcDoor::plain(bound),
+                Some(tls) => RpcDoor::with_tls(bound, tls).unwrap(),
+            });
         }
         let over_grpc = tokio::spawn(async move {
             let Some(incoming) = incoming else { return };

@@ -24,6 +24,7 @@ use control::outcome::Failure;
 use super::{WorkerLoad, quic};
 use crate::seam::Network;
 use crate::seam::net::{Connector, Wire};
+use crate::upstream::connect::believing;
 use crate::upstream::failed::Failed;
 use crate::upstream::target::{BaseUrl, Target};
 
@@ -85,7 +86,16 @@ impl Workers {
                 .map_err(|error| Failed::new(Failure::Connect, format!("its TLS: {error}")))?;
             return Ok(Line { road: Road::Quic(road), state: Arc::default() });
         }
-        Line::new(url, self.connector.clone())
+        let connector = match &target.trust {
+            None => self.connector.clone(),
+            Some(trust) => {
+                let tls = trust.tls(&self.public);
+                let tls = tls
+                    .map_err(|error| Failed::new(Failure::Connect, format!("its TLS: {error}")))?;
+                believing(tls, &self.network)
+            }
+        };
+        Line::new(url, connector)
             .map_err(|_| Failed::new(Failure::Connect, "the endpoint's URL cannot be used"))
     }
 
