@@ -22,7 +22,7 @@ pub enum Step {
     Dependencies,
     /// The style, as a test.
     Tidy,
-    /// The servers that tests start: installed if they must and may be.
+    /// The servers that tests start, and the tools that cut them off: installed if they must and may be.
     Servers,
     /// All unit, property and transcript tests.
     Tests,
@@ -83,7 +83,9 @@ impl Step {
             Self::Dependencies => cargo(&["test", "-p", "xtask", "--test", "dependencies"]),
             Self::Tidy => cargo(&["test", "-p", "xtask", "--bins", "--test", "tidy"]),
             Self::Servers => {
-                install::ensure(install::REDIS)?;
+                for wanted in [install::REDIS, install::NGINX, install::IP, install::NFT] {
+                    install::ensure(wanted)?;
+                }
                 consul::ensure(&workspace.target.join("services")).map(drop)
             }
             Self::Tests => {
