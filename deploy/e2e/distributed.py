@@ -96,7 +96,8 @@ class Redis(Server):
         home, port = world.home / "redis", free_port()
         home.mkdir()
         # The network is the test's own: nobody else reaches it.
-        arguments = ["--bind", host.address, "--protected-mode", "no", "--port", port, "--dir", home, "--save", "", "--appendonly", "yes"]
+        arguments = ["--bind", host.address, "--protected-mode", "no", "--port", port, "--dir", home]
+        arguments += ["--save", "", "--appendonly", "yes"]
         arguments += ["--appendfsync", "always", "--maxmemory-policy", "noeviction"]
         log = world.logs / "redis.log"
         super().__init__("redis", arguments, log, port, "", program=redis_program(), host=host)

@@ -27,7 +27,9 @@ class Network:
         self._ip = _program("ip", "iproute2")
         self._nft = _program("nft", "nftables")
         if os.geteuid() != 0:
-            sys.exit("network namespaces need root: run the tests as root (in a container, with NET_ADMIN and SYS_ADMIN)")
+            sys.exit(
+                "network namespaces need root: run the tests as root (in a container, with NET_ADMIN and SYS_ADMIN)"
+            )
         self._forget_the_dead()
         pid = os.getpid()
         # A network for benchmarks (RFC 2544): no machine's own.

@@ -1,0 +1,36 @@
+"""nginx in front of gateways, with the configuration that people run."""
+
+import json
+import shutil
+import sys
+
+from harness import ROOT, Server, free_port
+
+CONFIG = ROOT / "deploy" / "nginx.conf"
+
+
+def nginx_program():
+    """nginx, on the PATH or where Debian keeps servers."""
+    missing = "nginx is missing: `cargo xtask test --only servers` installs it, or put it on the PATH"
+    return shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin") or sys.exit(missing)
+
+
+class Nginx(Server):
+    """One nginx before two gateways. `/health` through it is ready when one of them answers."""
+
+    def __init__(self, world, gateways):
+        port, home = free_port(), world.home / "nginx"
+        (home / "tmp").mkdir(parents=True)
+        text, ours = CONFIG.read_text(), {"listen 8080": f"listen 127.0.0.1:{port}"}
+        for number, gateway in enumerate(gateways, 1):
+            ours[f"server gateway-{number}:8080"] = f"server {gateway.host.address}:{gateway.port}"
+        for theirs, address in ours.items():
+            assert text.count(theirs) == 1, f"{CONFIG} has {theirs!r} {text.count(theirs)} times"
+            text = text.replace(theirs, address)
+        (home / "nginx.conf").write_text(text)
+        arguments = ["-p", home, "-c", home / "nginx.conf", "-g", "daemon off;"]
+        super().__init__("nginx", arguments, world.logs / "nginx.log", port, "/health", program=nginx_program())
+
+    def requests(self):
+        """What its log says of each request so far, the newest last."""
+        return [json.loads(line) for line in self.said().splitlines() if line.startswith("{")]
