@@ -21,9 +21,12 @@ RULES = "table bridge cables { chain cuts { type filter hook forward priority 0;
 
 
 class Network:
-    """Left, it leaves nothing behind; what runs before it that were killed left is taken down at the start."""
+    """Left, it leaves nothing behind; what runs before it that were killed left is taken down at the start.
 
-    def __init__(self):
+    `subnet` is the first three numbers of its addresses.
+    """
+
+    def __init__(self, subnet=None):
         self._ip = _program("ip", "iproute2")
         self._nft = _program("nft", "nftables")
         if os.geteuid() != 0:
@@ -32,8 +35,8 @@ class Network:
             )
         self._forget_the_dead()
         pid = os.getpid()
-        # A network for benchmarks (RFC 2544): no machine's own.
-        self._subnet = f"198.18.{pid % 256}"
+        # One for benchmarks (RFC 2544), if no other is named: no machine's own.
+        self._subnet = subnet or f"198.18.{pid % 256}"
         self._prefix, self._cable = f"pointsman-{pid}-", f"pm{pid}"
         self._switch, self._hosts = self._prefix + "switch", {}
         try:

@@ -20,7 +20,7 @@ class Nginx(Server):
 
     def __init__(self, world, gateways):
         port, home = free_port(), world.home / "nginx"
-        (home / "tmp").mkdir(parents=True)
+        home.mkdir()
         text, ours = CONFIG.read_text(), {"listen 8080": f"listen 127.0.0.1:{port}"}
         for number, gateway in enumerate(gateways, 1):
             ours[f"server gateway-{number}:8080"] = f"server {gateway.host.address}:{gateway.port}"
