@@ -1,22 +1,18 @@
-"""The distributed form in real processes: Consul, Redis, Rust and Python workers, and gateways that share them all.
-
-What is not there fails with the command that gets it: a test of a server that is skipped proves nothing.
-"""
+"""The distributed form in real processes: Consul, Redis, Rust and Python workers, and gateways that share them all."""
 
 import itertools
 import json
 import re
-import shutil
 import socket
-import sys
 import threading
 import time
 import urllib.request
 
 import httpx2
 import openai
+import programs
 from asking import chat, client_of, raw_chat
-from harness import HERE, Process, Server, World, free_port, get, place, until
+from harness import HERE, Process, Server, World, free_port, get, until
 
 ONE, TWO = "model-one", "model-two"
 LIMIT = 2_000_000  # Tokens a day, where a test is about something else.
@@ -37,28 +33,6 @@ return {spent, running, ahead}
 """
 
 
-def consul_program():
-    """Consul: on the PATH, or where `cargo xtask services up` leaves it."""
-    fetched = place().parent / "services" / "packages" / "consul-root" / "usr" / "bin" / "consul"
-    found = shutil.which("consul") or (str(fetched) if fetched.exists() else None)
-    return found or sys.exit("consul is missing: `cargo xtask services up` fetches it, or put it on the PATH")
-
-
-def redis_program():
-    """Redis, on the PATH."""
-    missing = "redis-server is missing: `cargo xtask test --only servers` installs it, or put it on the PATH"
-    return shutil.which("redis-server") or sys.exit(missing)
-
-
-def worker_program():
-    """The Python worker, in the environment that its own checks make."""
-    script = place().parent / "worker" / "venv" / "bin" / "python"
-    stubs = place().parent / "worker" / "wire"
-    if not (script.exists() and stubs.exists()):
-        sys.exit("the Python worker is not installed: `deploy/worker/check.sh` makes target/worker/venv")
-    return script
-
-
 class Consul(Server):
     """One server that is its own leader."""
 
@@ -71,7 +45,7 @@ class Consul(Server):
         arguments += ["-hcl", "performance { raft_multiplier = 1 }", f"-data-dir={world.home / 'consul'}"]
         ready = "/v1/catalog/services"  # Refused until there is a leader.
         log = world.logs / "consul.log"
-        super().__init__("consul", arguments, log, port, ready, program=consul_program(), host=host)
+        super().__init__("consul", arguments, log, port, ready, program=programs.consul(), host=host)
 
     def register(self, worker):
         """A worker that does not do so itself; Consul looks every second whether its port is open."""
@@ -100,7 +74,7 @@ class Redis(Server):
         arguments += ["--save", "", "--appendonly", "yes"]
         arguments += ["--appendfsync", "always", "--maxmemory-policy", "noeviction"]
         log = world.logs / "redis.log"
-        super().__init__("redis", arguments, log, port, "", program=redis_program(), host=host)
+        super().__init__("redis", arguments, log, port, "", program=programs.redis(), host=host)
 
     def _answers(self):
         try:
@@ -178,7 +152,7 @@ class PythonWorker(Server):
             **more,
         }
         log, arguments = world.logs / f"{name}.log", ["-m", "pointsman_worker"]
-        super().__init__(name, arguments, log, pages, "/ready", env, program=worker_program())
+        super().__init__(name, arguments, log, pages, "/ready", env, program=programs.python_worker())
 
 
 class Fleet(World):

@@ -69,7 +69,7 @@ class Network:
         """A host of that name, made when it is first asked for."""
         if name not in self._hosts:
             assert len(self._hosts) < HOSTS_MAX, "too many hosts for one test"
-            space, address = self._prefix + name, f"{self._subnet}.{len(self._hosts) + 2}"
+            space, address = self.space(name), f"{self._subnet}.{len(self._hosts) + 2}"
             ip = self._run_ip
             ip("netns", "add", space)
             self._hosts[name] = Host(address, [self._ip, "netns", "exec", space])
@@ -78,7 +78,13 @@ class Network:
             ip("-n", space, "addr", "add", f"{address}/24", "dev", "cable")
             for device in ("cable", "lo"):
                 ip("-n", space, "link", "set", device, "up")
+            # It leads nowhere, but programs learn from it which address is theirs.
+            ip("-n", space, "route", "add", "default", "via", f"{self._subnet}.1")
         return self._hosts[name]
+
+    def space(self, name):
+        """The namespace of a host of that name."""
+        return self._prefix + name
 
     def cut(self, one, other, way="both"):
         """From now on nothing gets from one to the other (`way` is "there"), back, or either way."""
@@ -104,7 +110,7 @@ class Network:
 
     def close(self):
         """Takes it down. Whoever still runs on it stays, with nothing to talk to."""
-        for space in [*(self._prefix + name for name in self._hosts), self._switch]:
+        for space in [*map(self.space, self._hosts), self._switch]:
             subprocess.run([self._ip, "netns", "del", space], timeout=COMMAND_MAX, check=False, capture_output=True)
         # Its other end went with the switch; where there never was one, nothing is left to do.
         subprocess.run([self._ip, "link", "del", self._cable], timeout=COMMAND_MAX, check=False, capture_output=True)

@@ -1,18 +1,11 @@
 """nginx in front of gateways, with the configuration that people run."""
 
 import json
-import shutil
-import sys
 
+import programs
 from harness import ROOT, Server, free_port
 
 CONFIG = ROOT / "deploy" / "nginx.conf"
-
-
-def nginx_program():
-    """nginx, on the PATH or where Debian keeps servers."""
-    missing = "nginx is missing: `cargo xtask test --only servers` installs it, or put it on the PATH"
-    return shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin") or sys.exit(missing)
 
 
 class Nginx(Server):
@@ -29,7 +22,7 @@ class Nginx(Server):
             text = text.replace(theirs, address)
         (home / "nginx.conf").write_text(text)
         arguments = ["-p", home, "-c", home / "nginx.conf", "-g", "daemon off;"]
-        super().__init__("nginx", arguments, world.logs / "nginx.log", port, "/health", program=nginx_program())
+        super().__init__("nginx", arguments, world.logs / "nginx.log", port, "/health", program=programs.nginx())
 
     def requests(self):
         """What its log says of each request so far, the newest last."""

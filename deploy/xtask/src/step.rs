@@ -36,6 +36,8 @@ pub enum Step {
     PythonWorker,
     /// The official Python SDK against it, alone and as one of several over real servers and workers.
     PythonSdk,
+    /// The images and the compose file: lints, the schema, and both run as far as that goes without an engine.
+    Containers,
     /// The official Node SDK against it.
     NodeSdk,
 }
@@ -58,6 +60,7 @@ impl Step {
             Self::PythonSdk => {
                 "the official Python SDK, against replicas, servers and gateways that die"
             }
+            Self::Containers => "hadolint, the compose schema, and what they describe, running",
             Self::NodeSdk => "the official Node SDK",
             Self::PythonWorker => "the Python worker: lints, types, tests",
             Self::Wire => "buf lint and buf format on the wire",
@@ -95,6 +98,7 @@ impl Step {
             Self::Simulation => simulation::gate(workspace),
             Self::Build => sdk::binary(workspace).map(drop),
             Self::PythonSdk => sdk::python(workspace),
+            Self::Containers => sdk::containers(workspace),
             Self::NodeSdk => sdk::node(workspace),
             Self::PythonWorker => script(workspace, "deploy/worker/check.sh"),
             Self::Wire => script(workspace, "deploy/proto-lint.sh"),
