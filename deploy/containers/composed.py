@@ -22,6 +22,7 @@ FILE = ROOT / "deploy" / "compose.yaml"
 NETNS = Path("/etc/netns")
 FILES = {"pointsman": "deploy/Dockerfile", "pointsman-worker": "deploy/worker/Dockerfile"}
 CHECK_MAX = 10.0
+END_MAX = 10.0
 
 
 def read():
@@ -85,7 +86,7 @@ class Composed:
 
     def __exit__(self, *_):
         for container in reversed(self.containers.values()):
-            container.process.kill()
+            container.end()
         for name, _ in self._names:
             shutil.rmtree(NETNS / self.network.space(name), ignore_errors=True)
 
@@ -187,6 +188,14 @@ class Container:
             return self.healthy()
 
         until(f"{self.name} is healthy", well, limit)
+
+    def end(self):
+        """Ends it if it runs, politely: killed, nginx would leave its workers behind."""
+        self.process.signal(signal.SIGTERM)
+        try:
+            self.process.wait(END_MAX)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
 
     def stop(self):
         """Its exit status after the signal it is ended with; fails where the grace time does not do."""

@@ -21,7 +21,8 @@ class Nginx(Server):
             assert text.count(theirs) == 1, f"{CONFIG} has {theirs!r} {text.count(theirs)} times"
             text = text.replace(theirs, address)
         (home / "nginx.conf").write_text(text)
-        arguments = ["-p", home, "-c", home / "nginx.conf", "-g", "daemon off;"]
+        # One process: killed with the tests, it leaves no workers behind.
+        arguments = ["-p", home, "-c", home / "nginx.conf", "-g", "daemon off; master_process off;"]
         super().__init__("nginx", arguments, world.logs / "nginx.log", port, "/health", program=programs.nginx())
 
     def requests(self):

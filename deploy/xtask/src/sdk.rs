@@ -73,6 +73,7 @@ fn with_harness<'a>(command: &'a mut Command, binary: &Path, place: &Path) -> &'
     command
         .env("POINTSMAN_BIN", binary)
         .env("POINTSMAN_E2E_DIR", place)
+        .env("POINTSMAN_XTASK", std::env::current_exe().unwrap_or_default())
         // The sources stay as they are: no bytecode beside them.
         .env("PYTHONDONTWRITEBYTECODE", "1")
 }
