@@ -87,6 +87,12 @@ def test_the_worker_is_told_nothing_that_it_does_not_read():
     assert set(SERVICES["worker"]["environment"]) <= documented
 
 
+def test_every_variable_of_the_file_is_documented_and_no_other():
+    named = set(re.findall(r"(?<!\$)\$\{(\w+)", FILE.read_text()))
+    rows = re.findall(r"^\| (`[A-Z_`, ]+`) \|", (ROOT / "docs/containers.md").read_text(), re.MULTILINE)
+    assert named == {name for row in rows for name in re.findall(r"\w+", row)}
+
+
 def ask(url, key, session):
     """The worker that answered, through nginx."""
     body = {"model": "demo", "messages": [{"role": "user", "content": "Say this again."}], "max_tokens": 8}
