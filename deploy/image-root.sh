@@ -1,11 +1,10 @@
 #!/bin/sh
-# Lays out the image's root: the program, the libraries it is linked to where it looks for them, and a place for its data.
+# Lays out the image: ROOT gets the program, the libraries it is linked to where it looks for them, and how names are looked up.
 #   image-root.sh PROGRAM ROOT
 # Certificate authorities are compiled in and accounts are numbers: nothing else is needed.
 set -eu
 program=$1 root=$2
 
-mkdir -p "$root"
 install -D -m 755 "$program" "$root/usr/bin/pointsman"
 libraries=$(ldd "$program" | sed -n 's/^[^/]*\(\/[^ ]*\) (0x.*/\1/p')
 [ -n "$libraries" ] || { echo "image-root.sh: ldd names no library of $program" >&2; exit 1; }
@@ -15,4 +14,3 @@ done
 # Without it libc asks DNS first and believes its no: what /etc/hosts says would not be read.
 mkdir -p "$root/etc"
 echo 'hosts: files dns' > "$root/etc/nsswitch.conf"
-install -d -m 700 -o 10001 -g 10001 "$root/data"

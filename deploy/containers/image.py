@@ -2,6 +2,7 @@
 
 import fnmatch
 import json
+import os
 import re
 import shlex
 import shutil
@@ -79,13 +80,19 @@ def _matches(path, pattern):
 def lay_out(home):
     """The root of the binary's image, by the script that its Dockerfile runs, around the binary under test."""
     file = Dockerfile("deploy/Dockerfile")
-    words = shlex.split(file.all("RUN")[-1].split("&&")[-1])
+    (script,) = (step for step in file.all("RUN")[-1].split("&&") if "image-root.sh" in step)
+    words = shlex.split(script)
     program, root = words[-2:]
     assert program == "target/release/pointsman", words
     assert f"--from=build {root} /" in file.all("COPY"), "what is laid out is what is copied"
     target = home / "root"
     words[-2:] = [str(place().parent / "debug" / "pointsman"), str(target)]
     subprocess.run(words, cwd=ROOT, check=True, timeout=RUN_MAX)
+    owner = file.last("USER")
+    (made,) = (rest for rest in file.all("COPY") if f"--chown={owner}" in rest)
+    folder = target / made.split()[-1].lstrip("/")
+    folder.mkdir(mode=int(re.search(r"--chmod=(\d+)", made).group(1), 8))
+    os.chown(folder, *map(int, owner.split(":")))
     return target
 
 

@@ -81,8 +81,15 @@ impl Kept {
         Ok(())
     }
 
-    /// Starts it in a process group of its own, so that it outlives us, and notes its id. What it prints goes to `log`.
+    /// Starts it in a process group of its own, so that it outlives us, and notes its id. What it prints goes to `log`; what it
+    /// printed the last time is kept beside that as `.previous`.
     pub fn spawn(&self, command: &mut Command, log: &Path) -> Result<Child, String> {
+        let mut previous = log.as_os_str().to_owned();
+        previous.push(".previous");
+        match fs::rename(log, previous) {
+            Err(why) if why.kind() != std::io::ErrorKind::NotFound => return Err(at(log, why)),
+            Ok(()) | Err(_) => {}
+        }
         let out = File::create(log).map_err(|why| at(log, why))?;
         let errors = out.try_clone().map_err(|why| at(log, why))?;
         command.stdin(Stdio::null()).stdout(out).stderr(errors).process_group(0);
@@ -247,6 +254,10 @@ mod tests {
         let told = told.expect_err("it ends");
         assert!(told.contains("exit status: 3") && told.ends_with("the reason"), "{told}");
         assert!(told.contains("\n100\n") && !told.contains("\n50\n"), "{told}");
+        let mut again = kept.spawn(&mut Command::new("true"), &log).expect("it starts");
+        again.wait().expect("it ends");
+        let previous = fs::read_to_string(home.join("log.previous")).expect("it is kept");
+        assert!(previous.ends_with("the reason\n"), "{previous}");
         fs::remove_dir_all(&home).expect("our own directory can be removed");
     }
 }
