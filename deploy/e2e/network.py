@@ -9,7 +9,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 from harness import Host
@@ -29,10 +28,8 @@ class Network:
     def __init__(self, subnet=None):
         self._ip = _program("ip", "iproute2")
         self._nft = _program("nft", "nftables")
-        if os.geteuid() != 0:
-            sys.exit(
-                "network namespaces need root: run the tests as root (in a container, with NET_ADMIN and SYS_ADMIN)"
-            )
+        needed = "network namespaces need root: run the tests as root (in a container, with NET_ADMIN and SYS_ADMIN)"
+        assert os.geteuid() == 0, needed
         self._forget_the_dead()
         pid = os.getpid()
         # One for benchmarks (RFC 2544), if no other is named: no machine's own.
@@ -131,8 +128,9 @@ class Network:
 
 def _program(name, package):
     path = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
-    missing = f"{name} is missing: `cargo xtask test --only servers` installs it (package {package})"
-    return shutil.which(name, path=path) or sys.exit(missing)
+    found = shutil.which(name, path=path)
+    assert found, f"{name} is missing: `cargo xtask test --only servers` installs it (package {package})"
+    return found
 
 
 def _run(command, text=None):
