@@ -1,21 +1,18 @@
-"""The distributed form in real processes: Consul, Redis, Rust and Python workers, and gateways that share them all.
+"""The distributed form in real processes: Consul, Redis, Rust and Python workers, and gateways that share them all."""
 
-What is not there fails with the command that gets it: a test of a server that is skipped proves nothing.
-"""
-
+import itertools
 import json
 import re
-import shutil
 import socket
-import sys
 import threading
 import time
 import urllib.request
 
 import httpx2
 import openai
-from asking import chat, client_of
-from harness import Process, Server, World, free_port, get, place, until
+import programs
+from asking import chat, client_of, raw_chat
+from harness import HERE, Process, Server, World, free_port, get, until
 
 ONE, TWO = "model-one", "model-two"
 LIMIT = 2_000_000  # Tokens a day, where a test is about something else.
@@ -36,45 +33,25 @@ return {spent, running, ahead}
 """
 
 
-def consul_program():
-    """Consul: on the PATH, or where `cargo xtask services up` leaves it."""
-    fetched = place().parent / "services" / "packages" / "consul-root" / "usr" / "bin" / "consul"
-    found = shutil.which("consul") or (str(fetched) if fetched.exists() else None)
-    return found or sys.exit("consul is missing: `cargo xtask services up` fetches it, or put it on the PATH")
-
-
-def redis_program():
-    """Redis, on the PATH."""
-    missing = "redis-server is missing: `cargo xtask test --only servers` installs it, or put it on the PATH"
-    return shutil.which("redis-server") or sys.exit(missing)
-
-
-def worker_program():
-    """The Python worker, in the environment that its own checks make."""
-    script = place().parent / "worker" / "venv" / "bin" / "python"
-    stubs = place().parent / "worker" / "wire"
-    if not (script.exists() and stubs.exists()):
-        sys.exit("the Python worker is not installed: `deploy/worker/check.sh` makes target/worker/venv")
-    return script
-
-
 class Consul(Server):
     """One server that is its own leader."""
 
-    def __init__(self, world):
+    def __init__(self, world, host=HERE):
         port, gossip, server = free_port(), free_port(), free_port()
         arguments = ["agent", "-server", "-bootstrap-expect=1", "-node=pointsman", "-bind=127.0.0.1"]
-        arguments += ["-client=127.0.0.1", "-dns-port=-1", "-grpc-port=-1", "-serf-wan-port=-1"]
+        arguments += [f"-client={host.address}", "-dns-port=-1", "-grpc-port=-1", "-serf-wan-port=-1"]
         arguments += [f"-http-port={port}", f"-serf-lan-port={gossip}", f"-server-port={server}"]
         # It elects itself in one second instead of five.
         arguments += ["-hcl", "performance { raft_multiplier = 1 }", f"-data-dir={world.home / 'consul'}"]
         ready = "/v1/catalog/services"  # Refused until there is a leader.
-        super().__init__("consul", arguments, world.logs / "consul.log", port, ready, program=consul_program())
+        log = world.logs / "consul.log"
+        super().__init__("consul", arguments, log, port, ready, program=programs.consul(), host=host)
 
-    def register(self, name, model, port):
+    def register(self, worker):
         """A worker that does not do so itself; Consul looks every second whether its port is open."""
-        check = {"TCP": f"127.0.0.1:{port}", "Interval": "1s", "Timeout": "1s", "Status": "passing"}
-        service = {"ID": name, "Name": f"llm-{model}", "Address": "127.0.0.1", "Port": port}
+        name, model, address = worker.name, worker.model, worker.host.address
+        check = {"TCP": f"{address}:{worker.port}", "Interval": "1s", "Timeout": "1s", "Status": "passing"}
+        service = {"ID": name, "Name": f"llm-{model}", "Address": address, "Port": worker.port}
         body = json.dumps({**service, "Meta": {"model": model, "protocol": "grpc"}, "Check": check}).encode()
         request = urllib.request.Request(f"{self.url}/v1/agent/service/register", body, method="PUT")
         with urllib.request.urlopen(request, timeout=5) as answer:
@@ -89,12 +66,15 @@ class Consul(Server):
 class Redis(Server):
     """One primary. After a restart it has all it acknowledged: less than `always` forgets the last second or two."""
 
-    def __init__(self, world):
+    def __init__(self, world, host=HERE):
         home, port = world.home / "redis", free_port()
         home.mkdir()
-        arguments = ["--bind", "127.0.0.1", "--port", port, "--dir", home, "--save", "", "--appendonly", "yes"]
+        # The network is the test's own: nobody else reaches it.
+        arguments = ["--bind", host.address, "--protected-mode", "no", "--port", port, "--dir", home]
+        arguments += ["--save", "", "--appendonly", "yes"]
         arguments += ["--appendfsync", "always", "--maxmemory-policy", "noeviction"]
-        super().__init__("redis", arguments, world.logs / "redis.log", port, "", program=redis_program())
+        log = world.logs / "redis.log"
+        super().__init__("redis", arguments, log, port, "", program=programs.redis(), host=host)
 
     def _answers(self):
         try:
@@ -104,7 +84,7 @@ class Redis(Server):
 
     def ask(self, *words):
         """One command and its answer. Raises `RedisError` where that is an error."""
-        with socket.create_connection(("127.0.0.1", self.port), timeout=5) as line:
+        with socket.create_connection((self.host.address, self.port), timeout=5) as line:
             parts = [str(word).encode() for word in words]
             told = b"".join(b"$%d\r\n%s\r\n" % (len(part), part) for part in parts)
             line.sendall(b"*%d\r\n%s" % (len(parts), told))
@@ -140,10 +120,11 @@ def _reply(answer):
 class RustWorker(Process):
     """`pointsman worker`. It is ready when its port is open."""
 
-    def __init__(self, world, name, model, backend, *more):
+    def __init__(self, world, name, model, backend, *more, host=HERE):
         self.port, self.model = free_port(), model
-        arguments = ["worker", "--model", model, "--backend", backend, "--listen", f"127.0.0.1:{self.port}", *more]
-        super().__init__(name, arguments, world.logs / f"{name}.log")
+        arguments = ["worker", "--model", model, "--backend", backend]
+        arguments += ["--listen", f"{host.address}:{self.port}", *more]
+        super().__init__(name, arguments, world.logs / f"{name}.log", host=host)
 
     def start(self):
         super().start()
@@ -152,7 +133,7 @@ class RustWorker(Process):
     def _listens(self):
         assert self.alive(), f"{self.name} ended with {self.child.returncode}:\n{self.said()[-2000:]}"
         with socket.socket() as probe:
-            return probe.connect_ex(("127.0.0.1", self.port)) == 0
+            return probe.connect_ex((self.host.address, self.port)) == 0
 
 
 class PythonWorker(Server):
@@ -171,22 +152,27 @@ class PythonWorker(Server):
             **more,
         }
         log, arguments = world.logs / f"{name}.log", ["-m", "pointsman_worker"]
-        super().__init__(name, arguments, log, pages, "/ready", env, program=worker_program())
+        super().__init__(name, arguments, log, pages, "/ready", env, program=programs.python_worker())
 
 
 class Fleet(World):
     """Gateways over one Redis and one Consul, and what that lists."""
 
-    def __init__(self, name, redis=True):
+    def __init__(self, name, redis=True, network=None):
         super().__init__(name)
-        self.gateways, self.workers = [], {}
-        self.consul = self._keep(Consul(self))
-        self.redis = self._keep(Redis(self)) if redis else None
+        self.network, self.gateways, self.workers = network, [], {}
+        self.consul = self._keep(Consul(self, self._host("consul")))
+        self.redis = self._keep(Redis(self, self._host("redis"))) if redis else None
+
+    def _host(self, name):
+        """A machine of its own on the network, where there is one."""
+        return self.network.host(name) if self.network else HERE
 
     def rust(self, name, model=ONE, backend="hash", *more):
         """A Rust worker, registered on its behalf."""
-        worker = self.workers[name] = self._keep(RustWorker(self, name, model, backend, *more))
-        self.consul.register(name, model, worker.port)
+        worker = RustWorker(self, name, model, backend, *more, host=self._host(name))
+        self.workers[name] = self._keep(worker)
+        self.consul.register(worker)
         return worker
 
     def python(self, name, model=TWO, backend="hash", **more):
@@ -194,19 +180,20 @@ class Fleet(World):
         worker = self.workers[name] = self._keep(PythonWorker(self, name, model, backend, self.consul, **more))
         return worker
 
-    def open(self, count=2, limit=LIMIT, digest=None):
-        """So many gateways, ready to serve every worker there is."""
+    def open(self, count=2, limit=LIMIT, digest=None, timeouts=None):
+        """So many gateways, ready to serve every worker there is. `timeouts` are those of `routing`."""
         for number in range(count):
             name, port = f"gateway-{number + 1}", free_port()
+            host, log = self._host(name), self.logs / f"{name}.log"
             config = self.home / f"{name}.yaml"
-            config.write_text(json.dumps(self._config(name, limit, digest), indent=1))
-            arguments = ["serve", "--listen", f"127.0.0.1:{port}", "--config", config]
-            self.gateways.append(self._keep(Server(name, arguments, self.logs / f"{name}.log", port, "/ready")))
+            config.write_text(json.dumps(self._config(name, limit, digest, timeouts), indent=1))
+            arguments = ["serve", "--listen", f"{host.address}:{port}", "--config", config]
+            self.gateways.append(self._keep(Server(name, arguments, log, port, "/ready", host=host)))
         for gateway in self.gateways:
             until(f"{gateway.name} knows everybody", lambda at=gateway: self.known(at) == len(self.workers))
         return self.gateways
 
-    def _config(self, name, limit, digest):
+    def _config(self, name, limit, digest, timeouts):
         config = {
             "version": 1,
             "data": {"dir": str(self.home / name)},
@@ -215,8 +202,10 @@ class Fleet(World):
             # A worker that came back is soon asked again, and no test waits for what chance may do to a budget.
             "routing": {"breaker": {"ejection_base": "500ms", "slow_start": "0s"}, "max_retries": 3},
         }
+        if timeouts:
+            config["routing"]["timeouts"] = timeouts
         if self.redis:
-            config["data"]["redis"] = {"addr": f"127.0.0.1:{self.redis.port}"}
+            config["data"]["redis"] = {"addr": f"{self.redis.host.address}:{self.redis.port}"}
         if digest:
             config["tenants"] = {TENANT: {"daily_tokens": limit}}
             config["keys"] = [{"name": "k", "hash": digest, "tenant": TENANT, "user": "ann"}]
@@ -246,6 +235,30 @@ def part(gateway, name):
     status, body = get(f"{gateway.url}/health")
     checks = json.loads(body).get("checks", {}) if status == 200 else {}
     return checks.get(name, {}).get("detail", "")
+
+
+def degraded(gateway):
+    """The parts that `/health` says are unwell, in one text."""
+    status, body = get(f"{gateway.url}/health")
+    checks = json.loads(body)["checks"] if status == 200 else {}
+    return " ".join(name for name, check in checks.items() if not check["healthy"])
+
+
+def homes(gateway, key, model, kind="session", count=20):
+    """Who answers each of so many sessions of a kind."""
+    client = client_of(gateway, key=key)
+
+    def home(session):
+        answer = raw_chat(client, model=model, max_tokens=2, extra_headers={"X-Session-Id": session})
+        return answer.headers["x-pointsman-replica"]
+
+    return {f"{kind}-{n}": home(f"{kind}-{n}") for n in range(count)}
+
+
+def until_asked(gateway, key, model, worker):
+    """Waits until new sessions find a worker."""
+    rounds = itertools.count()
+    until(f"{worker} is asked", lambda: worker in homes(gateway, key, model, next(rounds)).values())
 
 
 class Raw:

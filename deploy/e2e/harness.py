@@ -82,12 +82,22 @@ def _die_with_parent():
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
+class Host:
+    """Where a process runs: its address, and the words before its program that put it there."""
+
+    def __init__(self, address="127.0.0.1", enter=()):
+        self.address, self.enter = address, list(enter)
+
+
+HERE = Host()
+
+
 class Process:
     """A running program, `pointsman` unless another is named, with its log."""
 
-    def __init__(self, name, arguments, log, env=None, program=None):
-        self.name, self.log = name, log
-        self._arguments = [str(program or binary()), *map(str, arguments)]
+    def __init__(self, name, arguments, log, env=None, program=None, host=HERE):
+        self.name, self.log, self.host = name, log, host
+        self._arguments = [*host.enter, str(program or binary()), *map(str, arguments)]
         self._env = {k: v for k, v in os.environ.items() if not OUR_VARIABLES.match(k)}
         self._env.update(env or {})
         self.start()
@@ -139,9 +149,9 @@ class Process:
 class Server(Process):
     """A process that answers HTTP at `url` once it is ready."""
 
-    def __init__(self, name, arguments, log, port, ready, env=None, program=None):
-        self.port, self.url, self._ready = port, f"http://127.0.0.1:{port}", ready
-        super().__init__(name, arguments, log, env, program)
+    def __init__(self, name, arguments, log, port, ready, env=None, program=None, host=HERE):
+        self.port, self.url, self._ready = port, f"http://{host.address}:{port}", ready
+        super().__init__(name, arguments, log, env, program, host)
 
     def start(self):
         super().start()

@@ -145,3 +145,21 @@ def failing_inside(handler, script, body):
 def revoking(handler, script, body):
     """Refuses our key."""
     whole(handler, {"error": {"message": "bad key", "type": "invalid_request_error", "code": "invalid_api_key"}}, 401)
+
+
+class Stepwise:
+    """Sends each token only when the one before has been seen: whoever holds one back on the way gets no further."""
+
+    STEP_MAX = 10.0
+
+    def __init__(self, tokens):
+        self.tokens, self.seen = tokens, threading.Semaphore(0)
+
+    def __call__(self, handler, script, body):
+        send = _stream(handler)
+        for number in range(self.tokens):
+            send(_chunk(f"{number} "))
+            if not self.seen.acquire(timeout=self.STEP_MAX):
+                return
+        send({**_chunk("", "stop"), "usage": USAGE})
+        send("[DONE]")

@@ -1,15 +1,13 @@
 """Whoever takes part in the distributed form dies, by SIGKILL unless it says otherwise, while clients are at it."""
 
-import itertools
-import json
 import re
 
 import httpx2
 import openai
 import pytest
-from asking import chat, client_of, raw_chat
-from distributed import ONE, TWO, Fleet, Raw, Spenders, part
-from harness import get, new_key, until
+from asking import chat, client_of
+from distributed import ONE, TWO, Fleet, Raw, Spenders, degraded, homes, part, until_asked
+from harness import new_key, until
 from load import Load
 
 LOST = (openai.APIConnectionError, openai.InternalServerError, httpx2.HTTPError)
@@ -23,17 +21,6 @@ def fleet(request):
     with Fleet(request.node.name) as fleet:
         fleet.key, fleet.digest = new_key()
         yield fleet
-
-
-def homes(gateway, key, model, kind="session", count=20):
-    """Who answers each of so many sessions of a kind."""
-    client = client_of(gateway, key=key)
-
-    def home(session):
-        answer = raw_chat(client, model=model, max_tokens=2, extra_headers={"X-Session-Id": session})
-        return answer.headers["x-pointsman-replica"]
-
-    return {f"{kind}-{n}": home(f"{kind}-{n}") for n in range(count)}
 
 
 def test_a_worker_that_stops_or_dies_fails_nobody_and_its_sessions_move(fleet):
@@ -60,12 +47,6 @@ def test_a_worker_that_stops_or_dies_fails_nobody_and_its_sessions_move(fleet):
                 before = after
         tally = load.tally
         assert (tally.refused, tally.silent, tally.lost, tally.cut) == ([], 0, 0, 0), (model, tally)
-
-
-def until_asked(gateway, key, model, worker):
-    """Waits until new sessions find a worker."""
-    rounds = itertools.count()
-    until(f"{worker} is asked", lambda: worker in homes(gateway, key, model, next(rounds)).values())
 
 
 @pytest.mark.parametrize("kind", ["rust", "python"])
@@ -117,13 +98,6 @@ def test_redis_dies_and_returns_and_one_limit_holds_for_both_gateways(fleet):
     unused = len(gateways) * ALLOTMENT
     assert spent + ahead - unused <= spenders.tokens <= spent + ahead <= limit, (spent, ahead, spenders.tokens)
     assert spenders.tokens > limit - unused - 200, f"{spenders.tokens} of {limit} could be spent"
-
-
-def degraded(gateway):
-    """The parts that `/health` says are unwell, in one text."""
-    status, body = get(f"{gateway.url}/health")
-    checks = json.loads(body)["checks"] if status == 200 else {}
-    return " ".join(name for name, check in checks.items() if not check["healthy"])
 
 
 def test_consul_dies_and_what_it_said_stands_for_gateways_that_run_and_that_start(fleet):

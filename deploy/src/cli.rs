@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use transport::config::Role;
 
+use crate::commands::health::Asked;
 use crate::demo::{DemoReplicaArgs, parse_duration};
 
 /// An LLM gateway whose every decision can be replayed.
@@ -33,6 +34,8 @@ pub enum Command {
         #[command(subcommand)]
         command: KeyCommand,
     },
+    /// Ask a gateway or a worker whether it is well; exits non-zero where it is not.
+    Health(HealthArgs),
     /// Endpoints, breakers, load and requests under way.
     Status(StatusArgs),
     /// Give an endpoint no new requests; what runs there finishes.
@@ -156,6 +159,16 @@ pub struct CheckArgs {
     /// Ask every endpoint for its models.
     #[arg(long)]
     pub online: bool,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct HealthArgs {
+    /// Where to ask: http://host:port/health (it lives) or /ready (it can serve) of a gateway; grpc://host:port of a worker.
+    #[arg(value_name = "URL", default_value = "http://127.0.0.1:9090/health")]
+    pub url: Asked,
+    /// How long to wait for the answer.
+    #[arg(long, value_name = "TIME", default_value = "3s", value_parser = parse_duration)]
+    pub within: Duration,
 }
 
 /// Which gateway is meant.

@@ -2,6 +2,7 @@
 
 pub mod ask;
 pub mod check;
+pub mod health;
 pub mod key;
 pub mod replica;
 pub mod worker;

@@ -19,6 +19,7 @@ fn main() -> ExitCode {
         Command::DemoReplica(args) => commands::replica::run(args),
         Command::Worker(args) => commands::worker::run(&args),
         Command::Key { command } => commands::key::run(command),
+        Command::Health(args) => commands::health::run(&args),
         Command::Status(args) => commands::ask::status(&args),
         Command::Drain(args) => commands::ask::drain(&args, true),
         Command::Undrain(args) => commands::ask::drain(&args, false),

@@ -1,9 +1,12 @@
-//! One entry for humans and CI alike: `cargo xtask test`; and `cargo xtask services`, what roles share, run here.
+//! One entry for humans and CI alike: `cargo xtask test`; `cargo xtask dev`, our own processes, run here, and
+//! `cargo xtask services`, what they share.
 //!
 //! Every check this project knows is a [`step::Step`]. CI calls the same command as a person at a desk, so a red build
 //! can always be reproduced by typing one line. The alternatives, a Makefile or steps written into a CI system's own
 //! language, either need a tool that is not there yet or can only be tried by pushing.
 
+mod dev;
+mod kept;
 mod process;
 mod purity;
 mod sdk;
@@ -21,13 +24,14 @@ use crate::process::Workspace;
 use crate::step::Step;
 
 fn main() -> ExitCode {
-    let command = Cli::parse().command;
-    let done = workspace().and_then(|workspace| match command {
+    let Cli { command, place } = Cli::parse();
+    let done = workspace(place).and_then(|workspace| match command {
         Command::Test { only } if only.is_empty() => Ok(run(&workspace, Step::value_variants())),
         Command::Test { only } => Ok(run(&workspace, &only)),
         Command::Services { action } => {
-            services::run_action(&workspace, action).map(|()| ExitCode::SUCCESS)
+            services::run_action(&workspace, action, &services::ALL).map(|()| ExitCode::SUCCESS)
         }
+        Command::Dev { action } => dev::run_action(&workspace, action).map(|()| ExitCode::SUCCESS),
     });
     done.unwrap_or_else(|why| {
         eprintln!("xtask: {why}");
@@ -41,6 +45,9 @@ fn main() -> ExitCode {
 struct Cli {
     #[command(subcommand)]
     command: Command,
+    /// Keep what is left running, and what it writes, below DIR rather than below target/ and logs/.
+    #[arg(long, global = true, value_name = "DIR")]
+    place: Option<PathBuf>,
 }
 
 #[derive(Subcommand)]
@@ -51,10 +58,15 @@ enum Command {
         #[arg(long, value_enum, value_name = "STEP")]
         only: Vec<Step>,
     },
-    /// Run what roles share, on private ports: Redis (a primary with its replica, and a cluster of three), Consul.
+    /// Run what roles share, on private ports: Redis (a primary with its replica, and a cluster of three), Consul, nginx.
     Services {
         #[command(subcommand)]
         action: services::Action,
+    },
+    /// Run our own processes: two gateways before two workers, sharing Redis and Consul.
+    Dev {
+        #[command(subcommand)]
+        action: dev::Action,
     },
 }
 
@@ -63,13 +75,15 @@ enum Command {
 ///
 /// The sources' place is asked for at run time: two clones that share a target directory share this executable too, and
 /// what was compiled into it may name the other clone.
-fn workspace() -> Result<Workspace, String> {
+fn workspace(place: Option<PathBuf>) -> Result<Workspace, String> {
     let package = std::env::var_os("CARGO_MANIFEST_DIR").ok_or("run me by `cargo xtask`")?;
     let root = PathBuf::from(package).join("../..");
     let root = root.canonicalize().map_err(|why| format!("{}: {why}", root.display()))?;
     let program = std::env::current_exe().map_err(|why| format!("where am I? {why}"))?;
     let target = program.ancestors().nth(2).ok_or("the program has no target directory")?;
-    Ok(Workspace { root, target: target.to_path_buf() })
+    let place =
+        place.map(std::path::absolute).transpose().map_err(|why| format!("--place: {why}"))?;
+    Ok(Workspace { root, target: target.to_path_buf(), place })
 }
 
 struct Report {

@@ -6,15 +6,32 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-/// The two directories everything happens in.
+/// The directories everything happens in.
 pub struct Workspace {
     /// The repository's root.
     pub root: PathBuf,
     /// Cargo's target directory, whatever it is set to.
     pub target: PathBuf,
+    /// Where what we leave running keeps its things, if not there.
+    pub place: Option<PathBuf>,
 }
 
 impl Workspace {
+    /// The directory of the servers that roles share.
+    pub fn services(&self) -> PathBuf {
+        self.place.as_ref().unwrap_or(&self.target).join("services")
+    }
+
+    /// The directory of our own processes.
+    pub fn dev(&self) -> PathBuf {
+        self.place.as_ref().unwrap_or(&self.target).join("dev")
+    }
+
+    /// The directory of what those print.
+    pub fn logs(&self) -> PathBuf {
+        self.place.as_ref().unwrap_or(&self.root).join("logs")
+    }
+
     /// A program to be run at the root.
     ///
     /// What `cargo run` told *us* about our own package is taken out of the environment: build scripts that watch such

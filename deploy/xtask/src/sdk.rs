@@ -1,4 +1,5 @@
-//! The official SDKs, installed at pinned versions below the target directory and run against the built binary.
+//! The official SDKs, and what lints and runs the containers' files: installed at pinned versions below the target directory
+//! and run against the built binary.
 //!
 //! Nothing is installed into the system unless Python's `venv` or Node is missing and we are root (as CI containers
 //! are): then apt is asked. What is installed is stamped with the file that pins it, so a second run starts at once.
@@ -18,10 +19,20 @@ const INSTALL_MAX: Duration = Duration::from_secs(5 * 60);
 
 /// Runs the tests of the Python SDK.
 pub fn python(workspace: &Workspace) -> Result<(), String> {
+    pytest(workspace, "e2e")
+}
+
+/// Lints and runs what the containers are made of.
+pub fn containers(workspace: &Workspace) -> Result<(), String> {
+    pytest(workspace, "containers")
+}
+
+/// Runs the tests in `deploy/<name>`, with what its `requirements.txt` pins.
+fn pytest(workspace: &Workspace, name: &str) -> Result<(), String> {
     let binary = binary(workspace)?;
-    let place = workspace.target.join("e2e");
-    let venv = place.join("venv");
-    let pinned = workspace.root.join("deploy/e2e/requirements.txt");
+    let venv = workspace.target.join(name).join("venv");
+    let sources = workspace.root.join("deploy").join(name);
+    let pinned = sources.join("requirements.txt");
     once(&venv, &pinned, || {
         create_venv(workspace, &venv)?;
         let mut pip = workspace.command(venv.join("bin/python"));
@@ -29,8 +40,8 @@ pub fn python(workspace: &Workspace) -> Result<(), String> {
         run_within(&mut pip, INSTALL_MAX)
     })?;
     let mut tests = workspace.command(venv.join("bin/python"));
-    tests.args(["-m", "pytest", "deploy/e2e"]);
-    run_within(with_harness(&mut tests, &binary, &place), TESTS_MAX)
+    tests.args(["-m", "pytest"]).arg(&sources);
+    run_within(with_harness(&mut tests, &binary, &workspace.target.join("e2e")), TESTS_MAX)
 }
 
 /// Runs the tests of the Node SDK, in a world the same Python harness sets up.
@@ -62,6 +73,7 @@ fn with_harness<'a>(command: &'a mut Command, binary: &Path, place: &Path) -> &'
     command
         .env("POINTSMAN_BIN", binary)
         .env("POINTSMAN_E2E_DIR", place)
+        .env("POINTSMAN_XTASK", std::env::current_exe().unwrap_or_default())
         // The sources stay as they are: no bytecode beside them.
         .env("PYTHONDONTWRITEBYTECODE", "1")
 }

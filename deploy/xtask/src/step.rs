@@ -22,7 +22,7 @@ pub enum Step {
     Dependencies,
     /// The style, as a test.
     Tidy,
-    /// The servers that tests start: installed if they must and may be.
+    /// The servers that tests start, and the tools that cut them off: installed if they must and may be.
     Servers,
     /// All unit, property and transcript tests.
     Tests,
@@ -36,6 +36,8 @@ pub enum Step {
     PythonWorker,
     /// The official Python SDK against it, alone and as one of several over real servers and workers.
     PythonSdk,
+    /// The images and the compose file: lints, the schema, and both run as far as that goes without an engine.
+    Containers,
     /// The official Node SDK against it.
     NodeSdk,
 }
@@ -58,6 +60,7 @@ impl Step {
             Self::PythonSdk => {
                 "the official Python SDK, against replicas, servers and gateways that die"
             }
+            Self::Containers => "hadolint, the compose schema, and what they describe, running",
             Self::NodeSdk => "the official Node SDK",
             Self::PythonWorker => "the Python worker: lints, types, tests",
             Self::Wire => "buf lint and buf format on the wire",
@@ -83,7 +86,9 @@ impl Step {
             Self::Dependencies => cargo(&["test", "-p", "xtask", "--test", "dependencies"]),
             Self::Tidy => cargo(&["test", "-p", "xtask", "--bins", "--test", "tidy"]),
             Self::Servers => {
-                install::ensure(install::REDIS)?;
+                for wanted in [install::REDIS, install::NGINX, install::IP, install::NFT] {
+                    install::ensure(wanted)?;
+                }
                 consul::ensure(&workspace.target.join("services")).map(drop)
             }
             Self::Tests => {
@@ -93,6 +98,7 @@ impl Step {
             Self::Simulation => simulation::gate(workspace),
             Self::Build => sdk::binary(workspace).map(drop),
             Self::PythonSdk => sdk::python(workspace),
+            Self::Containers => sdk::containers(workspace),
             Self::NodeSdk => sdk::node(workspace),
             Self::PythonWorker => script(workspace, "deploy/worker/check.sh"),
             Self::Wire => script(workspace, "deploy/proto-lint.sh"),

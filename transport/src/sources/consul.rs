@@ -26,10 +26,12 @@ use crate::upstream::{BaseUrl, Client, Failed, Limits, Target};
 pub const SERVICES_MAX: usize = 256;
 /// The most bytes of one answer. An instance takes about two kilobytes.
 const ANSWER_BYTES_MAX: usize = 16 << 20;
-/// How long a blocking query may wait for a change. Consul adds up to a sixteenth.
-const WAIT: Duration = Duration::from_secs(60);
+/// How long a blocking query may wait for a change. Consul adds up to a sixteenth. A network that swallows everything is
+/// noticed when an answer is overdue, so this and [`SLACK`] are how long `/health` may call old news fresh; an empty answer
+/// every ten seconds for each service costs next to nothing.
+const WAIT: Duration = Duration::from_secs(10);
 /// How much longer than that an answer may take.
-const SLACK: Duration = Duration::from_secs(15);
+const SLACK: Duration = Duration::from_secs(5);
 /// After a failure the next question waits, from the first to the last of these.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(15));
 /// Answers that came at once, one after the other, are not asked for faster than this: somebody's registration flaps.

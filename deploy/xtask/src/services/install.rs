@@ -27,6 +27,15 @@ pub struct Wanted {
 /// Redis, server and all.
 pub const REDIS: Wanted = Wanted { program: super::node::PROGRAM, package: "redis-server" };
 
+/// What balances in front of gateways.
+pub const NGINX: Wanted = Wanted { program: "nginx", package: "nginx" };
+
+/// What builds networks for tests.
+pub const IP: Wanted = Wanted { program: "ip", package: "iproute2" };
+
+/// And what cuts them.
+pub const NFT: Wanted = Wanted { program: "nft", package: "nftables" };
+
 /// Where the program is. Installs it if it must and may.
 pub fn ensure(wanted: Wanted) -> Result<PathBuf, String> {
     if let Some(found) = find(wanted.program) {

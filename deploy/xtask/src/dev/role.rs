@@ -1,0 +1,235 @@
+//! What each of our processes is started with, how it is known again, and when it is ready.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+
+use clap::ValueEnum;
+
+use crate::kept::{Kept, ask, at, listens};
+use crate::process::Workspace;
+
+/// The model that the Rust workers serve; its text is a function of what it is asked.
+pub const MODEL: &str = "words";
+
+/// The model of the Python worker, which says again what it is told.
+const PYTHON_MODEL: &str = "parrot";
+
+/// Variables that would overrule what is configured here, if whoever runs this has them set.
+const OVERRULING: [&str; 9] = [
+    "GATEWAY",
+    "GATEWAY_HTTP_ADDR",
+    "GATEWAY_GRPC_ADDR",
+    "REDIS_ADDR",
+    "REDIS_PASSWORD",
+    "LLM",
+    "LLM_ADDR",
+    "OPENAI_API_KEY",
+    "OPENAI_MODEL",
+];
+
+/// One of our processes, in the order in which they are started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Role {
+    /// A worker, in Rust.
+    #[value(name = "worker-1")]
+    Worker1,
+    /// The other of the same model.
+    #[value(name = "worker-2")]
+    Worker2,
+    /// A worker of another model, in Python.
+    WorkerPython,
+    /// A gateway.
+    #[value(name = "gateway-1")]
+    Gateway1,
+    /// The other.
+    #[value(name = "gateway-2")]
+    Gateway2,
+}
+
+/// What they are started among.
+pub struct Around<'a> {
+    /// Our binary.
+    pub program: PathBuf,
+    /// The ledger's host and port.
+    pub redis: String,
+    /// The registry's.
+    pub consul: String,
+    /// Of the key that is let in.
+    pub hash: String,
+    /// Where the Python worker's environment is.
+    pub workspace: &'a Workspace,
+}
+
+impl Role {
+    /// Those that are started unless others are named.
+    pub const USUAL: [Self; 4] = [Self::Worker1, Self::Worker2, Self::Gateway1, Self::Gateway2];
+
+    /// As people call it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Worker1 => "worker-1",
+            Self::Worker2 => "worker-2",
+            Self::WorkerPython => "worker-python",
+            Self::Gateway1 => "gateway-1",
+            Self::Gateway2 => "gateway-2",
+        }
+    }
+
+    /// The preferred port. Far from the usual ones.
+    pub const fn port(self) -> u16 {
+        match self {
+            Self::Worker1 => 17_055,
+            Self::Worker2 => 17_056,
+            Self::WorkerPython => 17_057,
+            Self::Gateway1 => 17_081,
+            Self::Gateway2 => 17_082,
+        }
+    }
+
+    /// What the command line of its process contains.
+    pub fn marks(self, kept: &Kept) -> Vec<String> {
+        match self {
+            Self::Gateway1 | Self::Gateway2 => vec!["pointsman serve".into(), kept.address()],
+            Self::Worker1 | Self::Worker2 => vec!["pointsman worker".into(), kept.address()],
+            // It is told by its environment alone.
+            Self::WorkerPython => vec!["-m pointsman_worker".into()],
+        }
+    }
+
+    /// How it is started.
+    pub fn command(self, kept: &Kept, around: &Around<'_>) -> Result<Command, String> {
+        let mut command = match self {
+            Self::Gateway1 | Self::Gateway2 => {
+                let config = kept.place.join("config.yaml");
+                fs::write(&config, gateway(kept, around)).map_err(|why| at(&config, why))?;
+                let mut command = Command::new(&around.program);
+                command.args(["serve", "--listen", &kept.address(), "--config"]).arg(config);
+                command
+            }
+            Self::Worker1 | Self::Worker2 => {
+                let mut command = Command::new(&around.program);
+                command.args(["worker", "--model", MODEL, "--backend", "hash", "--delay", "20ms"]);
+                command.args(["--grace", "10s", "--listen", &kept.address()]);
+                command
+            }
+            Self::WorkerPython => python(kept, around)?,
+        };
+        for name in OVERRULING {
+            command.env_remove(name);
+        }
+        Ok(command)
+    }
+
+    /// Whether it can be asked at all.
+    pub fn lives(self, kept: &Kept) -> bool {
+        let page = |port, path| ask(port, "GET", path, "").is_some_and(|(status, _)| status == 200);
+        match self {
+            Self::Gateway1 | Self::Gateway2 => page(kept.port, "/health"),
+            Self::Worker1 | Self::Worker2 => listens(kept.port),
+            Self::WorkerPython => page(kept.second, "/ready"),
+        }
+    }
+
+    /// How it is, in some words.
+    pub fn state(self, kept: &Kept) -> String {
+        let said = match self {
+            Self::Worker1 | Self::Worker2 => {
+                return if listens(kept.port) { "listens" } else { "does not listen" }.to_owned();
+            }
+            Self::Gateway1 | Self::Gateway2 => ask(kept.port, "GET", "/ready", ""),
+            Self::WorkerPython => ask(kept.second, "GET", "/ready", ""),
+        };
+        match said {
+            Some((200, _)) => "ready".to_owned(),
+            Some((_, why)) => why.lines().collect::<Vec<_>>().join("; "),
+            None => "does not answer".to_owned(),
+        }
+    }
+
+    /// Tells Consul of a worker that does not do so itself.
+    pub fn register(self, kept: &Kept, around: &Around<'_>) -> Result<(), String> {
+        if !self.is_told_of() {
+            return Ok(());
+        }
+        let (name, port) = (kept.name, kept.port);
+        let body = format!(
+            r#"{{"ID": "{name}", "Name": "llm-{MODEL}", "Address": "127.0.0.1", "Port": {port},
+               "Meta": {{"model": "{MODEL}", "protocol": "grpc"}},
+               "Check": {{"TCP": "127.0.0.1:{port}", "Interval": "1s", "Status": "passing"}}}}"#
+        );
+        let said = ask(port_of(&around.consul), "PUT", "/v1/agent/service/register", &body);
+        match said {
+            Some((200, _)) => Ok(()),
+            Some((status, why)) => Err(format!("Consul does not take {name}: {status} {why}")),
+            None => Err(format!("Consul does not answer, so nobody finds {name}")),
+        }
+    }
+
+    /// Tells Consul that it goes. Where that is not heard, the check finds it out.
+    pub fn deregister(self, kept: &Kept, consul: &str) {
+        if self.is_told_of() {
+            let path = format!("/v1/agent/service/deregister/{}", kept.name);
+            let _ = ask(port_of(consul), "PUT", &path, "");
+        }
+    }
+
+    fn is_told_of(self) -> bool {
+        matches!(self, Self::Worker1 | Self::Worker2)
+    }
+}
+
+fn port_of(address: &str) -> u16 {
+    address.rsplit(':').next().and_then(|port| port.parse().ok()).unwrap_or_default()
+}
+
+/// The whole of a gateway's configuration.
+fn gateway(kept: &Kept, around: &Around<'_>) -> String {
+    let Around { redis, consul, hash, .. } = around;
+    let (data, admin) = (kept.place.join("data"), kept.second);
+    format!(
+        "version: 1
+server: {{http: {{drain_grace: 10s}}, admin: {{addr: \"127.0.0.1:{admin}\"}}}}
+data: {{dir: {data:?}, redis: {{addr: \"{redis}\"}}}}
+discovery: {{consul: {{addr: \"http://{consul}\"}}}}
+tenants: {{dev: {{daily_tokens: 10000000}}}}
+keys: [{{name: dev, hash: \"{hash}\", tenant: dev}}]
+log: {{level: info, format: json}}
+"
+    )
+}
+
+fn python(kept: &Kept, around: &Around<'_>) -> Result<Command, String> {
+    let program = around.workspace.target.join("worker/venv/bin/python");
+    if !program.exists() {
+        let missing = program.display();
+        return Err(format!("{missing} is missing: `deploy/worker/check.sh` installs the worker"));
+    }
+    let mut command = Command::new(program);
+    command.args(["-m", "pointsman_worker"]).env("PYTHONDONTWRITEBYTECODE", "1");
+    command.env("MODEL_NAME", PYTHON_MODEL).env("BACKEND", "echo").env("INSTANCE_ID", kept.name);
+    command.env("LISTEN_ADDR", kept.address()).env("CONSUL_HTTP_ADDR", &around.consul);
+    command.env("METRICS_ADDR", format!("127.0.0.1:{}", kept.second)).env("DRAIN_SECONDS", "10");
+    Ok(command)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_role_is_called_the_same_on_the_command_line_and_in_its_files() {
+        for role in Role::value_variants() {
+            let called = role.to_possible_value().expect("no role is hidden");
+            assert_eq!(called.get_name(), role.name());
+        }
+    }
+
+    #[test]
+    fn no_two_roles_prefer_the_same_port() {
+        let mut ports: Vec<u16> = Role::value_variants().iter().map(|role| role.port()).collect();
+        ports.dedup();
+        assert_eq!(ports.len(), Role::value_variants().len());
+        assert_eq!(port_of("127.0.0.1:17500"), 17_500);
+    }
+}
