@@ -174,6 +174,7 @@ impl ControlPlane {
             Input::Drain { endpoint, on } => self.handle_drain(&endpoint, on),
             Input::RequestArrived(arrival) => self.handle_arrival(arrival),
             Input::StoreAnswered(answer) => self.quota.answer(self.now, answer),
+            Input::StoreFailed { op } => self.quota.ask_failed(self.now, op),
             Input::AttemptAccepted { attempt } => self.handle_accepted(attempt),
             Input::FirstToken { attempt } => self.handle_first_token(attempt),
             Input::Progress { attempt, produced } => self.handle_progress(attempt, produced),

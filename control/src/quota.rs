@@ -313,6 +313,13 @@ impl Quota {
         }
     }
 
+    /// An ask of ours cannot reach the shared store.
+    pub fn ask_failed(&mut self, now: Instant, op: OpId) {
+        if let Mode::Shared(owner) = &mut self.mode {
+            owner.ask_failed(now, op);
+        }
+    }
+
     /// The next event. Drain in order after every call.
     #[must_use]
     pub fn poll_event(&mut self) -> Option<Event> {

@@ -193,6 +193,7 @@ impl Judge {
             | Input::Drain { .. }
             | Input::RequestArrived(_)
             | Input::StoreAnswered(_)
+            | Input::StoreFailed { .. }
             | Input::Timeout => None,
         };
         if let Some(request) = request.filter(|request| request.end.is_none()) {

@@ -236,6 +236,7 @@ impl<'a> World<'a> {
             Event::StoreAnswer { gateway, life, answer } => {
                 self.store_answer(gateway, life, *answer);
             }
+            Event::StoreRefused { gateway, life, op } => self.store_refused(gateway, life, op),
             Event::Begin { fault } => {
                 self.trace.fault(self.now, fault, true);
                 self.begin(fault);
@@ -266,6 +267,7 @@ impl<'a> World<'a> {
             | Event::Snapshot { gateway }
             | Event::Poll { gateway }
             | Event::StoreAnswer { gateway, .. }
+            | Event::StoreRefused { gateway, .. }
             | Event::Configure { gateway }
             | Event::Drain { gateway, .. } => *gateway,
             Event::Ask { .. }

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::Config;
 use crate::id::{AttemptId, CallerToken, Digest, Principal, SessionKey};
 use crate::outcome::AttemptEnd;
-use crate::quota::StoreAnswer;
+use crate::quota::{OpId, StoreAnswer};
 use crate::registry::{EndpointSpec, SourceKind};
 use crate::time::Wall;
 use crate::units::Tokens;
@@ -91,6 +91,12 @@ pub enum Input {
     },
     /// A timer set by [`poll_timeout`](crate::Machine::poll_timeout) fired, perhaps late.
     Timeout,
+    /// The shared store cannot be asked, and this ask will have no answer. It may have been performed. Who says so saves
+    /// requests the wait; an ask of which nothing is said is given up in time all the same.
+    StoreFailed {
+        /// Which ask.
+        op: OpId,
+    },
 }
 
 /// A request as it arrives: ids, counts and keyed hashes, never a user's text.

@@ -61,6 +61,7 @@ impl ControlPlane {
                 keyed.arrived(id, &arrival, self.config.session.idempotency_keys_max);
             }
             Input::StoreAnswered(_)
+            | Input::StoreFailed { .. }
             | Input::AttemptAccepted { .. }
             | Input::FirstToken { .. }
             | Input::Progress { .. }

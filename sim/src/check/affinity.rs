@@ -57,6 +57,7 @@ impl Affinity {
             | Input::Drain { .. }
             | Input::RequestArrived(_)
             | Input::StoreAnswered(_)
+            | Input::StoreFailed { .. }
             | Input::Progress { .. }
             | Input::ClientGone { .. }
             | Input::Timeout => None,

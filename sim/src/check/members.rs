@@ -116,6 +116,7 @@ impl Members {
             | Input::SourceLost { .. }
             | Input::RequestArrived(_)
             | Input::StoreAnswered(_)
+            | Input::StoreFailed { .. }
             | Input::AttemptAccepted { .. }
             | Input::FirstToken { .. }
             | Input::Progress { .. }

@@ -140,6 +140,7 @@ impl Requests {
             | Input::Drain { .. }
             | Input::RequestArrived(_)
             | Input::StoreAnswered(_)
+            | Input::StoreFailed { .. }
             | Input::AttemptAccepted { .. }
             | Input::ClientGone { .. }
             | Input::Timeout => {}
@@ -313,6 +314,7 @@ impl Requests {
             | Input::Drain { .. }
             | Input::RequestArrived(_)
             | Input::StoreAnswered(_)
+            | Input::StoreFailed { .. }
             | Input::AttemptAccepted { .. }
             | Input::FirstToken { .. }
             | Input::Progress { .. }

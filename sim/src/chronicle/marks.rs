@@ -87,6 +87,7 @@ impl Marks {
             | Input::WallTime(_)
             | Input::RequestArrived(_)
             | Input::StoreAnswered(_)
+            | Input::StoreFailed { .. }
             | Input::AttemptAccepted { .. }
             | Input::FirstToken { .. }
             | Input::Progress { .. }

@@ -100,6 +100,7 @@ impl Requests {
             | Input::SourceLost { .. }
             | Input::Drain { .. }
             | Input::StoreAnswered(_)
+            | Input::StoreFailed { .. }
             | Input::AttemptAccepted { .. }
             | Input::FirstToken { .. }
             | Input::AttemptEnded { .. }

@@ -48,6 +48,7 @@ pub const NAMES: &[&str] = &[
     "affinity_spilled",
     "quota_refused",
     "store_other_run",
+    "store_refused",
     "store_probe",
     "store_reserve_granted",
     "store_reserve_denied",

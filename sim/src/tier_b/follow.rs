@@ -245,6 +245,7 @@ impl Follower {
             | Input::SourceLost { .. }
             | Input::Drain { .. }
             | Input::StoreAnswered(_)
+            | Input::StoreFailed { .. }
             | Input::AttemptAccepted { .. }
             | Input::FirstToken { .. }
             | Input::Progress { .. }

@@ -153,6 +153,7 @@ impl Tail {
                 self.attempts.get(&(gateway, *attempt)).map(|(request, _)| request)
             }
             Input::StoreAnswered(answer) => self.asks.get(&(gateway, answer.op)),
+            Input::StoreFailed { op } => self.asks.get(&(gateway, *op)),
             Input::Restarted { .. }
             | Input::WallTime(_)
             | Input::Configured(_)

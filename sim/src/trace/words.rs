@@ -27,6 +27,7 @@ pub(super) fn input(input: &Input) -> Option<String> {
         Input::StoreAnswered(answer) => {
             format!("hears from the store, op {}: {}", answer.op.0, reply(&answer.reply))
         }
+        Input::StoreFailed { op } => format!("hears that op {} cannot reach the store", op.0),
         Input::AttemptAccepted { attempt } => format!("{attempt} is accepted"),
         Input::FirstToken { attempt } => format!("{attempt} brings its first token"),
         Input::Progress { attempt, produced } => format!("{attempt} has brought {produced}"),

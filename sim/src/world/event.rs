@@ -4,7 +4,7 @@ use std::cmp::Ordering;
 use std::collections::BinaryHeap;
 
 use control::outcome::Failure;
-use control::quota::{StoreAnswer, StoreOp};
+use control::quota::{OpId, StoreAnswer, StoreOp};
 
 use super::clock::Nanos;
 
@@ -51,6 +51,8 @@ pub(super) enum Event {
     StoreAsk { gateway: u32, life: u32, op: Box<StoreOp> },
     /// An answer of the quota store is at its gateway.
     StoreAnswer { gateway: u32, life: u32, answer: Box<StoreAnswer> },
+    /// The store's host refuses an ask: nobody listens there.
+    StoreRefused { gateway: u32, life: u32, op: OpId },
     /// A fault begins.
     Begin { fault: u32 },
     /// A fault changes.

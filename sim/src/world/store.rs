@@ -1,10 +1,11 @@
 //! The shared quota store: the pure ledger behind a network that loses, doubles and delays.
 
-use control::quota::{At, Entry, Ledger, RunId, StoreAnswer, StoreOp};
+use control::quota::{At, Entry, Ledger, OpId, RunId, StoreAnswer, StoreOp};
 
 use super::World;
 use super::clock::{Clock, MILLI, Nanos, SECOND};
 use super::event::Event;
+use crate::coverage::sometimes;
 use crate::plan::{Host, StoreTrouble, Topology};
 
 /// The store as it is now.
@@ -66,7 +67,16 @@ impl World<'_> {
     pub(super) fn store_ask(&mut self, gateway: u32, life: u32, op: &StoreOp) {
         let (from, to) = (Host::Gateway(gateway), Host::Store);
         // A connection that is cut is given up, and what was on it with it.
-        if !self.network.open(from, to) || self.store.has(StoreTrouble::Down) {
+        if !self.network.open(from, to) {
+            return;
+        }
+        if self.store.has(StoreTrouble::Down) {
+            // A host that is there refuses, and one that is gone is silent.
+            if op.op.0 % 2 == 0 {
+                let delay = self.network.delay(self.now, to, from);
+                let event = Event::StoreRefused { gateway, life, op: op.op };
+                self.agenda.plan(self.now + delay, event);
+            }
             return;
         }
         self.store_expires();
@@ -93,6 +103,13 @@ impl World<'_> {
         let open = self.network.open(Host::Store, Host::Gateway(gateway));
         if open && self.gateways[gateway as usize].life == life {
             self.submit(gateway, control::plane::Input::StoreAnswered(answer));
+        }
+    }
+
+    pub(super) fn store_refused(&mut self, gateway: u32, life: u32, op: OpId) {
+        if self.gateways[gateway as usize].life == life {
+            sometimes!("store_refused");
+            self.submit(gateway, control::plane::Input::StoreFailed { op });
         }
     }
 

@@ -2,7 +2,8 @@
 //!
 //! The plane asks under its lock and must not wait, so asks lie in a bounded queue. One that finds it full is dropped: the
 //! plane takes it for lost on the way and asks again, more slowly each time. Answers come back as inputs, in whatever
-//! order they arrive; the `quota` room is made for that.
+//! order they arrive; the `quota` room is made for that. An ask that cannot reach the store is said to have failed, so that
+//! nobody waits for it: a Redis that died costs the first request no more than a refused connection.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -81,12 +82,23 @@ impl Desk {
             let (store, report) = (Arc::clone(&self.store), Arc::clone(&self.report));
             let driver = Arc::clone(&driver);
             under_way.spawn(async move {
-                match store.perform(&op).await {
+                let answer = match store.perform(&op).await {
+                    // The connection that broke may have been the last thing of a server that is back already.
+                    Err(StoreError::Broken(_)) => store.perform(&op).await,
+                    other => other,
+                };
+                match answer {
                     Ok(answer) => {
                         report.answered();
                         driver.submit(Input::StoreAnswered(answer));
                     }
-                    Err(error) => report.failed(error),
+                    Err(error) => {
+                        let away = error.is_for_all();
+                        report.failed(error);
+                        if away {
+                            driver.submit(Input::StoreFailed { op: op.op });
+                        }
+                    }
                 }
             });
         }

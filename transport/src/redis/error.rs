@@ -48,6 +48,23 @@ pub enum StoreError {
 }
 
 impl StoreError {
+    /// Whether whoever asks next would hear the same: nobody need wait for an answer.
+    pub(super) fn is_for_all(&self) -> bool {
+        match self {
+            Self::Away(_)
+            | Self::Unanswered(_)
+            | Self::Broken(_)
+            | Self::NotServing(_)
+            | Self::Full(_)
+            | Self::Forbidden(_) => true,
+            Self::TooLarge(..)
+            | Self::Unrepresentable(_)
+            | Self::Busy(_)
+            | Self::Foreign(_)
+            | Self::Garbled(_) => false,
+        }
+    }
+
     /// What an error of the client library means here.
     pub(super) fn of(error: &RedisError) -> Self {
         let text = error.to_string();

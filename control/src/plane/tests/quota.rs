@@ -7,7 +7,7 @@ use crate::id::AccountId;
 use crate::outcome::{AttemptEnd, Failure};
 use crate::plane::{Effect, Input, Outcome, Refusal};
 use crate::quota::{
-    At, Fact, Ledger, LedgerConfig, MAX_AMOUNT, RunId, StoreMode, Unit, WindowKind,
+    At, Fact, Ledger, LedgerConfig, MAX_AMOUNT, OpId, RunId, StoreMode, Unit, WindowKind,
 };
 use crate::units::{Amount, MicroUsd, Tokens, Usage};
 
@@ -263,4 +263,40 @@ fn a_stream_whose_store_is_silent_runs_one_slice_over_and_no_further() {
     world.later(seconds(1));
     assert!(matches!(world.finish(caller).0, Outcome::QuotaUnavailable { .. }));
     assert_eq!(world.charged(caller), 138, "covered 64, overrun by a slice");
+}
+
+#[test]
+fn an_ask_that_cannot_reach_the_store_is_given_up_at_once_and_its_late_answer_is_given_back() {
+    let mut world = World::with(|config| {
+        config.quota.store = StoreMode::Shared;
+        config.quota.allotment = Amount::ZERO;
+    });
+    world.members(&["a"]);
+    let caller = world.ask(Ask::new());
+    let asks = |effects: &[Effect]| {
+        let ops = effects.iter().filter_map(|effect| match effect {
+            Effect::Reserve(op) => Some(op.clone()),
+            _ => None,
+        });
+        ops.collect::<Vec<_>>()
+    };
+    let reserve = asks(&world.effects).remove(0);
+    world.input(Input::StoreFailed { op: OpId(reserve.op.0 + 7) });
+    assert!(world.runs(caller), "another ask's failure is not this one's");
+    let mut asked = asks(&world.input(Input::StoreFailed { op: reserve.op }));
+    let Refusal::QuotaUnavailable { .. } = world.refusal(caller) else { panic!() };
+    world.input(Input::StoreFailed { op: reserve.op });
+    // It was performed after all: what it holds is given back, not lost.
+    let mut store = Ledger::new(LedgerConfig::default());
+    asked.insert(0, reserve);
+    for _ in 0..8 {
+        for op in core::mem::take(&mut asked) {
+            let at = At { now: world.now, wall: world.wall() };
+            let answer = store.perform(at, RunId(1), &op, &mut Vec::new());
+            asked.extend(asks(&world.input(Input::StoreAnswered(answer))));
+        }
+        world.later(seconds(1));
+        asked.extend(asks(&world.effects));
+    }
+    assert_eq!(store.live().count(), 0, "something is still held for nobody");
 }

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::super::store::{Ask, OpId};
 use super::super::terms::HoldId;
-use super::{Owner, Path, Purpose, tenant};
+use super::{Asked, Owner, Path, Purpose, Waiting, tenant};
 use crate::id::{Minted, ReservationId};
 use crate::time::Instant;
 
@@ -61,11 +61,7 @@ impl Owner {
 
     fn draw_unanswered(&mut self, now: Instant, id: ReservationId) {
         if let Some(waiting) = self.stop_waiting(id) {
-            if waiting.op.is_some() {
-                self.degrade(now);
-            }
-            self.release_asked(now, &waiting);
-            self.fall_back(now, &waiting.reserve);
+            self.unanswered(now, &waiting);
             return;
         }
         let Some(holding) = self.holdings.get_mut(&id) else { return };
@@ -76,6 +72,25 @@ impl Owner {
             self.degrade(now);
         }
         self.degraded_extension(now, id);
+    }
+
+    /// An ask cannot reach the store. A reservation that waits for its answer need not; all else has its own time.
+    pub fn ask_failed(&mut self, now: Instant, op: OpId) {
+        let Some(Asked { purpose: Purpose::Reserve(id), .. }) = self.ops.get(&op) else { return };
+        let id = *id;
+        if self.waiting.get(&id).is_some_and(|waiting| waiting.op == Some(op))
+            && let Some(waiting) = self.stop_waiting(id)
+        {
+            self.unanswered(now, &waiting);
+        }
+    }
+
+    fn unanswered(&mut self, now: Instant, waiting: &Waiting) {
+        if waiting.op.is_some() {
+            self.degrade(now);
+        }
+        self.release_asked(now, waiting);
+        self.fall_back(now, &waiting.reserve);
     }
 
     /// Once more from an allotment, as if the store were away; then denied.
