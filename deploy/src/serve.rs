@@ -21,6 +21,9 @@ use demo_fleet::DemoFleet;
 /// How long a start waits for endpoints to say what they serve. Those that take longer are served when they have said.
 const DISCOVERY_WAIT: Duration = Duration::from_secs(3);
 
+/// How long a stop waits for the last events of streams that were still running.
+const STREAMS_WAIT: Duration = Duration::from_secs(2);
+
 /// What stops a start, and the exit status that says so.
 #[derive(Debug, thiserror::Error)]
 enum StartError {
@@ -93,7 +96,8 @@ async fn serve(args: &ServeArgs, flags: Flags, env: Env, loaded: Loaded) -> Resu
     }
     let _ = tokio::time::timeout(DISCOVERY_WAIT, gateway.discover()).await;
     let limits = limits(&config);
-    let front = Front::new(Arc::new(gateway.chat()), gateway.accounts(), limits.clone());
+    let (chat, streams) = (Arc::new(gateway.chat()), gateway.streams());
+    let front = Front::with_streams(chat, gateway.accounts(), limits.clone(), streams);
     let server = Server::new(limits.clone(), front.meters()).listen(listener);
     let admin = admin_server(&config, &front, limits)?;
     let health = gateway.health();
@@ -125,6 +129,8 @@ async fn serve(args: &ServeArgs, flags: Flags, env: Env, loaded: Loaded) -> Resu
 
 /// Requests that were cut tell the plane so within moments; then the journal is closed.
 async fn stop_gateway(gateway: Arc<Gateway>) {
+    // Those whose clients are away ran on until here.
+    gateway.streams().stop(STREAMS_WAIT).await;
     let settled = async {
         while gateway.requests() > 0 {
             tokio::time::sleep(Duration::from_millis(5)).await;

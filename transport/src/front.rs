@@ -30,6 +30,7 @@ mod meters;
 mod page;
 mod record;
 mod refusal;
+mod resumable;
 mod routes;
 mod scan;
 mod server;
@@ -47,6 +48,7 @@ pub use meters::Meters;
 pub use server::{Drained, Listener, Server};
 
 use crate::exchange::Chat;
+use crate::streams::{self, Streams};
 
 /// The routes of the front over one [`Chat`].
 ///
@@ -70,8 +72,19 @@ impl<C: Chat> Front<C> {
     /// A front that asks `chat` on behalf of whom `auth` lets in.
     #[must_use]
     pub fn new(chat: Arc<C>, auth: Arc<dyn Authenticate>, limits: Limits) -> Self {
+        Self::with_streams(chat, auth, limits, Streams::new(streams::Limits::default()))
+    }
+
+    /// The same, keeping resumable streams there instead of for itself.
+    #[must_use]
+    pub fn with_streams(
+        chat: Arc<C>,
+        auth: Arc<dyn Authenticate>,
+        limits: Limits,
+        streams: Arc<Streams>,
+    ) -> Self {
         let (meters, ids) = (Arc::new(Meters::new()), LocalIds::new());
-        Self { shared: Arc::new(Shared { chat, auth, limits, meters, ids }) }
+        Self { shared: Arc::new(Shared { chat, auth, limits, streams, meters, ids }) }
     }
 
     /// The front's own figures, shared with the [`Server`].
@@ -96,6 +109,7 @@ struct Shared<C> {
     chat: Arc<C>,
     auth: Arc<dyn Authenticate>,
     limits: Limits,
+    streams: Arc<Streams>,
     meters: Arc<Meters>,
     ids: LocalIds,
 }

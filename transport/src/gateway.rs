@@ -3,6 +3,7 @@
 mod discovery;
 mod follower;
 mod sources;
+mod streams;
 
 pub use discovery::discovery_limits;
 
@@ -31,6 +32,7 @@ use crate::journal::{FsyncPolicy, Journal, Options};
 use crate::keys::SaltError;
 use crate::redis::{Desk, JoinError, Shared};
 use crate::seam::World;
+use crate::streams::Streams;
 use crate::upstream::{Client, Settings, SetupError};
 use follower::Follower;
 
@@ -90,6 +92,7 @@ pub struct Gateway {
     socket: Option<PathBuf>,
     /// Its part in a quota ledger that is shared.
     shared: Option<Shared>,
+    streams: Arc<Streams>,
 }
 
 /// An answer that does not stream: 64 MiB hold a million tokens of text, or ten thousand embeddings.
@@ -137,6 +140,7 @@ impl Gateway {
             ANSWER_BYTES_MAX,
         );
         let socket = config.server.admin.socket.clone();
+        let streams = streams::of(config, shared.as_ref());
         // Above all that the plane has believed: the calendar may have been set back since.
         let version = AtomicU64::new(driver.look(|plane| plane.version_max()));
         let gateway = Arc::new(Self {
@@ -156,6 +160,7 @@ impl Gateway {
             journal: Mutex::new(Some(journal)),
             socket: has_files.then(|| socket.unwrap_or_else(|| admin::socket_path(dir))),
             shared,
+            streams,
         });
         gateway.start_desk();
         gateway.reconfigure(config)?;
@@ -197,6 +202,7 @@ impl Gateway {
         }
         tasks.push(spawn(tokio::spawn(Arc::clone(&self.driver).run_timers())));
         tasks.push(spawn(tokio::spawn(discovery::run(Arc::downgrade(self)))));
+        tasks.push(spawn(tokio::spawn(Arc::clone(&self.streams).run())));
         tasks.extend(sources::start(self, &config.discovery));
         Ok(())
     }
@@ -205,6 +211,12 @@ impl Gateway {
     #[must_use]
     pub fn chat(&self) -> Local {
         self.chat.clone()
+    }
+
+    /// Its resumable streams.
+    #[must_use]
+    pub fn streams(&self) -> Arc<Streams> {
+        Arc::clone(&self.streams)
     }
 
     /// Who may ask.
