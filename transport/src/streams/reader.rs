@@ -73,8 +73,9 @@ impl Reader {
         let Where::Here(here) = &mut self.0 else { return Reach::AnyGateway };
         loop {
             here.news.borrow_and_update();
-            let reach = here.kept.reach();
+            // In this order: what is shown though it is not shipped is so only after the reach was cut.
             let settled = here.kept.with(|log| log.shown() > 0 || !log.is_open());
+            let reach = here.kept.reach();
             if settled || reach == Reach::ThisGateway || here.news.changed().await.is_err() {
                 return reach;
             }

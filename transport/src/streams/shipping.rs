@@ -181,13 +181,14 @@ impl Shipping {
 
     /// Nobody is kept waiting by a log that does not answer.
     fn cut_off(&self, error: &StoreError, kept: &Kept, meters: &Meters) {
-        kept.write(|log| log.show(log.head()));
+        // Said first: who sees what is in no log but this one has been told.
         if kept.reach() == Reach::AnyGateway {
             tracing::warn!(stream = kept.id(), "a stream is not in the log of streams: {error}");
             kept.set_reach(Reach::ThisGateway);
             kept.say(Bytes::from_static(CUT_OFF));
             meters.cut_off();
         }
+        kept.write(|log| log.show(log.head()));
     }
 
     fn looking(&self) -> BoxFuture<'static, Result<Readers, StoreError>> {
