@@ -254,8 +254,7 @@ fn settings(servers: &[Server], cluster: bool) -> Settings {
 }
 
 fn whose(tenant: u64, key: Option<u64>) -> Whose {
-    let principal =
-        Principal { tenant: AccountId(tenant), user: None, key: key.map(AccountId) };
+    let principal = Principal { tenant: AccountId(tenant), user: None, key: key.map(AccountId) };
     Whose::from(&principal)
 }
 
@@ -315,20 +314,20 @@ impl Client {
     async fn until(&mut self, words: &str) {
         while !self.text.contains(words) {
             let next = timeout(LONG, self.reader.next()).await;
-            match next.unwrap_or_else(|_| panic!("{words:?} never comes: {}", self.text)) {
-                Next::Bytes(bytes) => self.text.push_str(std::str::from_utf8(&bytes).unwrap()),
-                end => panic!("{end:?} before {words:?}: {}", self.text),
-            }
+            let next = next.unwrap_or_else(|_| panic!("{words:?} never comes: {}", self.text));
+            let Next::Bytes(bytes) = next else {
+                panic!("{next:?} before {words:?}: {}", self.text)
+            };
+            self.text.push_str(std::str::from_utf8(&bytes).unwrap());
         }
     }
 
     /// All that has come, and how it ended.
     async fn rest(&mut self) -> (String, Next) {
         loop {
-            match timeout(LONG, self.reader.next()).await.unwrap() {
-                Next::Bytes(bytes) => self.text.push_str(std::str::from_utf8(&bytes).unwrap()),
-                end => return (self.text.clone(), end),
-            }
+            let next = timeout(LONG, self.reader.next()).await.unwrap();
+            let Next::Bytes(bytes) = next else { return (self.text.clone(), next) };
+            self.text.push_str(std::str::from_utf8(&bytes).unwrap());
         }
     }
 }

@@ -227,9 +227,8 @@ async fn resumed<C: Chat>(
 
 /// The last event the client has; 0 where it has none.
 fn last_event_id(headers: &HeaderMap, query: Option<&str>) -> Result<u64, ApiError> {
-    let in_query = query.and_then(|query| {
-        query.split('&').find_map(|pair| pair.strip_prefix("last_event_id="))
-    });
+    let in_query = query
+        .and_then(|query| query.split('&').find_map(|pair| pair.strip_prefix("last_event_id=")));
     let Some(text) = head::single(headers, "last-event-id")?.or(in_query) else { return Ok(0) };
     let digits = text.bytes().all(|byte| byte.is_ascii_digit());
     text.parse().ok().filter(|&id| digits && id < u64::MAX).ok_or_else(|| {

@@ -77,12 +77,8 @@ pub(super) fn ended(record: &mut Record, end: &End) -> Option<ApiError> {
 pub(super) fn unrecorded(record: &mut Record, end: &End) -> ApiError {
     let words = "The gateway cannot write its journal, so this answer ends without its record; what arrived is all \
                  there was of it. The gateway's operator finds the cause in GET /ready.";
-    let error = error::new(
-        StatusCode::SERVICE_UNAVAILABLE,
-        error::SERVER,
-        "answer_not_recorded",
-        words,
-    );
+    let error =
+        error::new(StatusCode::SERVICE_UNAVAILABLE, error::SERVER, "answer_not_recorded", words);
     record.ended(error.status.as_u16(), end);
     error
 }

@@ -17,8 +17,10 @@ use redis::{Cmd, Value};
 use super::client::{Caller, Settings, SettingsError};
 use super::error::StoreError;
 use super::script::Source;
+use answers::{integer, integers, logged, number, several, text};
 use words::Words;
 
+mod answers;
 mod words;
 
 macro_rules! script {
@@ -147,14 +149,8 @@ impl StreamLog {
         let answer = self.script(&KEEP, meta_key(id), |command| {
             command.arg(&owned.owner).arg(&owned.whose).arg(status).arg(millis(owned.ttl));
         });
-        match answer.await? {
-            Value::Array(said) if said.len() == 3 => Ok(Readers {
-                epoch: number(&said[0])?,
-                beat: number(&said[1])?,
-                read: number(&said[2])?,
-            }),
-            other => Err(garbled(&other)),
-        }
+        let [epoch, beat, read] = integers(&answer.await?)?;
+        Ok(Readers { epoch, beat, read })
     }
 
     /// Has a stream's events stay for so long.
@@ -182,13 +178,12 @@ impl StreamLog {
         let answer = self.script(&CLAIM, meta_key(id), |command| {
             command.arg(whose).arg(&read);
         });
-        match answer.await? {
-            Value::Nil => Ok(None),
-            Value::Array(said) if said.len() == 2 => {
-                Ok(Some(Claimed { epoch: number(&said[0])?, owner: text(&said[1])? }))
-            }
-            other => Err(garbled(&other)),
+        let answer = answer.await?;
+        if answer == Value::Nil {
+            return Ok(None);
         }
+        let [epoch, owner] = several(&answer)?;
+        Ok(Some(Claimed { epoch: number(epoch)?, owner: text(owner)? }))
     }
 
     /// A reader elsewhere is still there, and has read so far.
@@ -199,12 +194,11 @@ impl StreamLog {
         let answer = self.script(&BEAT, meta_key(id), |command| {
             command.arg(epoch).arg(read);
         });
-        match answer.await? {
-            Value::Int(1) => Ok(Beat::Current),
-            Value::Int(0) => Ok(Beat::TakenOver),
-            Value::Int(-1) => Ok(Beat::Gone),
-            other => Err(garbled(&other)),
-        }
+        Ok(match integer(&answer.await?)? {
+            1.. => Beat::Current,
+            0 => Beat::TakenOver,
+            ..0 => Beat::Gone,
+        })
     }
 
     /// Events behind `after`, some of them.
@@ -278,57 +272,4 @@ fn alive_key(name: &str) -> String {
 
 fn millis(span: Duration) -> u64 {
     u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
-}
-
-fn logged(answer: Value) -> Result<Vec<Logged>, StoreError> {
-    let Value::Array(entries) = answer else { return Err(garbled(&answer)) };
-    entries.into_iter().map(entry).collect()
-}
-
-fn entry(entry: Value) -> Result<Logged, StoreError> {
-    let wrong = || StoreError::Foreign("an entry of stream:chat:* that no gateway wrote".into());
-    let Value::Array(parts) = entry else { return Err(wrong()) };
-    let [id, Value::Array(fields)] = parts.as_slice() else { return Err(wrong()) };
-    let id = text(id)?;
-    let seq = id.strip_suffix("-0").and_then(|seq| seq.parse().ok()).ok_or_else(wrong)?;
-    let field = |name: &str| {
-        let pairs = fields.chunks_exact(2);
-        pairs.into_iter().find_map(|pair| match pair {
-            [Value::BulkString(key), Value::BulkString(value)] if key == name.as_bytes() => {
-                Some(value)
-            }
-            _ => None,
-        })
-    };
-    let event = field("event").ok_or_else(wrong)?;
-    let is_final = field("is_final").is_some_and(|flag| flag == b"1");
-    Ok(Logged { seq, is_final, event: Bytes::from(event.clone()) })
-}
-
-fn number(value: &Value) -> Result<u64, StoreError> {
-    match value {
-        Value::Int(number) => u64::try_from(*number).map_err(|_| garbled(value)),
-        other => Err(garbled(other)),
-    }
-}
-
-fn text(value: &Value) -> Result<String, StoreError> {
-    match value {
-        Value::BulkString(bytes) => {
-            String::from_utf8(bytes.clone()).map_err(|_| garbled(&Value::Nil))
-        }
-        other => Err(garbled(other)),
-    }
-}
-
-/// Of what is not understood, the kind: the content may be somebody's answer.
-fn garbled(value: &Value) -> StoreError {
-    let kind = match value {
-        Value::Nil => "nothing",
-        Value::Int(_) => "a number",
-        Value::BulkString(_) | Value::SimpleString(_) => "a text",
-        Value::Array(_) => "a list",
-        _ => "something else",
-    };
-    StoreError::Garbled(format!("{kind}, from the log of streams"))
 }

@@ -48,7 +48,8 @@ impl Meters {
         r.register("pointsman_streams_resumed", help, meters.resumed.clone());
         let help = "Resumable streams by their end";
         r.register("pointsman_streams_ended", help, meters.ended.clone());
-        let help = "Running streams that only this gateway can resume, as the shared log does not answer";
+        let help =
+            "Running streams that only this gateway can resume, as the shared log does not answer";
         r.register("pointsman_streams_cut_off", help, meters.cut_off.clone());
         r.register("pointsman_streams_kept", "Streams kept", meters.kept.clone());
         let help = "Streams kept that are over";

@@ -104,9 +104,8 @@ impl Shipping {
         let is_new = self.shipped == 0;
         self.shipment = Some(Box::pin(async move {
             // Both at once: a stream's first event waits for one round trip, too.
-            let opened = async {
-                if is_new { log.keep(&id, &owned).await.map(drop) } else { Ok(()) }
-            };
+            let opened =
+                async { if is_new { log.keep(&id, &owned).await.map(drop) } else { Ok(()) } };
             let (opened, shipped) = tokio::join!(opened, log.append(&id, &shipment));
             opened.and(shipped)
         }));
@@ -147,7 +146,9 @@ impl Shipping {
                 self.look = None;
                 match looked {
                     Ok(readers) => self.seen(&readers, kept),
-                    Err(error) => tracing::debug!(stream = kept.id(), "no look at readers: {error}"),
+                    Err(error) => {
+                        tracing::debug!(stream = kept.id(), "no look at readers: {error}")
+                    }
                 }
             }
             Turn::Tick if self.look.is_none() => self.look = Some(self.looking()),
@@ -156,7 +157,16 @@ impl Shipping {
     }
 
     /// Ships the end, or gives up after a few tries.
-    pub async fn finish(mut self, kept: &Kept, meters: &Meters) {
+    pub async fn finish(self, kept: &Kept, meters: &Meters) {
+        if !self.ship_end(kept, meters).await {
+            tracing::warn!(stream = kept.id(), "the log of streams misses the end of a stream");
+        }
+        if kept.reach() == Reach::ThisGateway {
+            meters.reached();
+        }
+    }
+
+    async fn ship_end(mut self, kept: &Kept, meters: &Meters) -> bool {
         (self.owned.running, self.owned.ttl) = (false, self.ended);
         for _ in 0..LAST_TRIES {
             while self.shipped < kept.with(|log| log.head()) {
@@ -172,11 +182,11 @@ impl Shipping {
             let done = self.shipped >= kept.with(|log| log.head());
             // What nobody can resume any more goes with its last events.
             if done && self.looking().await.is_ok() {
-                return;
+                return true;
             }
             tokio::time::sleep(LOOK_EVERY).await;
         }
-        tracing::warn!(stream = kept.id(), "the end of a stream is missing in the log of streams");
+        false
     }
 
     /// Nobody is kept waiting by a log that does not answer.
@@ -194,8 +204,7 @@ impl Shipping {
     fn looking(&self) -> BoxFuture<'static, Result<Readers, StoreError>> {
         let (log, id, owned) = (Arc::clone(&self.log), self.id.clone(), self.owned.clone());
         Box::pin(async move {
-            let (readers, touched) =
-                tokio::join!(log.keep(&id, &owned), log.touch(&id, owned.ttl));
+            let (readers, touched) = tokio::join!(log.keep(&id, &owned), log.touch(&id, owned.ttl));
             touched.and(readers)
         })
     }

@@ -73,7 +73,11 @@ async fn whoever_has_no_business_with_a_stream_is_told_in_clear_words() {
         (PATH, KEY, "two", 400, "invalid_last_event_id"),
     ] {
         let answer = ask(&world, path, key, last).await;
-        assert_eq!((answer.status.as_u16(), &*answer.code()), (status, code), "{path} {key} {last}");
+        assert_eq!(
+            (answer.status.as_u16(), &*answer.code()),
+            (status, code),
+            "{path} {key} {last}"
+        );
     }
     // None of them has cut the reader off.
     sender.send(Part::End(end(Outcome::Completed))).await.unwrap();
@@ -94,7 +98,11 @@ async fn a_client_that_does_not_come_back_is_gone_after_the_grace_time_and_not_b
     assert!(left.elapsed() >= grace, "{:?}", left.elapsed());
     world.quiet().await;
     let told = ask(&world, PATH, KEY, "0").await;
-    assert!(told.text().starts_with("id: 1\ndata: 1\n\nid: 2\ndata: {\"error\""), "{}", told.text());
+    assert!(
+        told.text().starts_with("id: 1\ndata: 1\n\nid: 2\ndata: {\"error\""),
+        "{}",
+        told.text()
+    );
     assert!(told.text().contains("stream_abandoned") && !told.text().contains("[DONE]"));
     let figures = world.get("/metrics", "*/*").await;
     assert!(figures.text().contains("status=\"499\"} 1"), "{}", figures.text());
@@ -195,7 +203,10 @@ async fn comments_pass_and_are_not_kept() {
     reader.until(": still there\n\n").await;
     sender.send(Part::End(end(Outcome::Completed))).await.unwrap();
     reader.rest().await;
-    assert_eq!(ask(&world, PATH, KEY, "1").await.text(), ": still there\n\nid: 2\ndata: [DONE]\n\n");
+    assert_eq!(
+        ask(&world, PATH, KEY, "1").await.text(),
+        ": still there\n\nid: 2\ndata: [DONE]\n\n"
+    );
 }
 
 #[tokio::test]

@@ -77,7 +77,9 @@ mod tests {
 
     #[test]
     fn what_is_no_chunk_says_nothing() {
-        for block in ["", ": hello\n\n", "data: [DONE]\n\n", "data: {\"choices\":7}\n\n", "id: 3\n\n"] {
+        for block in
+            ["", ": hello\n\n", "data: [DONE]\n\n", "data: {\"choices\":7}\n\n", "id: 3\n\n"]
+        {
             assert_eq!(said(block), (String::new(), String::new()), "{block}");
         }
     }

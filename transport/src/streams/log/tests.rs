@@ -17,10 +17,8 @@ fn log_of(count: usize) -> Log {
 }
 
 fn text(found: Found) -> (String, u64) {
-    match found {
-        Found::Events(bytes, last) => (String::from_utf8(bytes.to_vec()).unwrap(), last),
-        other => panic!("{other:?}"),
-    }
+    let Found::Events(bytes, last) = found else { panic!("{found:?}") };
+    (String::from_utf8(bytes.to_vec()).unwrap(), last)
 }
 
 #[test]
