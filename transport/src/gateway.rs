@@ -140,7 +140,7 @@ impl Gateway {
             ANSWER_BYTES_MAX,
         );
         let socket = config.server.admin.socket.clone();
-        let streams = streams::of(config, shared.as_ref());
+        let streams = streams::of(config, shared.as_ref(), &health);
         // Above all that the plane has believed: the calendar may have been set back since.
         let version = AtomicU64::new(driver.look(|plane| plane.version_max()));
         let gateway = Arc::new(Self {

@@ -47,6 +47,7 @@ pub use kept::Reach;
 pub use reader::{Next, Reader};
 
 use crate::exchange::{End, Part};
+use crate::health::Health;
 use crate::redis::{StoreError, StreamLog};
 use distant::Distant;
 use keeper::Keeper;
@@ -158,10 +159,15 @@ pub struct Streams {
     /// This process among all that share a log.
     name: String,
     shared: Option<Arc<StreamLog>>,
+    /// Where the state of the shared log is told.
+    health: Option<Arc<Health>>,
     shelf: Mutex<Shelf>,
     meters: Meters,
     stopping: CancellationToken,
 }
+
+/// What `/health` calls the shared log.
+const PART: &str = "stream log";
 
 #[derive(Default)]
 struct Shelf {
@@ -175,19 +181,29 @@ impl Streams {
     /// Streams that this process alone knows of.
     #[must_use]
     pub fn new(limits: Limits) -> Arc<Self> {
-        Self::over(limits, None, String::new())
+        Self::over(limits, None, String::new(), None)
     }
 
     /// Streams that every gateway over this log can resume. `life` is a number that no other process, and no other life of
     /// this one, has: gateways mint the same request ids, and a stream must be one.
     #[must_use]
-    pub fn shared(limits: Limits, log: Arc<StreamLog>, life: u64) -> Arc<Self> {
-        Self::over(limits, Some(log), format!("{life:016x}"))
+    pub fn shared(
+        limits: Limits,
+        log: Arc<StreamLog>,
+        life: u64,
+        health: Arc<Health>,
+    ) -> Arc<Self> {
+        Self::over(limits, Some(log), format!("{life:016x}"), Some(health))
     }
 
-    fn over(limits: Limits, shared: Option<Arc<StreamLog>>, name: String) -> Arc<Self> {
-        let (shelf, meters) = (Mutex::default(), Meters::new());
-        Arc::new(Self { limits, name, shared, shelf, meters, stopping: CancellationToken::new() })
+    fn over(
+        limits: Limits,
+        shared: Option<Arc<StreamLog>>,
+        name: String,
+        health: Option<Arc<Health>>,
+    ) -> Arc<Self> {
+        let (shelf, meters, stopping) = (Mutex::default(), Meters::new(), CancellationToken::new());
+        Arc::new(Self { limits, name, shared, health, shelf, meters, stopping })
     }
 
     /// Figures about them.
@@ -259,14 +275,35 @@ impl Streams {
         // A reader elsewhere gives a gateway up after three of these without a sign.
         let mut tick = tokio::time::interval(distant::SIGN_EVERY);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut well = None;
         loop {
             tick.tick().await;
             self.shelf().expire(self.limits.kept);
-            if let Some(log) = &self.shared
-                && let Err(error) = log.live(&self.name, distant::SIGN_TTL).await
-            {
-                tracing::debug!("no sign of life to the log of streams: {error}");
+            if let Some(log) = &self.shared {
+                let lives = log.live(&self.name, distant::SIGN_TTL).await;
+                self.say(&lives, &mut well);
             }
+        }
+    }
+
+    /// Says how the shared log is, where that has changed.
+    fn say(&self, lives: &Result<(), StoreError>, well: &mut Option<bool>) {
+        if well.replace(lives.is_ok()) == Some(lives.is_ok()) {
+            return;
+        }
+        let state = match lives {
+            Ok(()) => {
+                tracing::info!("the log of streams answers");
+                (true, "answers".to_owned())
+            }
+            Err(error) => {
+                tracing::warn!("the log of streams does not answer: {error}");
+                let words = "until it is back, streams can be resumed only where they run";
+                (false, format!("{error}; {words}"))
+            }
+        };
+        if let Some(health) = &self.health {
+            health.note(PART, Some(state));
         }
     }
 

@@ -17,6 +17,7 @@ use server::Server;
 use tokio::sync::mpsc::{self, Sender};
 use tokio::time::timeout;
 use transport::exchange::{End, Part};
+use transport::health::Health;
 use transport::redis::{Settings, StreamLog};
 use transport::streams::{Last, Limits, Missed, Next, Reach, Reader, Scribe, Streams, Whose};
 
@@ -42,6 +43,10 @@ async fn another_gateway_serves_what_was_and_what_comes() {
     parts.end().await;
     let rest = there.rest().await;
     assert_eq!(rest, (numbers(2..=400) + "id: 401\ndata: [DONE]\n\n", Next::Over));
+    // Who cannot read on cuts nobody off.
+    let mut there = two.resume(&id, 400).await.unwrap();
+    assert_eq!(two.resume(&id, 402).await.err(), Some(Missed::Beyond { head: 401 }));
+    assert_eq!(there.rest().await, ("id: 401\ndata: [DONE]\n\n".to_owned(), Next::Over));
     // After the end as well: from the beginning, and nothing behind the end.
     assert_eq!(two.resume(&id, 0).await.unwrap().rest().await.0.matches("[DONE]").count(), 1);
     assert_eq!(two.resume(&id, 401).await.err(), Some(Missed::Complete));
@@ -243,7 +248,7 @@ fn gateway_at(settings: Settings, life: u64) -> Gateway {
 
 fn gateway_of(settings: Settings, life: u64, limits: Limits) -> Gateway {
     let log = Arc::new(StreamLog::new(settings).unwrap());
-    let streams = Streams::shared(limits, log, life);
+    let streams = Streams::shared(limits, log, life, Health::new());
     let run = tokio::spawn(Arc::clone(&streams).run());
     Gateway { streams, _run: tokio_util::task::AbortOnDropHandle::new(run) }
 }

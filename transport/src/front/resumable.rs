@@ -141,7 +141,8 @@ fn last_words(cut: &Next) -> Bytes {
         Next::Bytes(_) | Next::Over | Next::Lost => server(
             StatusCode::BAD_GATEWAY,
             "stream_gateway_lost",
-            "The gateway that ran this answer is gone. What arrived is all there was of it; send the request again."
+            "The gateway that ran this answer gives no sign of life. What arrived is all that is known of it; send the request \
+             again."
                 .to_owned(),
         ),
     };

@@ -3,14 +3,17 @@
 use std::sync::Arc;
 
 use crate::config::Config;
+use crate::health::Health;
 use crate::redis::Shared;
 use crate::streams::{Limits, Streams};
 
 /// As the configuration says.
-pub(super) fn of(config: &Config, shared: Option<&Shared>) -> Arc<Streams> {
+pub(super) fn of(config: &Config, shared: Option<&Shared>, health: &Arc<Health>) -> Arc<Streams> {
     let limits = Limits::from(&config.streams);
     match shared {
         None => Streams::new(limits),
-        Some(shared) => Streams::shared(limits, Arc::clone(&shared.log), shared.life),
+        Some(Shared { log, life, .. }) => {
+            Streams::shared(limits, Arc::clone(log), *life, Arc::clone(health))
+        }
     }
 }

@@ -163,6 +163,17 @@ impl StreamLog {
         self.caller.command(&command).await.map(drop)
     }
 
+    /// Who may resume a stream; `None` where there is no such stream.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn whose(&self, id: &str) -> Result<Option<String>, StoreError> {
+        let mut command = redis::cmd("HGET");
+        command.arg(meta_key(id)).arg("whose");
+        let answer = self.caller.command(&command).await?;
+        if answer == Value::Nil { Ok(None) } else { text(&answer).map(Some) }
+    }
+
     /// A reader takes over; `elsewhere` is the last event it has, where it is not on the gateway that runs the stream.
     /// `None` where there is no such stream of theirs.
     ///

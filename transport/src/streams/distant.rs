@@ -55,8 +55,10 @@ impl Distant {
         whose: Whose,
         after: u64,
     ) -> Result<Self, Missed> {
-        let claimed = log.claim(id, &whose.to_string(), Some(after)).await.map_err(Missed::Away)?;
-        let claimed = claimed.ok_or(Missed::Unknown)?;
+        let whose = whose.to_string();
+        if log.whose(id).await.map_err(Missed::Away)?.as_ref() != Some(&whose) {
+            return Err(Missed::Unknown);
+        }
         let waiting = log.read(id, after).await.map_err(Missed::Away)?;
         match waiting.first() {
             Some(first) if first.seq != after + 1 => return Err(Missed::Gone { first: first.seq }),
@@ -72,6 +74,9 @@ impl Distant {
                 }
             }
         }
+        // Last: who cannot read on cuts nobody off.
+        let claimed = log.claim(id, &whose, Some(after)).await.map_err(Missed::Away)?;
+        let claimed = claimed.ok_or(Missed::Unknown)?;
         let now = Instant::now();
         Ok(Self {
             log,

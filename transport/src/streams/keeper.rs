@@ -14,7 +14,7 @@ use super::log::ID;
 use super::shipping::{Shipping, Turn};
 use super::{Last, Scribe, Streams};
 use crate::exchange::Part;
-use crate::sse;
+use crate::sse::{self, TooLarge};
 
 pub(super) struct Keeper {
     streams: Arc<Streams>,
@@ -75,7 +75,11 @@ impl Keeper {
                 () = self.streams.stopping.cancelled() => return Last::Stopped,
                 turn = turn(&mut self.shipping) => self.shipped(turn),
                 part = self.parts.recv(), if room => match part {
-                    Some(Part::Bytes(bytes)) => self.insert(bytes),
+                    Some(Part::Bytes(bytes)) => match self.insert(bytes) {
+                        Ok(()) => {}
+                        // Nobody upstream lets one pass: a bug, and told as such rather than left out.
+                        Err(TooLarge { .. }) => return Last::Lost,
+                    },
                     Some(Part::End(end)) => return Last::End(end),
                     Some(Part::Unrecorded(end)) => return Last::Unrecorded(end),
                     None => return Last::Lost,
@@ -99,11 +103,10 @@ impl Keeper {
     }
 
     /// Some bytes of the answer. What is no event (a comment, a keep-alive) is said and not kept.
-    fn insert(&mut self, bytes: Bytes) {
+    fn insert(&mut self, bytes: Bytes) -> Result<(), TooLarge> {
         self.blocks.insert(bytes);
         let shown = self.kept.reach() == Reach::ThisGateway;
-        // Larger blocks have been refused when they came from upstream.
-        while let Ok(Some(event)) = self.blocks.poll_event() {
+        while let Some(event) = self.blocks.poll_event()? {
             let Some(data) = &event.data else {
                 self.kept.say(event.raw);
                 continue;
@@ -120,6 +123,7 @@ impl Keeper {
                 }
             });
         }
+        Ok(())
     }
 }
 

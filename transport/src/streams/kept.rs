@@ -203,9 +203,12 @@ impl Kept {
         }
         let found = state.log.read(after, READ_BYTES);
         if let Found::Events(_, last) = &found {
+            let waited_for = state.log.is_full();
             state.log.sent(*last);
             drop(state);
-            self.moves.notify_one();
+            if waited_for {
+                self.moves.notify_one();
+            }
         }
         Look::Found(found)
     }

@@ -95,7 +95,8 @@ impl Log {
         !self.is_full()
     }
 
-    fn is_full(&self) -> bool {
+    /// Whether whoever fills it waits.
+    pub fn is_full(&self) -> bool {
         self.events.len() >= self.bounds.entries_max || self.bytes >= self.bounds.bytes_max
     }
 

@@ -193,7 +193,7 @@ impl Shipping {
     fn cut_off(&self, error: &StoreError, kept: &Kept, meters: &Meters) {
         // Said first: who sees what is in no log but this one has been told.
         if kept.reach() == Reach::AnyGateway {
-            tracing::warn!(stream = kept.id(), "a stream is not in the log of streams: {error}");
+            tracing::debug!(stream = kept.id(), "a stream is not in the log of streams: {error}");
             kept.set_reach(Reach::ThisGateway);
             kept.say(Bytes::from_static(CUT_OFF));
             meters.cut_off();
