@@ -73,6 +73,8 @@ impl Keeper {
             tokio::select! {
                 biased;
                 () = self.streams.stopping.cancelled() => return Last::Stopped,
+                // Before the parts: an answer that never pauses is given up, too.
+                () = gives_up => return Last::Abandoned,
                 turn = turn(&mut self.shipping) => self.shipped(turn),
                 part = self.parts.recv(), if room => match part {
                     Some(Part::Bytes(bytes)) => match self.insert(bytes) {
@@ -85,7 +87,6 @@ impl Keeper {
                     None => return Last::Lost,
                 },
                 () = self.kept.moved() => {}
-                () = gives_up => return Last::Abandoned,
             }
         }
     }
