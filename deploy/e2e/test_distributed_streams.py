@@ -1,7 +1,7 @@
 """A client's stream, found again on another gateway: because the client moved, or because its gateway was killed."""
 
 import pytest
-from distributed import ONE, Fleet, Raw
+from distributed import ONE, Fleet, Raw, part
 from harness import get, new_key, until
 from resumable import LOST, Resumable, after
 
@@ -79,11 +79,14 @@ def test_redis_dies_and_a_stream_goes_on_for_its_client_and_is_found_again_later
     stream.read(kill_at_ten)
     assert "only this gateway can resume" in stream.comments[0]
     assert get(f"{second.url}/v1/streams/{stream.id}", {"authorization": f"Bearer {fleet.key}"})[0] == 503
+    until("it is said", lambda: "resumed only where they run" in part(first, "stream log"))
+    assert "\npointsman_streams_cut_off 1\n" in get(f"{first.url}/metrics")[1]
     stream.at(first).read(after(30))
     assert stream.where == "this-gateway"
     fleet.redis.start()
     stream.at(first).read(lambda stream: any("any gateway" in comment for comment in stream.comments))
     assert stream.dones == 0, "it runs on"
+    until("it is said again", lambda: part(first, "stream log") == "answers")
     stream.at(second).read()
     assert stream.dones == 1 and not stream.errors
     assert len(stream.pieces) > 100, len(stream.pieces)

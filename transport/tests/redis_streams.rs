@@ -228,6 +228,29 @@ async fn a_cluster_keeps_streams_too() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_keeper_that_breaks_leaves_no_reader_waiting_and_no_place_taken() {
+    let streams = Streams::new(Limits { streams_max: 1, ..Limits::default() });
+    let (sender, parts) = mpsc::channel(32);
+    let id = RequestId(Minted { incarnation: 1, counter: 7 });
+    let reader = streams.reserve().unwrap().open(id, whose(1, None), parts, Box::new(Broken));
+    let mut reader = Client { reader, text: String::new() };
+    assert!(streams.reserve().is_err());
+    drop(sender);
+    assert_eq!(reader.rest().await, (String::new(), Next::Lost));
+    while streams.reserve().is_err() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+struct Broken;
+
+impl Scribe for Broken {
+    fn end(&mut self, _: &Last) -> Option<String> {
+        panic!("a bug, on purpose")
+    }
+}
+
 /// One gateway's streams, and what runs beside them.
 struct Gateway {
     streams: Arc<Streams>,

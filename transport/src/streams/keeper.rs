@@ -41,7 +41,7 @@ impl Keeper {
     }
 
     pub async fn run(mut self) {
-        let lost = Losing(Arc::clone(&self.kept));
+        let leaving = Leaving(Arc::clone(&self.streams), Arc::clone(&self.kept));
         let last = self.fill().await;
         let Self { streams, kept, parts, mut scribe, blocks: _, shipping } = self;
         // From here on the chat role knows, where it did not say so itself.
@@ -53,9 +53,8 @@ impl Keeper {
         if let Some(shipping) = shipping {
             shipping.finish(&kept, &streams.meters).await;
         }
-        drop(lost);
         streams.meters.ended(&last);
-        streams.ended(&kept);
+        drop(leaving);
     }
 
     /// Until the answer is over, one way or another.
@@ -166,11 +165,13 @@ async fn turn(shipping: &mut Option<Shipping>) -> Turn {
     }
 }
 
-/// A keeper that breaks leaves no reader waiting.
-struct Losing(Arc<Kept>);
+/// A keeper that leaves, even one that breaks, leaves no reader waiting and no place taken for ever.
+struct Leaving(Arc<Streams>, Arc<Kept>);
 
-impl Drop for Losing {
+impl Drop for Leaving {
     fn drop(&mut self) {
-        self.0.write(super::log::Log::lose);
+        let Self(streams, kept) = self;
+        kept.write(super::log::Log::lose);
+        streams.ended(kept);
     }
 }
