@@ -1,6 +1,6 @@
 //! What the gateway costs: memory, latency, throughput and CPU, against a replica asked directly.
 //!
-//! `cargo build --release -p pointsman && cargo run --release -p pointsman --example measure -- [idle] [ttft] [rate] [chunk] [wire]`
+//! `cargo build --release -p pointsman && cargo run --release -p pointsman --example measure -- [idle] [ttft] [rate] [chunk] [wire] [streams]`
 //!
 //! It starts the `pointsman` beside itself as replica and gateway, each a process of its own, and asks both in turn, so
 //! that whatever else the machine does falls on both alike. Linux only: memory and CPU time are read from `/proc`.
@@ -57,6 +57,9 @@ async fn main() -> Result<()> {
     if is_wanted("wire") {
         wire().await?;
     }
+    if is_wanted("streams") {
+        streams().await?;
+    }
     Ok(())
 }
 
@@ -82,7 +85,8 @@ async fn idle() -> Result<()> {
 async fn first_token() -> Result<()> {
     let replica = Program::replica("--ttft 0ms --gap 0ms --tokens 4").await?;
     let gateway = Program::gateway(Some(replica.port)).await?;
-    pairs(["direct", "through the gateway"], [replica.port, gateway.port]).await
+    let lines = [connect(replica.port).await?, connect(gateway.port).await?];
+    pairs(["direct", "through the gateway"], lines).await
 }
 
 /// The same gateway before the same kind of answer: from an HTTP server, and from a worker over gRPC and over QUIC.
@@ -99,12 +103,12 @@ async fn wire() -> Result<()> {
     asked_directly(&quic.target()?).await?;
     pairs(
         ["through a gateway over HTTP", "through a gateway over gRPC"],
-        [over_http.port, over_grpc.port],
+        [connect(over_http.port).await?, connect(over_grpc.port).await?],
     )
     .await?;
     pairs(
         ["through a gateway over gRPC", "through a gateway over QUIC"],
-        [over_grpc.port, over_quic.port],
+        [connect(over_grpc.port).await?, connect(over_quic.port).await?],
     )
     .await?;
     drop(replica);
@@ -166,9 +170,67 @@ async fn asked_directly(target: &Target) -> Result<()> {
     Ok(())
 }
 
-/// Time to the first token of two servers, one after the other.
-async fn pairs(names: [&str; 2], ports: [u16; 2]) -> Result<()> {
-    let (mut direct, mut through) = (connect(ports[0]).await?, connect(ports[1]).await?);
+/// What it costs to keep a stream for a client that might come back: in memory, and in Redis. The same gateway with the same
+/// replica serves plain streams beside.
+async fn streams() -> Result<()> {
+    let replica = Program::replica("--ttft 0ms --gap 0ms --tokens 4").await?;
+    let redis = Program::redis().await?;
+    let behind =
+        |port: u16| format!("version: 1\nupstreams: [{{url: 'http://127.0.0.1:{port}'}}]\n");
+    let limits = "streams: {streams_max: 100000, kept: 0s}\n";
+    let shared = format!("data: {{redis: {{addr: '127.0.0.1:{}'}}}}\n", redis.port);
+    let alone = Program::gateway_of(&(behind(replica.port) + limits)).await?;
+    let sharing = Program::gateway_of(&(behind(replica.port) + limits + &shared)).await?;
+    for (names, port) in [
+        (["plain", "kept in memory"], alone.port),
+        (["plain, before Redis", "kept in Redis"], sharing.port),
+    ] {
+        pairs(names, [connect(port).await?, connect(port).await?.resumable()]).await?;
+    }
+    drop((replica, alone, sharing));
+    for gap in ["0ms", "2ms"] {
+        let many = format!("--ttft 0ms --gap {gap} --tokens {PIECES}");
+        let many = Program::replica(&many).await?;
+        let alone = Program::gateway_of(&(behind(many.port) + limits)).await?;
+        let sharing = Program::gateway_of(&(behind(many.port) + limits + &shared)).await?;
+        for (name, gateway, kept) in [
+            ("plain", &alone, false),
+            ("kept in memory", &alone, true),
+            ("kept in Redis", &sharing, true),
+        ] {
+            ask(&mut connect(gateway.port).await?, 10, PROMPT).await?;
+            let (before, stored) = (gateway.cpu()?, redis.cpu()?);
+            let pieces = many_streams(gateway.port, kept).await?;
+            let each = |spent: Duration| spent.as_secs_f64() * 1e6 / pieces as f64;
+            println!(
+                "{pieces} pieces, {gap} apart, {name}: {:.1} us of CPU each in the gateway, {:.1} us in Redis",
+                each(gateway.cpu()? - before),
+                each(redis.cpu()? - stored)
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Many long streams at once; their pieces.
+async fn many_streams(port: u16, kept: bool) -> Result<usize> {
+    let mut streams = JoinSet::new();
+    for _ in 0..STREAMS {
+        streams.spawn(async move {
+            let mut line = connect(port).await?;
+            line.resumable = kept;
+            ask(&mut line, PIECES, PROMPT).await
+        });
+    }
+    let mut pieces = 0;
+    while let Some(streamed) = streams.join_next().await {
+        pieces += streamed??.pieces;
+    }
+    Ok(pieces)
+}
+
+/// Time to the first token over two lines, one after the other.
+async fn pairs(names: [&str; 2], [mut direct, mut through]: [Line; 2]) -> Result<()> {
     let (mut directly, mut through_it, mut added) = (Vec::new(), Vec::new(), Vec::new());
     for pair in 0..PAIRS + PAIRS / 10 {
         let (one, two) = if pair % 2 == 0 {
@@ -250,15 +312,7 @@ async fn chunk(gap: &str) -> Result<()> {
     let gateway = Program::gateway(Some(replica.port)).await?;
     stream(&mut connect(gateway.port).await?, 10).await?;
     let before = (gateway.cpu()?, replica.cpu()?);
-    let mut streams = JoinSet::new();
-    for _ in 0..STREAMS {
-        let port = gateway.port;
-        streams.spawn(async move { stream(&mut connect(port).await?, PIECES).await });
-    }
-    let mut pieces = 0;
-    while let Some(streamed) = streams.join_next().await {
-        pieces += streamed??.pieces;
-    }
+    let pieces = many_streams(gateway.port, false).await?;
     let each = |spent: Duration| spent.as_secs_f64() * 1e6 / pieces as f64;
     println!(
         "{pieces} pieces in {STREAMS} streams, {gap} apart: {:.1} us of CPU each in the gateway, {:.1} us in the replica",
@@ -274,15 +328,11 @@ struct Streamed {
     pieces: usize,
 }
 
-async fn stream(connection: &mut SendRequest<Full<Bytes>>, tokens: usize) -> Result<Streamed> {
+async fn stream(connection: &mut Line, tokens: usize) -> Result<Streamed> {
     ask(connection, tokens, PROMPT).await
 }
 
-async fn ask(
-    connection: &mut SendRequest<Full<Bytes>>,
-    tokens: usize,
-    prompt: &str,
-) -> Result<Streamed> {
+async fn ask(connection: &mut Line, tokens: usize, prompt: &str) -> Result<Streamed> {
     let began = Instant::now();
     let mut body = send(connection, true, tokens, prompt).await?;
     let (mut first, mut pieces) = (None, 0);
@@ -298,13 +348,13 @@ async fn ask(
     Ok(Streamed { first, pieces })
 }
 
-async fn whole(connection: &mut SendRequest<Full<Bytes>>) -> Result<()> {
+async fn whole(connection: &mut Line) -> Result<()> {
     send(connection, false, 8, PROMPT).await?.collect().await?;
     Ok(())
 }
 
 async fn send(
-    connection: &mut SendRequest<Full<Bytes>>,
+    connection: &mut Line,
     stream: bool,
     tokens: usize,
     prompt: &str,
@@ -315,22 +365,35 @@ async fn send(
     );
     let request = Request::post("/v1/chat/completions")
         .header("host", "localhost")
+        .header("x-pointsman-resumable", connection.resumable.to_string())
         .header("content-type", "application/json")
         .body(Full::new(Bytes::from(body)))?;
-    connection.ready().await?;
-    let response = connection.send_request(request).await?;
+    connection.sender.ready().await?;
+    let response = connection.sender.send_request(request).await?;
     if response.status() != 200 {
         return Err(format!("status {}", response.status()).into());
     }
     Ok(response.into_body())
 }
 
-async fn connect(port: u16) -> Result<SendRequest<Full<Bytes>>> {
+/// A connection, and how streams are asked for on it.
+struct Line {
+    sender: SendRequest<Full<Bytes>>,
+    resumable: bool,
+}
+
+impl Line {
+    fn resumable(self) -> Self {
+        Self { resumable: true, ..self }
+    }
+}
+
+async fn connect(port: u16) -> Result<Line> {
     let stream = TcpStream::connect(("127.0.0.1", port)).await?;
     stream.set_nodelay(true)?;
     let (sender, connection) = handshake(TokioIo::new(stream)).await?;
     tokio::spawn(connection);
-    Ok(sender)
+    Ok(Line { sender, resumable: false })
 }
 
 fn count(data: &[u8], what: &[u8]) -> usize {
@@ -410,6 +473,15 @@ impl Program {
         Self::start(&line, port, None).await
     }
 
+    /// A Redis that keeps nothing on disk.
+    async fn redis() -> Result<Self> {
+        let port = free_port()?;
+        let mut command = Command::new("redis-server");
+        command.args(["--bind", "127.0.0.1", "--save", "", "--port"]).arg(port.to_string());
+        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn()?;
+        Self { child, port, data: None }.listening("redis-server").await
+    }
+
     /// Over one replica, or over its own.
     async fn gateway(upstream: Option<u16>) -> Result<Self> {
         let url = upstream.map(|port| format!("http://127.0.0.1:{port}"));
@@ -444,16 +516,19 @@ impl Program {
         let mut command = Command::new(folder.join("pointsman"));
         command.args(line.split_whitespace()).env("LOG_LEVEL", "warn").stdin(Stdio::null());
         let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
-        let program = Self { child, port, data };
+        Self { child, port, data }.listening(line).await
+    }
+
+    async fn listening(self, line: &str) -> Result<Self> {
         for _ in 0..500 {
-            if TcpStream::connect(("127.0.0.1", port)).await.is_ok() {
+            if TcpStream::connect(("127.0.0.1", self.port)).await.is_ok() {
                 // Discovery, so that the first request finds its model.
                 tokio::time::sleep(Duration::from_millis(500)).await;
-                return Ok(program);
+                return Ok(self);
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        Err(format!("`pointsman {line}` does not listen").into())
+        Err(format!("`{line}` does not listen").into())
     }
 
     /// A figure of the process, in KiB or as it is.

@@ -24,6 +24,9 @@ use doors::Doors;
 /// How long a start waits for endpoints to say what they serve. Those that take longer are served when they have said.
 const DISCOVERY_WAIT: Duration = Duration::from_secs(3);
 
+/// How long a stop waits for the last events of streams that were still running.
+const STREAMS_WAIT: Duration = Duration::from_secs(2);
+
 /// What stops a start, and the exit status that says so.
 #[derive(Debug, thiserror::Error)]
 enum StartError {
@@ -98,11 +101,12 @@ async fn serve(args: &ServeArgs, flags: Flags, env: Env, loaded: Loaded) -> Resu
     }
     let _ = tokio::time::timeout(DISCOVERY_WAIT, gateway.discover()).await;
     let (chat, accounts) = (Arc::new(gateway.chat()), gateway.accounts());
+    let (limits, streams) = (limits(&config), gateway.streams());
     let front = match config.role {
-        Role::All | Role::Chat => Front::new(chat, accounts, limits(&config)),
-        Role::Gateway => Front::at_the_edge(chat, accounts, limits(&config)),
+        Role::All | Role::Chat => Front::with_streams(chat, accounts, limits.clone(), streams),
+        Role::Gateway => Front::at_the_edge(chat, accounts, limits.clone(), streams),
     };
-    let admin = admin_server(&config, &front, limits(&config))?;
+    let admin = admin_server(&config, &front, limits)?;
     let health = gateway.health();
     health.set_serving(true);
     welcome::print(&config, &doors, &gateway.catalog(), own_key.as_ref(), fleet.is_some());
@@ -159,6 +163,8 @@ async fn serve_doors(
 
 /// Requests that were cut tell the plane so within moments; then the journal is closed.
 async fn stop_gateway(gateway: Arc<Gateway>) {
+    // Those whose clients are away ran on until here.
+    gateway.streams().stop(STREAMS_WAIT).await;
     let settled = async {
         while gateway.requests() > 0 {
             tokio::time::sleep(Duration::from_millis(5)).await;

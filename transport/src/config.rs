@@ -29,6 +29,7 @@ mod routes;
 mod routing;
 mod schema;
 mod server;
+mod streams;
 mod tree;
 mod trust;
 mod units;
@@ -58,6 +59,7 @@ pub use routing::{
 };
 pub use schema::{Absent, SchemaKey, schema};
 pub use server::{Admin, Data, Fsync, GrpcTls, Http, Journal, Server, Tls};
+pub use streams::Streams;
 pub use trust::WorkerTls;
 pub use units::{ByteSize, Secret, Url};
 pub use watch::{Fingerprint, POLL_INTERVAL, watch};
@@ -77,6 +79,8 @@ pub struct Config {
     pub routing: Routing,
     /// Registries that know where workers are.
     pub discovery: Discovery,
+    /// Resumable streams.
+    pub streams: Streams,
     /// Stored sessions.
     pub session: Session,
     /// Providers by name.
@@ -227,6 +231,7 @@ fn read(root: &Section<'_>) -> Config {
     let journal = root.section("journal", Journal::read);
     let routing = root.section("routing", Routing::read);
     let discovery = root.section("discovery", Discovery::read);
+    let streams = root.section("streams", Streams::read);
     let session = root.section("session", Session::read);
     let providers = catalogue::read_providers(root);
     let models = catalogue::read_models(root, &routing.timeouts);
@@ -243,6 +248,7 @@ fn read(root: &Section<'_>) -> Config {
         journal,
         routing,
         discovery,
+        streams,
         session,
         providers,
         models,

@@ -30,6 +30,7 @@ mod meters;
 mod page;
 mod record;
 mod refusal;
+mod resumable;
 mod routes;
 pub(crate) mod rpc;
 mod scan;
@@ -49,6 +50,7 @@ pub use rpc::{RpcDoor, RpcError};
 pub use server::{Drained, Listener, Server};
 
 use crate::exchange::Chat;
+use crate::streams::{self, Streams};
 
 /// The routes of the front over one [`Chat`].
 ///
@@ -72,18 +74,33 @@ impl<C: Chat> Front<C> {
     /// A front that asks `chat` on behalf of whom `auth` lets in.
     #[must_use]
     pub fn new(chat: Arc<C>, auth: Arc<dyn Authenticate>, limits: Limits) -> Self {
-        Self::build(chat, auth, limits, false)
+        Self::with_streams(chat, auth, limits, Streams::new(streams::Limits::default()))
+    }
+
+    /// The same, keeping resumable streams there instead of for itself.
+    #[must_use]
+    pub fn with_streams(
+        chat: Arc<C>,
+        auth: Arc<dyn Authenticate>,
+        limits: Limits,
+        streams: Arc<Streams>,
+    ) -> Self {
+        let (meters, ids) = (Arc::new(Meters::new()), LocalIds::new());
+        let edge = false;
+        Self { shared: Arc::new(Shared { chat, auth, limits, streams, meters, ids, edge }) }
     }
 
     /// A front of the gateway role: `chat` calls the chat role, which is told who asks and judges that again.
     #[must_use]
-    pub fn at_the_edge(chat: Arc<C>, auth: Arc<dyn Authenticate>, limits: Limits) -> Self {
-        Self::build(chat, auth, limits, true)
-    }
-
-    fn build(chat: Arc<C>, auth: Arc<dyn Authenticate>, limits: Limits, edge: bool) -> Self {
+    pub fn at_the_edge(
+        chat: Arc<C>,
+        auth: Arc<dyn Authenticate>,
+        limits: Limits,
+        streams: Arc<Streams>,
+    ) -> Self {
         let (meters, ids) = (Arc::new(Meters::new()), LocalIds::new());
-        Self { shared: Arc::new(Shared { chat, auth, limits, meters, ids, edge }) }
+        let edge = true;
+        Self { shared: Arc::new(Shared { chat, auth, limits, streams, meters, ids, edge }) }
     }
 
     /// The front's own figures, shared with the [`Server`].
@@ -108,6 +125,7 @@ struct Shared<C> {
     chat: Arc<C>,
     auth: Arc<dyn Authenticate>,
     limits: Limits,
+    streams: Arc<Streams>,
     meters: Arc<Meters>,
     ids: LocalIds,
     /// Whether the chat role is another process.

@@ -3,6 +3,7 @@
 mod discovery;
 mod follower;
 mod sources;
+mod streams;
 
 pub use discovery::discovery_limits;
 
@@ -31,6 +32,7 @@ use crate::journal::{FsyncPolicy, Journal, Options};
 use crate::keys::SaltError;
 use crate::redis::{Desk, JoinError, Shared};
 use crate::seam::World;
+use crate::streams::Streams;
 use crate::upstream::{Client, Settings, SetupError};
 use follower::Follower;
 
@@ -90,6 +92,7 @@ pub struct Gateway {
     socket: Option<PathBuf>,
     /// Its part in a quota ledger that is shared.
     shared: Option<Shared>,
+    streams: Arc<Streams>,
 }
 
 /// An answer that does not stream: 64 MiB hold a million tokens of text, or ten thousand embeddings.
@@ -119,8 +122,6 @@ impl Gateway {
             Some(joined) => joined.ids.clone(),
             None => world.beside.ids(dir)?,
         };
-        // The gateway role calls everybody by the names that all use, and spends nothing.
-        let shared = joined.filter(|_| config.role != Role::Gateway);
         let accounts = Accounts::new(config, ids, has_files.then_some(dir));
         let health = Health::new();
         if let Some(cut) = &recovered.report.cut {
@@ -139,6 +140,9 @@ impl Gateway {
             ANSWER_BYTES_MAX,
         );
         let socket = config.server.admin.socket.clone();
+        let streams = streams::of(config, joined.as_ref(), &health);
+        // The gateway role calls everybody by the names that all use, and spends nothing.
+        let shared = joined.filter(|_| config.role != Role::Gateway);
         // Above all that the plane has believed: the calendar may have been set back since.
         let version = AtomicU64::new(driver.look(|plane| plane.version_max()));
         let gateway = Arc::new(Self {
@@ -158,6 +162,7 @@ impl Gateway {
             journal: Mutex::new(Some(journal)),
             socket: has_files.then(|| socket.unwrap_or_else(|| admin::socket_path(dir))),
             shared,
+            streams,
         });
         gateway.start_desk();
         gateway.reconfigure(config)?;
@@ -199,6 +204,7 @@ impl Gateway {
         }
         tasks.push(spawn(tokio::spawn(Arc::clone(&self.driver).run_timers())));
         tasks.push(spawn(tokio::spawn(discovery::run(Arc::downgrade(self)))));
+        tasks.push(spawn(tokio::spawn(Arc::clone(&self.streams).run())));
         tasks.extend(sources::start(self, &config.discovery));
         Ok(())
     }
@@ -207,6 +213,12 @@ impl Gateway {
     #[must_use]
     pub fn chat(&self) -> Local {
         self.chat.clone()
+    }
+
+    /// Its resumable streams.
+    #[must_use]
+    pub fn streams(&self) -> Arc<Streams> {
+        Arc::clone(&self.streams)
     }
 
     /// Who may ask.

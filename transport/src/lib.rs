@@ -22,6 +22,7 @@ pub mod redis;
 pub mod seam;
 pub mod sources;
 pub mod sse;
+pub mod streams;
 pub mod tls;
 pub mod tokens;
 mod translate;

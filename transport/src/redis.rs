@@ -51,6 +51,7 @@ mod reply;
 mod runs;
 mod script;
 mod shared;
+mod stream_log;
 
 use std::sync::{Mutex, PoisonError};
 
@@ -63,6 +64,7 @@ pub use error::StoreError;
 pub use runs::Runs;
 pub use script::{NUMBER_MAX, Told, keys};
 pub use shared::{JoinError, Shared};
+pub use stream_log::{Beat, Claimed, Logged, Owned, Readers, Shipment, StreamLog};
 
 use client::Caller;
 use script::Call;

@@ -18,6 +18,7 @@ pub fn restart_required(old: &Config, new: &Config) -> Vec<String> {
         ("server.admin.addr", o.admin.addr != n.admin.addr),
         ("server.admin.socket", o.admin.socket != n.admin.socket),
         ("discovery", old.discovery != new.discovery),
+        ("streams", old.streams != new.streams),
         ("data.dir", old.data.dir != new.data.dir),
         ("data.redis", old.data.redis != new.data.redis),
         ("journal.segment_bytes", old.journal.segment_bytes != new.journal.segment_bytes),

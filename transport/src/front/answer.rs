@@ -10,6 +10,7 @@ use http::{HeaderName, HeaderValue};
 
 use super::error::ApiError;
 use super::record::Record;
+use super::resumable::{self, OwnPlace};
 use super::stream::Events;
 use super::{Shared, admit, refusal};
 use crate::exchange::{Chat, Operation, Reply, ReplyBody};
@@ -33,8 +34,12 @@ pub(super) async fn answer<C: Chat>(
         Ok(call) => call,
         Err(error) => return refuse(error, record),
     };
+    let place = match resumable::place(&shared.streams, &parts.headers, &call) {
+        Ok(place) => place,
+        Err(error) => return refuse(error, record),
+    };
     match shared.chat.exchange(call).await {
-        Ok(reply) => accept(reply, record),
+        Ok(reply) => accept(reply, record, place).await,
         Err(refused) => {
             if let Some(id) = refused.request {
                 record.request = id.to_string();
@@ -52,7 +57,7 @@ fn refuse(error: ApiError, mut record: Record) -> Response {
     response
 }
 
-fn accept(reply: Reply, mut record: Record) -> Response {
+async fn accept(reply: Reply, mut record: Record, place: Option<OwnPlace>) -> Response {
     record.request = reply.request.to_string();
     record.replica = Some(reply.replica).filter(|name| !name.is_empty());
     record.attempts = reply.attempts;
@@ -71,16 +76,26 @@ fn accept(reply: Reply, mut record: Record) -> Response {
             record.tally = Some(tally);
             let mut response = Response::new(Body::empty());
             name(&mut response, &record);
-            let headers = response.headers_mut();
-            headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
-            headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
-            // Tells nginx not to hold tokens back.
-            let unbuffered = HeaderName::from_static("x-accel-buffering");
-            headers.insert(unbuffered, HeaderValue::from_static("no"));
-            *response.body_mut() = Body::new(Events::new(parts, record));
+            be_events(&mut response);
+            match place {
+                Some(place) => {
+                    place.open(reply.request, parts, record).await.answer(&mut response);
+                }
+                None => *response.body_mut() = Body::new(Events::new(parts, record)),
+            }
             response
         }
     }
+}
+
+/// Says that the body is a stream of events.
+pub(super) fn be_events(response: &mut Response) {
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    // Tells nginx not to hold tokens back.
+    let unbuffered = HeaderName::from_static("x-accel-buffering");
+    headers.insert(unbuffered, HeaderValue::from_static("no"));
 }
 
 fn name(response: &mut Response, record: &Record) {

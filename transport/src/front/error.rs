@@ -89,7 +89,13 @@ impl ApiError {
         self
     }
 
-    /// The body.
+    /// The body on one line, as an event's data must be.
+    pub(super) fn line(&self) -> String {
+        let own = self.verbatim.as_deref().and_then(|own| core::str::from_utf8(own).ok());
+        own.filter(|own| !own.contains(['\n', '\r'])).map_or_else(|| self.json(), str::to_owned)
+    }
+
+    /// The body, in our own words.
     pub(super) fn json(&self) -> String {
         let detail = Detail {
             message: &self.message,

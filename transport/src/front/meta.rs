@@ -87,7 +87,8 @@ pub(super) async fn ready<C: Chat>(State(shared): Front<C>, headers: HeaderMap) 
 
 /// `GET /metrics`
 pub(super) async fn metrics<C: Chat>(State(shared): Front<C>) -> Response {
-    let text = shared.meters.exposition(&shared.chat.metrics());
+    let streams = exposition::text(shared.streams.registry(), &shared.chat.metrics());
+    let text = shared.meters.exposition(&streams);
     ([(CONTENT_TYPE, HeaderValue::from_static(exposition::CONTENT_TYPE))], text).into_response()
 }
 

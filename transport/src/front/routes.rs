@@ -12,7 +12,7 @@ use futures_util::FutureExt;
 use http::{HeaderValue, StatusCode};
 
 use super::answer::{ATTEMPTS, REPLICA, REQUEST_ID, answer};
-use super::{Shared, error, meta, unknown};
+use super::{Shared, error, meta, resumable, unknown};
 use crate::exchange::{Chat, Operation};
 
 /// All routes, each answer stamped with its ids.
@@ -21,6 +21,7 @@ pub(super) fn router<C: Chat>(shared: Arc<Shared<C>>) -> Router {
         .route("/v1/chat/completions", post(chat::<C>))
         .route("/v1/embeddings", post(embed::<C>))
         .route("/api/v1/embeddings", post(embed::<C>))
+        .route("/v1/streams/{id}", get(resumable::resume::<C>))
         .route("/v1/models", get(meta::models::<C>))
         .route("/api/v1/models", get(meta::priced_models::<C>))
         // Names of models may hold slashes.

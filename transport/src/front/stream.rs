@@ -31,48 +31,8 @@ impl Events {
         Self { parts, record, tail: Tail::default(), over: false }
     }
 
-    /// The last bytes, where the end needs any.
-    fn ended(&mut self, end: &End) -> Option<Bytes> {
-        let error = refusal::of_outcome(&end.outcome, end.detail.as_deref());
-        let status = error.as_ref().map_or(StatusCode::OK, |error| error.status);
-        self.record.ended(status.as_u16(), end);
-        let own = end.error.as_ref().and_then(|own| core::str::from_utf8(own).ok());
-        match (error, own) {
-            (Some(_), Some(own)) => Some(self.event_of(own)),
-            (error, _) => error.map(|error| self.event(&error)),
-        }
-    }
-
-    /// What was delivered is owed for, and nobody knows whether a restart will remember it: no clean end.
-    fn unrecorded(&mut self, end: &End) -> Bytes {
-        let words = "The gateway cannot write its journal, so this answer ends without its record; what arrived is all \
-                     there was of it. The gateway's operator finds the cause in GET /ready.";
-        let error = error::new(
-            StatusCode::SERVICE_UNAVAILABLE,
-            error::SERVER,
-            "answer_not_recorded",
-            words,
-        );
-        self.record.ended(error.status.as_u16(), end);
-        self.event(&error)
-    }
-
-    /// The chat role went away without a word: a bug or a crash on our side, told as such.
-    fn lost(&mut self) -> Bytes {
-        let words =
-            "The gateway lost this answer. What arrived is incomplete; send the request again.";
-        let error =
-            error::new(StatusCode::INTERNAL_SERVER_ERROR, error::SERVER, "answer_lost", words);
-        self.record.refused(error.status.as_u16(), error.code);
-        self.event(&error)
-    }
-
     fn event(&self, error: &ApiError) -> Bytes {
-        self.event_of(&error.json())
-    }
-
-    fn event_of(&self, json: &str) -> Bytes {
-        Bytes::from(format!("{}data: {json}\n\n", self.tail.closing()))
+        Bytes::from(format!("{}data: {}\n\n", self.tail.closing(), error.line()))
     }
 }
 
@@ -92,17 +52,46 @@ impl Body for Events {
                 self.tail.push(&bytes);
                 return Poll::Ready(Some(Ok(Frame::data(bytes))));
             }
-            Some(Part::End(end)) => self.ended(&end),
-            Some(Part::Unrecorded(end)) => Some(self.unrecorded(&end)),
-            None => Some(self.lost()),
+            Some(Part::End(end)) => ended(&mut self.record, &end),
+            Some(Part::Unrecorded(end)) => Some(unrecorded(&mut self.record, &end)),
+            None => Some(lost(&mut self.record)),
         };
         self.over = true;
-        Poll::Ready(last.map(|bytes| Ok(Frame::data(bytes))))
+        Poll::Ready(last.map(|error| Ok(Frame::data(self.event(&error)))))
     }
 
     fn is_end_stream(&self) -> bool {
         self.over
     }
+}
+
+/// What an ended answer has to say for itself, where it did not end well.
+pub(super) fn ended(record: &mut Record, end: &End) -> Option<ApiError> {
+    let mut error = refusal::of_outcome(&end.outcome, end.detail.as_deref());
+    if let Some(error) = &mut error {
+        error.verbatim = end.error.clone();
+    }
+    let status = error.as_ref().map_or(StatusCode::OK, |error| error.status);
+    record.ended(status.as_u16(), end);
+    error
+}
+
+/// What was delivered is owed for, and nobody knows whether a restart will remember it: no clean end.
+pub(super) fn unrecorded(record: &mut Record, end: &End) -> ApiError {
+    let words = "The gateway cannot write its journal, so this answer ends without its record; what arrived is all \
+                 there was of it. The gateway's operator finds the cause in GET /ready.";
+    let error =
+        error::new(StatusCode::SERVICE_UNAVAILABLE, error::SERVER, "answer_not_recorded", words);
+    record.ended(error.status.as_u16(), end);
+    error
+}
+
+/// The chat role went away without a word: a bug or a crash on our side, told as such.
+pub(super) fn lost(record: &mut Record) -> ApiError {
+    let words = "The gateway lost this answer. What arrived is incomplete; send the request again.";
+    let error = error::new(StatusCode::INTERNAL_SERVER_ERROR, error::SERVER, "answer_lost", words);
+    record.refused(error.status.as_u16(), error.code);
+    error
 }
 
 /// The last bytes of a stream of events: enough to tell whether it stands between two events.

@@ -8,10 +8,11 @@ use super::error::{self, ApiError};
 use super::page;
 
 /// The paths that somebody may have meant, with their method.
-const PATHS: [(&str, &str); 8] = [
+const PATHS: [(&str, &str); 9] = [
     ("/v1/chat/completions", "POST"),
     ("/v1/embeddings", "POST"),
     ("/v1/models", "GET"),
+    ("/v1/streams/{id}", "GET"),
     ("/api/v1/embeddings", "POST"),
     ("/api/v1/models", "GET"),
     ("/health", "GET"),

@@ -132,8 +132,13 @@ impl Caller {
 
     /// Runs a script.
     pub async fn call(&self, call: &Call) -> Result<Value, StoreError> {
-        match self.send(&call.command(false)).await {
-            Err(Failure::UnknownScript) => self.send(&call.command(true)).await,
+        self.script(|whole| call.command(whole)).await
+    }
+
+    /// Runs one by its SHA, and where the server does not know it yet, by its text (`command(true)`).
+    pub async fn script(&self, command: impl Fn(bool) -> Cmd) -> Result<Value, StoreError> {
+        match self.send(&command(false)).await {
+            Err(Failure::UnknownScript) => self.send(&command(true)).await,
             sent => sent,
         }
         .map_err(|failure| match failure {

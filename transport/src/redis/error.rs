@@ -34,13 +34,11 @@ pub enum StoreError {
     /// The user may not do what the ledger must.
     #[error(
         "Redis refuses its user: it needs EVAL, EVALSHA, INFO, TIME and all data commands on the \
-         keys pointsman:* ({0})"
+         keys pointsman:*, stream:chat:* and chat:req:meta:* ({0})"
     )]
     Forbidden(String),
     /// Something under our keys is not ours.
-    #[error(
-        "the keys pointsman:ledger:* hold something else: give Pointsman a database of its own ({0})"
-    )]
+    #[error("keys of Pointsman's hold something else: give it a database of its own ({0})")]
     Foreign(String),
     /// Any other refusal, or an answer that is none of ours.
     #[error("Redis answered what no script of ours says: {0}")]

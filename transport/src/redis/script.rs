@@ -27,8 +27,15 @@ pub(super) struct Source {
 }
 
 impl Source {
-    fn new(text: &'static str) -> Self {
+    pub fn new(text: &'static str) -> Self {
         Self { text, sha: Script::new(text).get_hash().to_owned() }
+    }
+
+    /// The beginning of a call: by SHA, or where the server does not know the script yet, with its text.
+    pub fn command(&self, whole: bool) -> Cmd {
+        let mut command = redis::cmd(if whole { "EVAL" } else { "EVALSHA" });
+        command.arg(if whole { self.text } else { &self.sha });
+        command
     }
 }
 
@@ -69,14 +76,9 @@ pub(super) struct Call {
 }
 
 impl Call {
-    /// By SHA, or where the server does not know the script yet, with its text.
+    /// By SHA, or with the script's text.
     pub fn command(&self, whole: bool) -> Cmd {
-        let mut command = redis::cmd(if whole { "EVAL" } else { "EVALSHA" });
-        if whole {
-            command.arg(self.script.text);
-        } else {
-            command.arg(&self.script.sha);
-        }
+        let mut command = self.script.command(whole);
         command.arg(self.keys.len()).arg(&self.keys).arg(&self.args);
         command
     }

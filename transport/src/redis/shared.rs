@@ -12,7 +12,7 @@ use std::time::Instant;
 
 use control::quota::{self, LedgerConfig, OwnerId};
 
-use super::{Settings, SettingsError, Store, StoreError, Tls};
+use super::{Settings, SettingsError, Store, StoreError, StreamLog, Tls};
 use crate::config::Redis;
 use crate::keys::{AccountIds, SaltError};
 
@@ -20,6 +20,10 @@ use crate::keys::{AccountIds, SaltError};
 pub struct Shared {
     /// The ledger.
     pub store: Arc<Store>,
+    /// The log of streams, beside it.
+    pub log: Arc<StreamLog>,
+    /// This life of this process among all that share them: drawn at random.
+    pub life: u64,
     /// Ids that all who share it agree on.
     pub ids: AccountIds,
     /// This gateway there.
@@ -101,8 +105,9 @@ impl Shared {
             (Err(error), None) => return Err(JoinError::NeverMet(error)),
         };
         let in_flight_max = settings.in_flight_max;
+        let log = Arc::new(StreamLog::new(settings.clone())?);
         let store = Arc::new(Store::new(settings, bounds(), salt)?);
-        Ok(Self { store, ids, owner: own.owner(), in_flight_max })
+        Ok(Self { store, log, life: salt, ids, owner: own.owner(), in_flight_max })
     }
 }
 

@@ -5,6 +5,7 @@ mod asking;
 mod logging;
 mod looking;
 mod refusing;
+mod resuming;
 mod sockets;
 mod streaming;
 mod world;

@@ -25,6 +25,7 @@ use transport::exchange::{
 use transport::front::{
     AuthError, Authenticate, Caller, Drained, Front, Limits, Listener, Meters, Server,
 };
+use transport::streams::Streams;
 use transport::upstream::UpstreamError;
 
 /// The plane's id of every scripted request.
@@ -176,10 +177,29 @@ impl World {
         Self::with(Limits::default(), Duration::from_secs(5), None, play)
     }
 
+    /// A server that keeps resumable streams there.
+    pub fn keeping(
+        streams: Arc<Streams>,
+        play: impl Fn(&Call) -> Act + Send + Sync + 'static,
+    ) -> Self {
+        Self::built(Limits::default(), Duration::from_secs(5), None, streams, play)
+    }
+
     pub fn with(
         limits: Limits,
         grace: Duration,
         tls: Option<Arc<rustls::ServerConfig>>,
+        play: impl Fn(&Call) -> Act + Send + Sync + 'static,
+    ) -> Self {
+        let streams = Streams::new(transport::streams::Limits::default());
+        Self::built(limits, grace, tls, streams, play)
+    }
+
+    fn built(
+        limits: Limits,
+        grace: Duration,
+        tls: Option<Arc<rustls::ServerConfig>>,
+        streams: Arc<Streams>,
         play: impl Fn(&Call) -> Act + Send + Sync + 'static,
     ) -> Self {
         let chat = Arc::new(Scripted {
@@ -187,7 +207,8 @@ impl World {
             calls: Mutex::default(),
             checks: Mutex::new(Checks { ready: true, parts: Vec::new() }),
         });
-        let front = Front::new(Arc::clone(&chat), Arc::new(Keys), limits.clone());
+        let chat_of_front = Arc::clone(&chat);
+        let front = Front::with_streams(chat_of_front, Arc::new(Keys), limits.clone(), streams);
         let mut listener = Listener::bind(([127, 0, 0, 1], 0).into()).unwrap();
         if let Some(tls) = tls {
             listener = listener.with_tls(tls);

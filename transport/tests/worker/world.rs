@@ -243,7 +243,7 @@ impl World {
         let (chat, accounts) = (Arc::new(gateway.chat()), gateway.accounts());
         let front = match role {
             Role::All | Role::Chat => Front::new(chat, accounts, limits.clone()),
-            Role::Gateway => Front::at_the_edge(chat, accounts, limits.clone()),
+            Role::Gateway => Front::at_the_edge(chat, accounts, limits.clone(), gateway.streams()),
         };
         let listener = Listener::bind(([127, 0, 0, 1], 0).into()).unwrap();
         let addr = listener.local_addr().unwrap();

@@ -1,0 +1,304 @@
+//! Resumable streams over HTTP: how one is asked for, and how it is resumed.
+//!
+//! A header asks, not a field of the body: SDKs can set it once for a client, it reaches no replica, and a request stays the
+//! same request whether or not its stream may be resumed. An answer that does not stream has no use for it.
+//!
+//! `GET /v1/streams/{id}` is what a browser's `EventSource` and its kind do by themselves: the same address again, with
+//! `Last-Event-ID`. Where both that header and the query's `last_event_id` come, the header counts, because those clients
+//! repeat the query they began with.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::{Path, State};
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use control::id::RequestId;
+use futures_util::stream::unfold;
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri};
+use tokio::sync::mpsc::Receiver;
+
+use super::answer::{REQUEST_ID, be_events};
+use super::error::{self, ApiError};
+use super::record::Record;
+use super::{Shared, head, stream};
+use crate::exchange::{Call, Chat, Part};
+use crate::streams::{Full, Last, Missed, Next, Place, Reach, Reader, Scribe, Streams, Whose};
+
+/// Asks for a resumable stream; in the answer, says where it can be resumed.
+const RESUMABLE: &str = "x-pointsman-resumable";
+/// What a resumable stream is called.
+const STREAM_ID: HeaderName = HeaderName::from_static("x-pointsman-stream-id");
+
+/// Longer than any id that is given out.
+const ID_MAX: usize = 96;
+
+/// When to ask again where something is about to change.
+const SOON: Duration = Duration::from_secs(1);
+
+/// A place for a call's stream, where its client wants one.
+pub(super) struct OwnPlace {
+    place: Place,
+    whose: Whose,
+}
+
+/// Finds a place, before anything is spent.
+pub(super) fn place(
+    streams: &Arc<Streams>,
+    headers: &HeaderMap,
+    call: &Call,
+) -> Result<Option<OwnPlace>, ApiError> {
+    let wanted = match head::single(headers, RESUMABLE)? {
+        None => false,
+        Some(word) if word.eq_ignore_ascii_case("true") => true,
+        Some(word) if word.eq_ignore_ascii_case("false") => false,
+        Some(_) => {
+            let words = format!("The header '{RESUMABLE}' must be true or false.");
+            return Err(error::invalid("invalid_header", words).param(RESUMABLE));
+        }
+    };
+    if !(wanted && call.stream) {
+        return Ok(None);
+    }
+    let place = streams.reserve().map_err(|Full| {
+        let words = format!(
+            "As many resumable streams run here as may. Try again shortly, or send the request without '{RESUMABLE}'."
+        );
+        error::new(StatusCode::SERVICE_UNAVAILABLE, error::SERVER, "streams_full", words)
+            .retry_after(SOON)
+    })?;
+    Ok(Some(OwnPlace { place, whose: Whose::from(&call.principal) }))
+}
+
+impl OwnPlace {
+    /// Puts an answer's stream there. Returns when it is known where it can be resumed.
+    pub(super) async fn open(
+        self,
+        request: RequestId,
+        parts: Receiver<Part>,
+        record: Record,
+    ) -> Opened {
+        let scribe = Box::new(Telling(record));
+        let mut reader = self.place.open(request, self.whose, parts, scribe);
+        let reach = reader.reach().await;
+        Opened { reader, reach }
+    }
+}
+
+/// A stream with its reader, as it begins or goes on.
+pub(super) struct Opened {
+    reader: Reader,
+    reach: Reach,
+}
+
+impl Opened {
+    /// Becomes a response's body, and is named in its head.
+    pub(super) fn answer(self, response: &mut Response) {
+        let headers = response.headers_mut();
+        let where_to = match self.reach {
+            Reach::AnyGateway => "any-gateway",
+            Reach::ThisGateway => "this-gateway",
+        };
+        headers.insert(HeaderName::from_static(RESUMABLE), HeaderValue::from_static(where_to));
+        if let Ok(id) = HeaderValue::from_str(self.reader.id()) {
+            headers.insert(STREAM_ID, id);
+        }
+        let events = unfold(Some(self.reader), |reader| async move {
+            let mut reader = reader?;
+            let (bytes, reader) = match reader.next().await {
+                Next::Bytes(bytes) => (bytes, Some(reader)),
+                Next::Over => return None,
+                cut @ (Next::TakenOver | Next::Gone(_) | Next::Lost | Next::Unreachable) => {
+                    (last_words(&cut), None)
+                }
+            };
+            Some((Ok::<_, Infallible>(bytes), reader))
+        });
+        *response.body_mut() = Body::from_stream(events);
+    }
+}
+
+/// Why a reader is cut off. Without an id: it is no event of the stream, and whoever resumes resumes from the last that was.
+fn last_words(cut: &Next) -> Bytes {
+    let server = |status, code, words: String| error::new(status, error::SERVER, code, words);
+    let error = match cut {
+        Next::TakenOver => {
+            let words = "Another connection has resumed this stream; it goes on there.";
+            error::new(StatusCode::CONFLICT, error::INVALID, "stream_taken_over", words)
+        }
+        Next::Gone(first) => server(
+            StatusCode::GONE,
+            "stream_events_gone",
+            format!("This connection was too slow: events before {first} are no longer kept."),
+        ),
+        Next::Unreachable => server(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "stream_log_unavailable",
+            "The log of streams does not answer. Resume from the last id that arrived, shortly.".to_owned(),
+        ),
+        Next::Bytes(_) | Next::Over | Next::Lost => server(
+            StatusCode::BAD_GATEWAY,
+            "stream_gateway_lost",
+            "The gateway that ran this answer gives no sign of life. What arrived is all that is known of it; send the request \
+             again."
+                .to_owned(),
+        ),
+    };
+    Bytes::from(format!("data: {}\n\n", error.line()))
+}
+
+/// Writes the request's log line and the stream's last event.
+struct Telling(Record);
+
+impl Scribe for Telling {
+    fn end(&mut self, last: &Last) -> Option<String> {
+        let unfinished = |status, code, words: &'static str| {
+            // The record ends as that of a client that left, with what was generated.
+            error::new(status, error::SERVER, code, words)
+        };
+        let error = match last {
+            Last::End(end) => stream::ended(&mut self.0, end)?,
+            Last::Unrecorded(end) => stream::unrecorded(&mut self.0, end),
+            Last::Lost => stream::lost(&mut self.0),
+            Last::Abandoned => unfinished(
+                StatusCode::REQUEST_TIMEOUT,
+                "stream_abandoned",
+                "No client came back within the grace time, so the answer was cancelled here and charged as far as it was \
+                 generated. Send the request again.",
+            ),
+            Last::Stopped => unfinished(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "gateway_stopping",
+                "The gateway stopped before the answer was whole; it was charged as far as it was generated. Send the \
+                 request again.",
+            ),
+        };
+        Some(error.line())
+    }
+}
+
+/// `GET /v1/streams/{id}`
+pub(super) async fn resume<C: Chat>(
+    State(shared): State<Arc<Shared<C>>>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+    uri: Uri,
+) -> Response {
+    match resumed(&shared, &id, &headers, uri.query()).await {
+        Ok(response) => response,
+        Err(error) => error.into_response(),
+    }
+}
+
+async fn resumed<C: Chat>(
+    shared: &Shared<C>,
+    id: &str,
+    headers: &HeaderMap,
+    query: Option<&str>,
+) -> Result<Response, ApiError> {
+    let bearer = head::bearer(headers)?;
+    let caller = shared.auth.authenticate(bearer.as_deref(), None)?;
+    let after = last_event_id(headers, query)?;
+    let is_id = |byte: u8| byte.is_ascii_alphanumeric() || b"_-.".contains(&byte);
+    if id.len() > ID_MAX || !id.bytes().all(is_id) {
+        return Err(missed(&Missed::Unknown, after));
+    }
+    let whose = Whose::from(&caller.principal);
+    let mut response = Response::new(Body::empty());
+    // What `explain` knows it by.
+    let request_id = id.split_once('.').map_or(id, |(request, _)| request);
+    if let Ok(value) = HeaderValue::from_str(request_id) {
+        response.headers_mut().insert(REQUEST_ID, value);
+    }
+    match shared.streams.resume(id, whose, after).await {
+        Ok(mut reader) => {
+            tracing::info!(request_id, after, here = reader.is_here(), "stream resumed");
+            be_events(&mut response);
+            let reach = reader.reach().await;
+            Opened { reader, reach }.answer(&mut response);
+        }
+        // What tells an `EventSource` not to come again.
+        Err(Missed::Complete) => *response.status_mut() = StatusCode::NO_CONTENT,
+        Err(why) => return Err(missed(&why, after)),
+    }
+    Ok(response)
+}
+
+/// The last event the client has; 0 where it has none.
+fn last_event_id(headers: &HeaderMap, query: Option<&str>) -> Result<u64, ApiError> {
+    let in_query = query
+        .and_then(|query| query.split('&').find_map(|pair| pair.strip_prefix("last_event_id=")));
+    let Some(text) = head::single(headers, "last-event-id")?.or(in_query) else { return Ok(0) };
+    let digits = text.bytes().all(|byte| byte.is_ascii_digit());
+    text.parse().ok().filter(|&id| digits && id < u64::MAX).ok_or_else(|| {
+        let words = "Last-Event-ID must be the id of an event of this stream, a whole number. Send the last one that \
+                     arrived, or none to get the stream from its beginning.";
+        error::invalid("invalid_last_event_id", words).param("last_event_id")
+    })
+}
+
+fn missed(why: &Missed, after: u64) -> ApiError {
+    match why {
+        Missed::Unknown | Missed::Complete => {
+            let words = "There is no such stream for this API key. A resumable stream is known by its \
+                         x-pointsman-stream-id until some time after its end; send the request again.";
+            error::new(StatusCode::NOT_FOUND, error::INVALID, "stream_not_found", words)
+        }
+        Missed::Beyond { head } => {
+            let words = format!(
+                "The stream has {head} events, and Last-Event-ID says {after}. Resume from an id that arrived; if {after} \
+                 did, the gateway that sent it could not write it to the log that gateways share: send the request again."
+            );
+            error::invalid("last_event_id_beyond", words).param("last_event_id")
+        }
+        Missed::Gone { first } => {
+            let words = format!(
+                "Events {} to {} of the stream are no longer kept; those from {first} on are. Resume from {} to get them, \
+                 or send the request again.",
+                after.saturating_add(1),
+                first.saturating_sub(1),
+                first.saturating_sub(1),
+            );
+            error::new(StatusCode::GONE, error::INVALID, "stream_events_gone", words)
+                .param("last_event_id")
+        }
+        Missed::Away(_) => {
+            let words = "The log of streams does not answer, so nobody can tell whether this one is there. Try again.";
+            let code = "stream_log_unavailable";
+            error::new(StatusCode::SERVICE_UNAVAILABLE, error::SERVER, code, words)
+                .retry_after(SOON)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use super::*;
+
+    fn after(header: Option<&'static str>, query: Option<&str>) -> Result<u64, &'static str> {
+        let mut headers = HeaderMap::new();
+        if let Some(value) = header {
+            headers.insert("last-event-id", HeaderValue::from_static(value));
+        }
+        last_event_id(&headers, query).map_err(|error| error.code)
+    }
+
+    #[test]
+    fn the_header_counts_before_the_query() {
+        assert_eq!(after(None, None), Ok(0));
+        assert_eq!(after(None, Some("x=1&last_event_id=7")), Ok(7));
+        assert_eq!(after(Some("9"), Some("last_event_id=7")), Ok(9));
+    }
+
+    #[test]
+    fn what_is_no_id_of_an_event_is_refused() {
+        for bad in ["x", "-1", "+1", "1.5", "99999999999999999999", "18446744073709551615"] {
+            assert_eq!(after(Some(bad), None), Err("invalid_last_event_id"), "{bad}");
+        }
+        assert_eq!(after(None, Some("last_event_id=")), Err("invalid_last_event_id"));
+    }
+}

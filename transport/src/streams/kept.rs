@@ -1,0 +1,219 @@
+//! One stream on the shelf: its log, who reads it, and where it can be resumed.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
+
+use super::log::{Bounds, Found, Log};
+use super::{Missed, Whose};
+
+/// Bytes handed to a reader at once: what a socket takes without waiting, usually.
+const READ_BYTES: usize = 64 << 10;
+
+/// Where a stream can be resumed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// On every gateway that shares the log.
+    AnyGateway,
+    /// On this one alone.
+    ThisGateway,
+}
+
+/// Which reader somebody becomes.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Claim {
+    /// The next.
+    Next,
+    /// The one of this epoch.
+    Epoch(u64),
+}
+
+/// A stream that is kept.
+pub(super) struct Kept {
+    id: String,
+    whose: Whose,
+    state: Mutex<State>,
+    /// Rung for readers.
+    news: watch::Sender<()>,
+    /// Rung for the keeper.
+    moves: Notify,
+}
+
+struct State {
+    log: Log,
+    /// Of the reader that counts.
+    epoch: u64,
+    /// Whether it is here.
+    attached: bool,
+    /// When a reader was last heard of.
+    seen: Instant,
+    reach: Reach,
+    /// Said beside the answer: kept by nobody, the last replaces the one before.
+    aside: (u64, Bytes),
+}
+
+/// What a reader finds.
+pub(super) enum Look {
+    Found(Found),
+    Aside(u64, Bytes),
+    TakenOver,
+}
+
+impl Kept {
+    pub fn new(id: String, whose: Whose, bounds: Bounds, shared: bool) -> Arc<Self> {
+        let state = State {
+            log: Log::new(bounds),
+            epoch: 0,
+            attached: false,
+            seen: Instant::now(),
+            reach: if shared { Reach::AnyGateway } else { Reach::ThisGateway },
+            aside: (0, Bytes::new()),
+        };
+        let (news, _) = watch::channel(());
+        Arc::new(Self { id, whose, state: Mutex::new(state), news, moves: Notify::new() })
+    }
+
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    pub fn whose(&self) -> Whose {
+        self.whose
+    }
+
+    pub fn bytes(&self) -> usize {
+        self.state().log.bytes()
+    }
+
+    pub fn reach(&self) -> Reach {
+        self.state().reach
+    }
+
+    /// Changes the log, and tells the readers.
+    pub fn write<T>(&self, change: impl FnOnce(&mut Log) -> T) -> T {
+        let done = change(&mut self.state().log);
+        self.news.send_replace(());
+        done
+    }
+
+    /// Looks at the log, or changes what readers do not see.
+    pub fn with<T>(&self, look: impl FnOnce(&mut Log) -> T) -> T {
+        look(&mut self.state().log)
+    }
+
+    /// Says something to whoever reads now.
+    pub fn say(&self, words: Bytes) {
+        let mut state = self.state();
+        state.aside = (state.aside.0 + 1, words);
+        drop(state);
+        self.news.send_replace(());
+    }
+
+    /// Where it can be resumed has changed.
+    pub fn set_reach(&self, reach: Reach) {
+        self.state().reach = reach;
+        self.news.send_replace(());
+    }
+
+    /// A reader elsewhere, of this epoch, has read so far. It takes over from an earlier one here; and from one of the same
+    /// epoch, which was given out here while nobody could be asked for one.
+    pub fn seen_elsewhere(&self, epoch: u64, read: u64) {
+        let mut state = self.state();
+        if epoch < state.epoch {
+            return;
+        }
+        if state.attached {
+            // Above both, so that the one here finds itself replaced.
+            state.epoch = epoch + u64::from(epoch == state.epoch);
+        } else {
+            state.epoch = epoch;
+        }
+        (state.attached, state.seen) = (false, Instant::now());
+        state.log.sent(read);
+        drop(state);
+        self.news.send_replace(());
+    }
+
+    /// When a stream that nobody has read for so long is given up; `None` while its reader is here.
+    pub fn gives_up_at(&self, grace: Duration) -> Option<Instant> {
+        let state = self.state();
+        (!state.attached).then(|| state.seen + grace)
+    }
+
+    /// Resolves when a reader came, went or took something.
+    pub async fn moved(&self) {
+        self.moves.notified().await;
+    }
+
+    /// Whether what follows `after` can be had.
+    pub fn may_resume(&self, whose: Whose, after: u64) -> Result<(), Missed> {
+        if self.whose != whose {
+            return Err(Missed::Unknown);
+        }
+        let state = self.state();
+        let log = &state.log;
+        if after > log.head() {
+            return Err(Missed::Beyond { head: log.head() });
+        }
+        if after + 1 < log.first() {
+            return Err(Missed::Gone { first: log.first() });
+        }
+        if log.is_end(after) { Err(Missed::Complete) } else { Ok(()) }
+    }
+
+    /// Becomes its reader, from behind this event on.
+    pub fn attach(&self, claim: Claim, after: u64) -> (u64, watch::Receiver<()>) {
+        let mut state = self.state();
+        let epoch = match claim {
+            Claim::Next => state.epoch + 1,
+            Claim::Epoch(epoch) => epoch,
+        };
+        // Somebody who claimed later has come first: then this reader is replaced already.
+        if epoch >= state.epoch {
+            (state.epoch, state.attached, state.seen) = (epoch, true, Instant::now());
+            state.log.rewind(after);
+        }
+        drop(state);
+        self.news.send_replace(());
+        self.moves.notify_one();
+        (epoch, self.news.subscribe())
+    }
+
+    /// The reader of this epoch leaves.
+    pub fn detach(&self, epoch: u64) {
+        let mut state = self.state();
+        if state.epoch == epoch {
+            (state.attached, state.seen) = (false, Instant::now());
+        }
+        drop(state);
+        self.moves.notify_one();
+    }
+
+    /// What the reader of this epoch finds behind `after`, who has heard `aside` last.
+    pub fn look(&self, epoch: u64, after: u64, aside: u64) -> Look {
+        let mut state = self.state();
+        if state.epoch != epoch {
+            return Look::TakenOver;
+        }
+        if state.aside.0 != aside {
+            return Look::Aside(state.aside.0, state.aside.1.clone());
+        }
+        let found = state.log.read(after, READ_BYTES);
+        if let Found::Events(_, last) = &found {
+            let waited_for = state.log.is_full();
+            state.log.sent(*last);
+            drop(state);
+            if waited_for {
+                self.moves.notify_one();
+            }
+        }
+        Look::Found(found)
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
