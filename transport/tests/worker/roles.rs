@@ -295,3 +295,16 @@ async fn between_roles_tls_believes_whom_it_is_told_to() {
         assert!(!models.contains("\"m\""), "{models}");
     }
 }
+
+#[tokio::test]
+async fn a_resumable_stream_is_kept_by_the_role_in_front() {
+    let worker = hashing();
+    let chat = chat_before(&worker, "").await;
+    let world = gateway(&[&chat], "").await;
+    let more = json!({"stream": true, "max_tokens": 20});
+    let head = [("x-pointsman-resumable", "true")];
+    let answer = world.ask_with("hi", more, &head).await;
+    assert!(answer.status == 200 && answer.is_done(), "{answer:?}");
+    let again = world.get(&format!("/v1/streams/{}", answer.header("x-pointsman-stream-id"))).await;
+    assert_eq!(again, answer.text, "kept otherwise than told");
+}
