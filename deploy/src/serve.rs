@@ -16,6 +16,7 @@ use transport::gateway::Gateway;
 use transport::logs;
 
 use crate::cli::ServeArgs;
+use crate::spans::{Spans, SpansError};
 use demo_fleet::DemoFleet;
 
 /// How long a start waits for endpoints to say what they serve. Those that take longer are served when they have said.
@@ -36,6 +37,8 @@ enum StartError {
     Tls(#[from] transport::tls::TlsError),
     #[error("{0}")]
     OwnKey(#[from] own_key::OwnKeyError),
+    #[error("{0}")]
+    Spans(#[from] SpansError),
     #[error("the built-in replicas cannot start: {0}")]
     Demo(std::io::Error),
     #[error("{0}")]
@@ -87,13 +90,15 @@ async fn serve(args: &ServeArgs, flags: Flags, env: Env, loaded: Loaded) -> Resu
     let listener = listen(&config)?;
     let addr = listener.local_addr().map_err(StartError::Runtime)?;
     let own_key = own_key::if_needed(&config, addr)?;
+    let spans = Spans::start(&config.monitoring.tracing, "pointsman", &env)?;
     let gateway = Gateway::start(&config)?;
     if let Some(own) = &own_key {
         gateway.accounts().set_own_key(own.entry.clone(), &config);
     }
     let _ = tokio::time::timeout(DISCOVERY_WAIT, gateway.discover()).await;
     let limits = limits(&config);
-    let front = Front::new(Arc::new(gateway.chat()), gateway.accounts(), limits.clone());
+    let (chat, accounts) = (Arc::new(gateway.chat()), gateway.accounts());
+    let front = Front::traced(chat, accounts, limits.clone(), spans.tracer());
     let server = Server::new(limits.clone(), front.meters()).listen(listener);
     let admin = admin_server(&config, &front, limits)?;
     let health = gateway.health();
@@ -120,6 +125,7 @@ async fn serve(args: &ServeArgs, flags: Flags, env: Env, loaded: Loaded) -> Resu
         task.abort();
     }
     stop_gateway(gateway).await;
+    spans.stop().await;
     Ok(())
 }
 

@@ -10,7 +10,7 @@
 //! Edge cases decided here:
 //! - A file is the whole list of whom prompts may be sent to. `OPENAI_API_KEY` adds a provider only where there is no file.
 //! - What this build cannot do is refused where silence would mislead (`data.database`), and accepted with a
-//!   warning where it only costs a feature (`server.grpc`, `session`, traces).
+//!   warning where it only costs a feature (`server.grpc`, `session`).
 //! - Secrets appear in no error, no warning, no `Debug` and no `--print`.
 
 mod accounts;
@@ -28,6 +28,7 @@ mod routes;
 mod routing;
 mod schema;
 mod server;
+mod tracing;
 mod tree;
 mod trust;
 mod units;
@@ -56,6 +57,7 @@ pub use routing::{
 };
 pub use schema::{Absent, SchemaKey, schema};
 pub use server::{Admin, Data, Fsync, Http, Journal, Server, Tls};
+pub use tracing::{Collector, Sampler, Share, Tracing};
 pub use trust::WorkerTls;
 pub use units::{ByteSize, Secret, Url};
 pub use watch::{Fingerprint, POLL_INTERVAL, watch};

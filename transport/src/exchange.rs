@@ -14,6 +14,8 @@ use control::plane::{Idempotency, Outcome, Refusal, Session};
 use control::units::{Tokens, Usage};
 use tokio::sync::mpsc;
 
+use crate::trace::Trace;
+
 /// Which of the OpenAI endpoints is asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Operation {
@@ -46,8 +48,8 @@ pub struct Call {
     pub patience: Option<Duration>,
     /// The body as the client sent it.
     pub body: Bytes,
-    /// `traceparent`, forwarded.
-    pub traceparent: Option<String>,
+    /// Where in a trace it stands: what whoever is called hears of it.
+    pub trace: Trace,
 }
 
 /// What the front sends back.

@@ -21,7 +21,7 @@ mod ask;
 pub mod auth;
 mod body;
 mod error;
-mod exposition;
+pub(crate) mod exposition;
 mod guard;
 mod head;
 mod limits;
@@ -44,9 +44,11 @@ use axum::Router;
 pub use auth::{AuthError, Authenticate, Caller};
 pub use limits::Limits;
 pub use meters::Meters;
+pub(crate) use meters::{SPANS, SPANS_HELP};
 pub use server::{Drained, Listener, Server};
 
 use crate::exchange::Chat;
+use crate::trace::Tracer;
 
 /// The routes of the front over one [`Chat`].
 ///
@@ -70,8 +72,19 @@ impl<C: Chat> Front<C> {
     /// A front that asks `chat` on behalf of whom `auth` lets in.
     #[must_use]
     pub fn new(chat: Arc<C>, auth: Arc<dyn Authenticate>, limits: Limits) -> Self {
-        let (meters, ids) = (Arc::new(Meters::new()), LocalIds::new());
-        Self { shared: Arc::new(Shared { chat, auth, limits, meters, ids }) }
+        Self::traced(chat, auth, limits, Tracer::default())
+    }
+
+    /// The same, with a span for each request.
+    #[must_use]
+    pub fn traced(
+        chat: Arc<C>,
+        auth: Arc<dyn Authenticate>,
+        limits: Limits,
+        tracer: Tracer,
+    ) -> Self {
+        let (meters, ids) = (Arc::new(Meters::counting(tracer.counts())), LocalIds::new());
+        Self { shared: Arc::new(Shared { chat, auth, limits, meters, ids, tracer }) }
     }
 
     /// The front's own figures, shared with the [`Server`].
@@ -98,6 +111,7 @@ struct Shared<C> {
     limits: Limits,
     meters: Arc<Meters>,
     ids: LocalIds,
+    tracer: Tracer,
 }
 
 /// Ids of requests that never reached the plane.

@@ -24,6 +24,7 @@ pub mod sources;
 pub mod sse;
 pub mod tls;
 pub mod tokens;
+pub mod trace;
 pub mod upstream;
 pub mod wall;
 pub mod worker;

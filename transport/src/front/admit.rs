@@ -54,7 +54,7 @@ pub(super) async fn admit<C: Chat>(
         stream: asked.stream,
         patience: head.patience,
         model: asked.model,
-        traceparent: head.traceparent,
+        trace: record.trace(),
         body: bytes,
     })
 }
