@@ -141,9 +141,10 @@ class RustWorker(Process):
     """`pointsman worker`. It is ready when its port is open."""
 
     def __init__(self, world, name, model, backend, *more):
-        self.port, self.model = free_port(), model
+        self.port, self.pages, self.model = free_port(), free_port(), model
         arguments = ["worker", "--model", model, "--backend", backend, "--listen", f"127.0.0.1:{self.port}", *more]
-        super().__init__(name, arguments, world.logs / f"{name}.log")
+        arguments += ["--metrics-listen", f"127.0.0.1:{self.pages}"]
+        super().__init__(name, arguments, world.logs / f"{name}.log", world.env)
 
     def start(self):
         super().start()
@@ -159,12 +160,13 @@ class PythonWorker(Server):
     """`pointsman_worker`. It registers itself."""
 
     def __init__(self, world, name, model, backend, consul, **more):
-        self.model, port, pages = model, free_port(), free_port()
+        self.model, self.listens, pages = model, free_port(), free_port()
         env = {
+            **world.env,
             "MODEL_NAME": model,
             "BACKEND": backend,
             "INSTANCE_ID": name,
-            "LISTEN_ADDR": f"127.0.0.1:{port}",
+            "LISTEN_ADDR": f"127.0.0.1:{self.listens}",
             "METRICS_ADDR": f"127.0.0.1:{pages}",
             "CONSUL_HTTP_ADDR": f"127.0.0.1:{consul.port}",
             "PYTHONDONTWRITEBYTECODE": "1",
@@ -179,19 +181,19 @@ class Fleet(World):
 
     def __init__(self, name, redis=True):
         super().__init__(name)
-        self.gateways, self.workers = [], {}
-        self.consul = self._keep(Consul(self))
-        self.redis = self._keep(Redis(self)) if redis else None
+        self.gateways, self.workers, self.env = [], {}, {}
+        self.consul = self.keep(Consul(self))
+        self.redis = self.keep(Redis(self)) if redis else None
 
     def rust(self, name, model=ONE, backend="hash", *more):
         """A Rust worker, registered on its behalf."""
-        worker = self.workers[name] = self._keep(RustWorker(self, name, model, backend, *more))
+        worker = self.workers[name] = self.keep(RustWorker(self, name, model, backend, *more))
         self.consul.register(name, model, worker.port)
         return worker
 
     def python(self, name, model=TWO, backend="hash", **more):
         """A Python worker."""
-        worker = self.workers[name] = self._keep(PythonWorker(self, name, model, backend, self.consul, **more))
+        worker = self.workers[name] = self.keep(PythonWorker(self, name, model, backend, self.consul, **more))
         return worker
 
     def open(self, count=2, limit=LIMIT, digest=None):
@@ -201,7 +203,8 @@ class Fleet(World):
             config = self.home / f"{name}.yaml"
             config.write_text(json.dumps(self._config(name, limit, digest), indent=1))
             arguments = ["serve", "--listen", f"127.0.0.1:{port}", "--config", config]
-            self.gateways.append(self._keep(Server(name, arguments, self.logs / f"{name}.log", port, "/ready")))
+            log = self.logs / f"{name}.log"
+            self.gateways.append(self.keep(Server(name, arguments, log, port, "/ready", self.env)))
         for gateway in self.gateways:
             until(f"{gateway.name} knows everybody", lambda at=gateway: self.known(at) == len(self.workers))
         return self.gateways
@@ -236,7 +239,8 @@ class Fleet(World):
         assert running == 0, f"{running} tokens are still set aside"
         return spent, ahead
 
-    def _keep(self, process):
+    def keep(self, process):
+        """Kills it with this world."""
         self._closing.append(process.kill)
         return process
 

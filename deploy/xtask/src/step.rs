@@ -22,7 +22,7 @@ pub enum Step {
     Dependencies,
     /// The style, as a test.
     Tidy,
-    /// The servers that tests start: installed if they must and may be.
+    /// The servers that tests start, and the checker of their metrics: installed if they must and may be.
     Servers,
     /// All unit, property and transcript tests.
     Tests,
@@ -84,6 +84,7 @@ impl Step {
             Self::Tidy => cargo(&["test", "-p", "xtask", "--bins", "--test", "tidy"]),
             Self::Servers => {
                 install::ensure(install::REDIS)?;
+                install::ensure(install::PROMTOOL)?;
                 consul::ensure(&workspace.target.join("services")).map(drop)
             }
             Self::Tests => {

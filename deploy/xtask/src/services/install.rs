@@ -27,6 +27,9 @@ pub struct Wanted {
 /// Redis, server and all.
 pub const REDIS: Wanted = Wanted { program: super::node::PROGRAM, package: "redis-server" };
 
+/// Prometheus' checker of metrics pages. Debian has it in the server's package.
+pub const PROMTOOL: Wanted = Wanted { program: "promtool", package: "prometheus" };
+
 /// Where the program is. Installs it if it must and may.
 pub fn ensure(wanted: Wanted) -> Result<PathBuf, String> {
     if let Some(found) = find(wanted.program) {
