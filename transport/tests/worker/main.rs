@@ -12,4 +12,5 @@ mod quic;
 mod quic_lines;
 mod resuming;
 mod serving;
+mod telling;
 mod world;

@@ -27,7 +27,10 @@ use transport::config::{Env, Flags, parse};
 use transport::front::{Front, Limits, Listener, Server};
 use transport::gateway::Gateway;
 use transport::quic::Identity;
-use transport::worker::{Backend, Doors, Drained, Echo, Incoming, QuicDoor, Settings, serve};
+use transport::trace::Tracer;
+use transport::worker::{
+    Backend, Doors, Drained, Echo, Incoming, QuicDoor, Settings, Telemetry, serve, serve_telling,
+};
 
 pub const SECOND: Duration = Duration::from_secs(1);
 /// Nothing here takes this long unless it hangs.
@@ -54,6 +57,16 @@ impl Worker {
 
     /// For the model `m`.
     pub fn with(backend: Backend, concurrency: u32, grace: Duration) -> Self {
+        Self::telling(Telemetry::new("m", Tracer::default()), backend, concurrency, grace)
+    }
+
+    /// The same, with figures and spans that a test reads.
+    pub fn telling(
+        telemetry: Telemetry,
+        backend: Backend,
+        concurrency: u32,
+        grace: Duration,
+    ) -> Self {
         let settings = Settings { model: "m".to_owned(), backend, concurrency, grace };
         let stop = CancellationToken::new();
         let stopped = stop.clone().cancelled_owned();
@@ -63,7 +76,8 @@ impl Worker {
         let mut worker = Self::running(stop, async move |grpc| {
             let door = QuicDoor::bind(([127, 0, 0, 1], 0).into(), &own, None).unwrap();
             tell.send(door.local_addr().unwrap()).unwrap();
-            serve(Doors { grpc, quic: Some(door) }, settings, stopped).await.unwrap()
+            let doors = Doors { grpc, quic: Some(door) };
+            serve_telling(telemetry, doors, settings, stopped).await.unwrap()
         });
         worker.quic = format!("quic://{}#{pin}", told.recv().unwrap());
         worker
@@ -201,12 +215,7 @@ impl World {
     /// In front of these endpoints of the model `m`, each named after its place (`w0`, `w1`). Behind a `#` is the
     /// fingerprint that is pinned.
     pub async fn before(urls: &[String], more: &str) -> Self {
-        let endpoint = |(at, url): (usize, &String)| match url.split_once('#') {
-            Some((url, pin)) => format!("{{url: '{url}', name: w{at}, tls: {{pin: '{pin}'}}}}"),
-            None => format!("{{url: '{url}', name: w{at}}}"),
-        };
-        let endpoints: Vec<_> = urls.iter().enumerate().map(endpoint).collect();
-        Self::of(&format!("models: {{m: {{endpoints: [{}]}}}}\n{more}", endpoints.join(", "))).await
+        Self::of(&endpoints(urls, more)).await
     }
 
     pub async fn of(text: &str) -> Self {
@@ -222,7 +231,17 @@ impl World {
         Self::at(home, &text).await
     }
 
+    /// One whose requests have spans, before endpoints as [`World::before`] takes them.
+    pub async fn traced(tracer: Tracer, urls: &[String], more: &str) -> Self {
+        let home = tempfile::Builder::new().prefix("pm-").tempdir().unwrap();
+        Self::tracing_at(home, &endpoints(urls, more), tracer).await
+    }
+
     async fn at(home: TempDir, told: &str) -> Self {
+        Self::tracing_at(home, told, Tracer::default()).await
+    }
+
+    async fn tracing_at(home: TempDir, told: &str, tracer: Tracer) -> Self {
         let data = home.path().join("data");
         let text = format!("version: 1\ndata: {{dir: '{}'}}\n{told}", data.display());
         let flags = Flags::default();
@@ -232,7 +251,8 @@ impl World {
         gateway.health().set_serving(true);
         gateway.discover().await;
         let limits = Limits::default();
-        let front = Front::new(Arc::new(gateway.chat()), gateway.accounts(), limits.clone());
+        let (chat, accounts) = (Arc::new(gateway.chat()), gateway.accounts());
+        let front = Front::traced(chat, accounts, limits.clone(), tracer);
         let listener = Listener::bind(([127, 0, 0, 1], 0).into()).unwrap();
         let addr = listener.local_addr().unwrap();
         let server = Server::new(limits, front.meters()).listen(listener);
@@ -282,6 +302,16 @@ impl World {
         let request = Request::get(url).body(Full::default()).unwrap();
         Answer::of(client.request(request).await.unwrap()).await.text
     }
+}
+
+/// A configuration with these endpoints of the model `m`.
+fn endpoints(urls: &[String], more: &str) -> String {
+    let endpoint = |(at, url): (usize, &String)| match url.split_once('#') {
+        Some((url, pin)) => format!("{{url: '{url}', name: w{at}, tls: {{pin: '{pin}'}}}}"),
+        None => format!("{{url: '{url}', name: w{at}}}"),
+    };
+    let endpoints: Vec<_> = urls.iter().enumerate().map(endpoint).collect();
+    format!("models: {{m: {{endpoints: [{}]}}}}\n{more}", endpoints.join(", "))
 }
 
 /// A stream's question.
