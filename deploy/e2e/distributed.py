@@ -121,10 +121,11 @@ class RustWorker(Process):
     """`pointsman worker`. It is ready when its port is open."""
 
     def __init__(self, world, name, model, backend, *more, host=HERE):
-        self.port, self.model = free_port(), model
+        self.port, self.pages, self.model = free_port(), free_port(), model
         arguments = ["worker", "--model", model, "--backend", backend]
-        arguments += ["--listen", f"{host.address}:{self.port}", *more]
-        super().__init__(name, arguments, world.logs / f"{name}.log", host=host)
+        arguments += ["--listen", f"{host.address}:{self.port}"]
+        arguments += ["--metrics-listen", f"{host.address}:{self.pages}", *more]
+        super().__init__(name, arguments, world.logs / f"{name}.log", env=world.env, host=host)
 
     def start(self):
         super().start()
@@ -140,12 +141,13 @@ class PythonWorker(Server):
     """`pointsman_worker`. It registers itself."""
 
     def __init__(self, world, name, model, backend, consul, **more):
-        self.model, port, pages = model, free_port(), free_port()
+        self.model, self.listens, pages = model, free_port(), free_port()
         env = {
+            **world.env,
             "MODEL_NAME": model,
             "BACKEND": backend,
             "INSTANCE_ID": name,
-            "LISTEN_ADDR": f"127.0.0.1:{port}",
+            "LISTEN_ADDR": f"127.0.0.1:{self.listens}",
             "METRICS_ADDR": f"127.0.0.1:{pages}",
             "CONSUL_HTTP_ADDR": f"127.0.0.1:{consul.port}",
             "PYTHONDONTWRITEBYTECODE": "1",
@@ -160,9 +162,9 @@ class Fleet(World):
 
     def __init__(self, name, redis=True, network=None):
         super().__init__(name)
-        self.network, self.gateways, self.workers = network, [], {}
-        self.consul = self._keep(Consul(self, self._host("consul")))
-        self.redis = self._keep(Redis(self, self._host("redis"))) if redis else None
+        self.network, self.gateways, self.workers, self.env = network, [], {}, {}
+        self.consul = self.keep(Consul(self, self._host("consul")))
+        self.redis = self.keep(Redis(self, self._host("redis"))) if redis else None
 
     def _host(self, name):
         """A machine of its own on the network, where there is one."""
@@ -171,13 +173,13 @@ class Fleet(World):
     def rust(self, name, model=ONE, backend="hash", *more):
         """A Rust worker, registered on its behalf."""
         worker = RustWorker(self, name, model, backend, *more, host=self._host(name))
-        self.workers[name] = self._keep(worker)
+        self.workers[name] = self.keep(worker)
         self.consul.register(worker)
         return worker
 
     def python(self, name, model=TWO, backend="hash", **more):
         """A Python worker."""
-        worker = self.workers[name] = self._keep(PythonWorker(self, name, model, backend, self.consul, **more))
+        worker = self.workers[name] = self.keep(PythonWorker(self, name, model, backend, self.consul, **more))
         return worker
 
     def open(self, count=2, limit=LIMIT, digest=None, timeouts=None):
@@ -188,7 +190,8 @@ class Fleet(World):
             config = self.home / f"{name}.yaml"
             config.write_text(json.dumps(self._config(name, limit, digest, timeouts), indent=1))
             arguments = ["serve", "--listen", f"{host.address}:{port}", "--config", config]
-            self.gateways.append(self._keep(Server(name, arguments, log, port, "/ready", host=host)))
+            server = Server(name, arguments, log, port, "/ready", env=self.env, host=host)
+            self.gateways.append(self.keep(server))
         for gateway in self.gateways:
             until(f"{gateway.name} knows everybody", lambda at=gateway: self.known(at) == len(self.workers))
         return self.gateways
@@ -225,7 +228,8 @@ class Fleet(World):
         assert running == 0, f"{running} tokens are still set aside"
         return spent, ahead
 
-    def _keep(self, process):
+    def keep(self, process):
+        """Kills it with this world."""
         self._closing.append(process.kill)
         return process
 

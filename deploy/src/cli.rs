@@ -117,6 +117,9 @@ pub struct WorkerArgs {
     /// Where to listen. Default: LLM_ADDR, else the port LLM, else 0.0.0.0:50055.
     #[arg(long, value_name = "ADDR")]
     pub listen: Option<String>,
+    /// Where `/metrics`, `/health` and `/ready` are, or `off`. Default: METRICS_ADDR, else 0.0.0.0:9464.
+    #[arg(long, value_name = "ADDR", env = "METRICS_ADDR")]
+    pub metrics_listen: Option<String>,
     /// Serve QUIC here too, `quic://host:port` in the gateways' configuration. Where only a port is given, on every
     /// address. Default: not served; 50056 is what a URL without a port means.
     #[arg(long, value_name = "ADDR")]

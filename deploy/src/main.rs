@@ -4,6 +4,7 @@ mod cli;
 mod commands;
 mod demo;
 mod serve;
+mod spans;
 
 use std::process::ExitCode;
 

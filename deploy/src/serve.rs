@@ -13,11 +13,12 @@ use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use transport::config::{self, Config, Env, Errors, Flags, Loaded, LogFormat, LogLevel, Role};
-use transport::front::{Front, Limits, Listener, Server};
+use transport::front::{Front, Limits, Listener, Server, Settings};
 use transport::gateway::Gateway;
 use transport::logs;
 
 use crate::cli::ServeArgs;
+use crate::spans::{Spans, SpansError};
 use demo_fleet::DemoFleet;
 use doors::Doors;
 
@@ -44,6 +45,8 @@ enum StartError {
     Tls(#[from] transport::tls::TlsError),
     #[error("{0}")]
     OwnKey(#[from] own_key::OwnKeyError),
+    #[error("{0}")]
+    Spans(#[from] SpansError),
     #[error("the built-in replicas cannot start: {0}")]
     Demo(std::io::Error),
     #[error("{0}")]
@@ -95,18 +98,20 @@ async fn serve(args: &ServeArgs, flags: Flags, env: Env, loaded: Loaded) -> Resu
     }
     let doors = Doors::bind(&config).await?;
     let own_key = own_key::if_needed(&config, doors.addr)?;
+    let spans = Spans::start(&config.monitoring.tracing, "pointsman", &env)?;
     let gateway = Gateway::start(&config)?;
     if let Some(own) = &own_key {
         gateway.accounts().set_own_key(own.entry.clone(), &config);
     }
     let _ = tokio::time::timeout(DISCOVERY_WAIT, gateway.discover()).await;
-    let (chat, accounts) = (Arc::new(gateway.chat()), gateway.accounts());
-    let (limits, streams) = (limits(&config), gateway.streams());
-    let front = match config.role {
-        Role::All | Role::Chat => Front::with_streams(chat, accounts, limits.clone(), streams),
-        Role::Gateway => Front::at_the_edge(chat, accounts, limits.clone(), streams),
+    let settings = Settings {
+        limits: limits(&config),
+        streams: gateway.streams(),
+        tracer: spans.tracer(),
+        edge: config.role == Role::Gateway,
     };
-    let admin = admin_server(&config, &front, limits)?;
+    let front = Front::with(Arc::new(gateway.chat()), gateway.accounts(), settings);
+    let admin = admin_server(&config, &front, limits(&config))?;
     let health = gateway.health();
     health.set_serving(true);
     welcome::print(&config, &doors, &gateway.catalog(), own_key.as_ref(), fleet.is_some());
@@ -123,6 +128,7 @@ async fn serve(args: &ServeArgs, flags: Flags, env: Env, loaded: Loaded) -> Resu
         task.abort();
     }
     stop_gateway(gateway).await;
+    spans.stop().await;
     served
 }
 

@@ -11,6 +11,7 @@ mod attempt;
 mod cache;
 mod pump;
 mod resume;
+mod span;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,6 +28,7 @@ use crate::health::Health;
 use crate::upstream::{Client, UpstreamError};
 use attempt::{Begun, Run};
 use cache::Answers;
+use span::AttemptSpan;
 
 /// The chat role over a plane in this process.
 #[derive(Clone)]
@@ -167,18 +169,23 @@ impl Request {
     /// Makes one attempt. `None` where it failed before anything was sent: the plane's next order says what then.
     async fn attempt(&mut self, dispatch: &Dispatch) -> Result<Option<Reply>, Refused> {
         let chat = Arc::clone(&self.chat);
-        let run = Run::new(&chat, &self.call, dispatch);
+        let mut span = AttemptSpan::new(&self.call, dispatch, &chat.catalog.load());
+        let trace = span.trace().clone();
+        let run = Run::new(&chat, &self.call, dispatch, &trace);
         let begun = tokio::select! {
             biased;
             begun = run.begin() => begun,
             () = cancelled(&mut self.orders) => {
-                self.report(dispatch, AttemptEnd::Cancelled { produced: control::units::Tokens::ZERO });
+                let produced = control::units::Tokens::ZERO;
+                self.report(dispatch, AttemptEnd::Cancelled { produced }, &mut span);
                 return Ok(None);
             }
         };
         match begun {
             Ok(Begun::Whole(whole)) => {
                 let end = AttemptEnd::Completed { usage: whole.usage, estimated: whole.estimated };
+                span.whole(&whole.body);
+                span.end(&end);
                 let attempt = dispatch.attempt;
                 chat.driver.submit_all([
                     Input::AttemptAccepted { attempt },
@@ -202,10 +209,11 @@ impl Request {
             }
             Ok(Begun::Stream(opened)) => {
                 // Later than the reservation's record: both are written before the client sees a byte.
+                span.begins(&opened.opening);
                 self.written(opened.committed_at).await?;
                 let content_type = opened.content_type.clone();
                 let tally = Tally::new(self.call.prompt);
-                let parts = pump::start(self, dispatch, *opened, Arc::clone(&tally));
+                let parts = pump::start(self, dispatch, *opened, Arc::clone(&tally), span);
                 let body = ReplyBody::Stream { parts, tally };
                 Ok(Some(self.reply(dispatch, content_type, body)))
             }
@@ -223,13 +231,14 @@ impl Request {
                     retry_after: failed.retry_after,
                 };
                 self.upstream_words = failed.upstream;
-                self.report(dispatch, end);
+                self.report(dispatch, end, &mut span);
                 Ok(None)
             }
         }
     }
 
-    fn report(&self, dispatch: &Dispatch, end: AttemptEnd) {
+    fn report(&self, dispatch: &Dispatch, end: AttemptEnd, span: &mut AttemptSpan) {
+        span.end(&end);
         self.chat.driver.submit(Input::AttemptEnded { attempt: dispatch.attempt, end });
     }
 

@@ -10,7 +10,7 @@
 //! Edge cases decided here:
 //! - A file is the whole list of whom prompts may be sent to. `OPENAI_API_KEY` adds a provider only where there is no file.
 //! - What this build cannot do is refused where silence would mislead (`data.database`), and accepted with a
-//!   warning where it only costs a feature (`session`, traces).
+//!   warning where it only costs a feature (`session`).
 //! - Secrets appear in no error, no warning, no `Debug` and no `--print`.
 
 mod accounts;
@@ -30,6 +30,7 @@ mod routing;
 mod schema;
 mod server;
 mod streams;
+mod tracing;
 mod tree;
 mod trust;
 mod units;
@@ -60,6 +61,7 @@ pub use routing::{
 pub use schema::{Absent, SchemaKey, schema};
 pub use server::{Admin, Data, Fsync, GrpcTls, Http, Journal, Server, Tls};
 pub use streams::Streams;
+pub use tracing::{Collector, Sampler, Share, Tracing};
 pub use trust::WorkerTls;
 pub use units::{ByteSize, Secret, Url};
 pub use watch::{Fingerprint, POLL_INTERVAL, watch};

@@ -14,6 +14,7 @@ use control::plane::{Idempotency, Outcome, Refusal, Session};
 use control::units::{Tokens, Usage};
 use tokio::sync::mpsc;
 
+use crate::trace::Trace;
 use crate::upstream::{Secret, UpstreamError};
 
 /// Which of the OpenAI endpoints is asked.
@@ -48,8 +49,8 @@ pub struct Call {
     pub patience: Option<Duration>,
     /// The body as the client sent it.
     pub body: Bytes,
-    /// `traceparent`, forwarded.
-    pub traceparent: Option<String>,
+    /// Where in a trace it stands: what whoever is called hears of it.
+    pub trace: Trace,
     /// Who asks in their own words, where another of our roles is to judge that again.
     pub behalf: Option<Box<Behalf>>,
 }

@@ -21,7 +21,7 @@ mod ask;
 pub mod auth;
 mod body;
 mod error;
-mod exposition;
+pub(crate) mod exposition;
 mod guard;
 mod head;
 mod limits;
@@ -46,11 +46,13 @@ use axum::Router;
 pub use auth::{AuthError, Authenticate, Caller};
 pub use limits::Limits;
 pub use meters::Meters;
+pub(crate) use meters::{SPANS, SPANS_HELP};
 pub use rpc::{RpcDoor, RpcError};
 pub use server::{Drained, Listener, Server};
 
 use crate::exchange::Chat;
 use crate::streams::{self, Streams};
+use crate::trace::Tracer;
 
 /// The routes of the front over one [`Chat`].
 ///
@@ -70,37 +72,44 @@ pub struct Front<C> {
     shared: Arc<Shared<C>>,
 }
 
+/// What a front is made of beside whom it asks.
+pub struct Settings {
+    /// What it takes from whom, and how long.
+    pub limits: Limits,
+    /// Where resumable streams are kept.
+    pub streams: Arc<Streams>,
+    /// What makes a span of each request.
+    pub tracer: Tracer,
+    /// Whether it is the gateway role's: the chat role is another process, is told who asks, and judges that again.
+    pub edge: bool,
+}
+
+impl Default for Settings {
+    /// Streams are kept in memory, nothing is traced, and the chat role is this process.
+    fn default() -> Self {
+        Self {
+            limits: Limits::default(),
+            streams: Streams::new(streams::Limits::default()),
+            tracer: Tracer::default(),
+            edge: false,
+        }
+    }
+}
+
 impl<C: Chat> Front<C> {
     /// A front that asks `chat` on behalf of whom `auth` lets in.
     #[must_use]
     pub fn new(chat: Arc<C>, auth: Arc<dyn Authenticate>, limits: Limits) -> Self {
-        Self::with_streams(chat, auth, limits, Streams::new(streams::Limits::default()))
+        Self::with(chat, auth, Settings { limits, ..Settings::default() })
     }
 
-    /// The same, keeping resumable streams there instead of for itself.
+    /// The same with more than limits.
     #[must_use]
-    pub fn with_streams(
-        chat: Arc<C>,
-        auth: Arc<dyn Authenticate>,
-        limits: Limits,
-        streams: Arc<Streams>,
-    ) -> Self {
-        let (meters, ids) = (Arc::new(Meters::new()), LocalIds::new());
-        let edge = false;
-        Self { shared: Arc::new(Shared { chat, auth, limits, streams, meters, ids, edge }) }
-    }
-
-    /// A front of the gateway role: `chat` calls the chat role, which is told who asks and judges that again.
-    #[must_use]
-    pub fn at_the_edge(
-        chat: Arc<C>,
-        auth: Arc<dyn Authenticate>,
-        limits: Limits,
-        streams: Arc<Streams>,
-    ) -> Self {
-        let (meters, ids) = (Arc::new(Meters::new()), LocalIds::new());
-        let edge = true;
-        Self { shared: Arc::new(Shared { chat, auth, limits, streams, meters, ids, edge }) }
+    pub fn with(chat: Arc<C>, auth: Arc<dyn Authenticate>, settings: Settings) -> Self {
+        let Settings { limits, streams, tracer, edge } = settings;
+        let (meters, ids) = (Arc::new(Meters::counting(tracer.counts())), LocalIds::new());
+        let shared = Shared { chat, auth, limits, streams, meters, ids, tracer, edge };
+        Self { shared: Arc::new(shared) }
     }
 
     /// The front's own figures, shared with the [`Server`].
@@ -128,6 +137,7 @@ struct Shared<C> {
     streams: Arc<Streams>,
     meters: Arc<Meters>,
     ids: LocalIds,
+    tracer: Tracer,
     /// Whether the chat role is another process.
     edge: bool,
 }

@@ -9,7 +9,6 @@ use control::breaker::{Phase, StateView, Transition};
 use control::outcome::AttemptEnd;
 use control::plane::{ControlPlane, Observation, Outcome, View};
 use prometheus_client::encoding::EncodeLabelSet;
-use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -18,6 +17,7 @@ use prometheus_client::registry::Registry;
 
 use crate::driver::{Driver, Observer, Progress};
 use crate::exchange::Checks;
+use crate::front::exposition;
 use crate::upstream::{Failed, WorkerLoad};
 
 /// Twice as long as between two questions of the discovery.
@@ -41,6 +41,7 @@ pub struct Health {
     worker_running: Family<Instance, Gauge>,
     worker_queued: Family<Instance, Gauge>,
     worker_kv: Family<Instance, Gauge<f64, AtomicU64>>,
+    registry_stale: Family<Listing, Gauge>,
     reservations: Gauge,
     requests: Gauge,
     sessions: Gauge,
@@ -85,6 +86,11 @@ struct Asked {
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct Listing {
+    source: String,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct Instance {
     instance: String,
 }
@@ -111,6 +117,7 @@ impl Health {
             worker_running: Family::default(),
             worker_queued: Family::default(),
             worker_kv: Family::default(),
+            registry_stale: Family::default(),
             reservations: Gauge::default(),
             requests: Gauge::default(),
             sessions: Gauge::default(),
@@ -157,6 +164,8 @@ impl Health {
         r.register("pointsman_worker_queued", help, self.worker_queued.clone());
         let help = "Use of a worker's key-value cache, 0 to 1";
         r.register("pointsman_worker_kv_used_ratio", help, self.worker_kv.clone());
+        let help = "How old what a registry said last is, in seconds; 0 while it is heard";
+        r.register("pointsman_registry_stale_seconds", help, self.registry_stale.clone());
         let help = "Asks to the shared quota store by what came of them";
         r.register("pointsman_quota_store_asks", help, self.store_asks.clone());
         let mut gauge = |name: &str, help: &str, metric: &Gauge| {
@@ -178,6 +187,12 @@ impl Health {
             Some(state) => drop(notes.parts.insert(part.to_owned(), state)),
             None => drop(notes.parts.remove(part)),
         }
+    }
+
+    /// What a registry said last is so old; nothing while it is heard.
+    pub(crate) fn registry_stale(&self, source: &str, age: Duration) {
+        let seconds = i64::try_from(age.as_secs()).unwrap_or(i64::MAX);
+        self.registry_stale.get_or_create(&Listing { source: source.to_owned() }).set(seconds);
     }
 
     /// The shared quota store was asked, and this came of it.
@@ -288,9 +303,7 @@ impl Health {
         if let Some(shadow) = &self.notes().shadow {
             self.replayed.set(i64::try_from(shadow.position()).unwrap_or(i64::MAX));
         }
-        let mut text = String::new();
-        encode(&mut text, &self.registry).expect("writing to a string does not fail");
-        text
+        exposition::text(&self.registry, "")
     }
 }
 

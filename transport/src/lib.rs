@@ -25,6 +25,7 @@ pub mod sse;
 pub mod streams;
 pub mod tls;
 pub mod tokens;
+pub mod trace;
 mod translate;
 pub mod upstream;
 pub mod wall;

@@ -24,7 +24,9 @@ mod hash;
 mod incoming;
 mod openai;
 mod quic;
+mod record;
 mod service;
+mod telemetry;
 mod watch;
 mod writer;
 
@@ -44,10 +46,13 @@ pub use hash::Hash;
 pub use incoming::Incoming;
 pub use openai::OpenAi;
 pub use quic::{QuicDoor, QuicError};
+pub use telemetry::Telemetry;
 
 use desk::Desk;
 use service::Service;
 pub(crate) use service::patience;
+
+use crate::trace::Tracer;
 
 /// The name by which health is asked for.
 const SERVICE: &str = "pointsman.inference.v1.InferenceService";
@@ -123,16 +128,31 @@ pub async fn serve(
     settings: Settings,
     shutdown: impl Future<Output = ()> + Send,
 ) -> Result<Drained, ServeError> {
+    let telemetry = Telemetry::new(&settings.model, Tracer::default());
+    serve_telling(telemetry, doors, settings, shutdown).await
+}
+
+/// The same, with figures and spans that somebody reads.
+///
+/// # Errors
+/// See [`ServeError`].
+pub async fn serve_telling(
+    telemetry: Telemetry,
+    doors: impl Into<Doors>,
+    settings: Settings,
+    shutdown: impl Future<Output = ()> + Send,
+) -> Result<Drained, ServeError> {
     let Doors { grpc: incoming, quic } = doors.into();
     let (health, health_service) = tonic_health::server::health_reporter();
     let desk = Desk::new(settings.concurrency);
     let backend = Arc::new(settings.backend);
-    let watching = watch::start(&backend, &desk, &health).await;
+    telemetry.follow(&desk);
+    let watching = watch::start(&backend, &desk, &health, &telemetry).await;
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         .build_v1()?;
-    let service = Arc::new(Service::new(settings.model, backend, Arc::clone(&desk)));
+    let service = Arc::new(Service::new(settings.model, backend, Arc::clone(&desk), telemetry));
     let inference = InferenceServiceServer::from_arc(Arc::clone(&service))
         .max_decoding_message_size(REQUEST_BYTES_MAX);
     let closing = CancellationToken::new();

@@ -244,7 +244,7 @@ async fn ask(gateway: &Gateway, output_max: u64) -> Result<(), Why> {
         stream: false,
         patience: None,
         body: Bytes::from_static(b"{\"model\":\"m\",\"messages\":[]}"),
-        traceparent: None,
+        trace: transport::trace::Trace::default(),
         behalf: None,
     };
     let reply = gateway.chat().exchange(call).await.map_err(|refused| refused.why)?;

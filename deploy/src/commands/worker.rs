@@ -2,20 +2,30 @@
 
 use std::net::SocketAddr;
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
-use transport::config::Env;
+use tokio_util::task::AbortOnDropHandle;
+use transport::config::{Env, Errors, Tracing};
+use transport::front::{Limits, Listener, Server};
 use transport::logs;
 use transport::quic::{Identity, IdentityError};
 use transport::worker::{
     Backend, BackendError, Doors, Echo, Hash, Incoming, QuicDoor, QuicError, ServeError, Settings,
-    serve,
+    Telemetry, serve_telling,
 };
 
 use crate::cli::WorkerArgs;
+use crate::spans::{Spans, SpansError};
 
 /// Where a model's worker listens.
 const PORT: u16 = 50055;
+/// Where its figures are, as those of the worker in Python.
+const METRICS_PORT: u16 = 9464;
+
+/// Probes and scrapes come from a handful of places.
+const PAGES_MAX: usize = 64;
 
 /// What stops a worker, and says what to do.
 #[derive(Debug, thiserror::Error)]
@@ -34,6 +44,16 @@ enum WorkerError {
         "--quic-listen must be an address with a port, like 0.0.0.0:50056, or a port: {0:?} is none"
     )]
     QuicAddress(String),
+    #[error(
+        "--metrics-listen must be an address with a port, like 0.0.0.0:{METRICS_PORT}, or off: {0:?} is neither"
+    )]
+    MetricsAddress(String),
+    #[error("cannot listen on {addr}: {source}; give another address with --metrics-listen")]
+    Metrics { addr: SocketAddr, source: std::io::Error },
+    #[error("{0}")]
+    Variables(#[from] Errors),
+    #[error("{0}")]
+    Spans(#[from] SpansError),
     #[error("--quic-cert, --quic-key: {0}")]
     Identity(#[from] IdentityError),
     #[error("cannot serve QUIC on {addr}: {source}")]
@@ -66,15 +86,66 @@ fn start(args: &WorkerArgs, env: &Env) -> Result<(), WorkerError> {
         concurrency: args.concurrency,
         grace: args.grace,
     };
-    let addr = address(args, env)?;
+    let (addr, metrics) = (address(args, env)?, metrics_address(args)?);
+    let (tracing, odd) = Tracing::of_env(env)?;
+    for warning in odd {
+        tracing::warn!("{warning}");
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(serve_on(addr, settings, args))
+    runtime.block_on(async {
+        let spans = Spans::start(&tracing, "pointsman-worker", env)?;
+        let telemetry = Telemetry::new(&settings.model, spans.tracer());
+        let pages = pages(metrics, &telemetry)?;
+        let served = serve_on(addr, settings, args, telemetry).await;
+        drop(pages);
+        spans.stop().await;
+        served
+    })
+}
+
+/// Serves figures until it is dropped. A default port that another worker has is no reason not to serve.
+fn pages(
+    addr: Option<SocketAddr>,
+    telemetry: &Telemetry,
+) -> Result<Option<AbortOnDropHandle<()>>, WorkerError> {
+    let Some(addr) = addr else { return Ok(None) };
+    let listener = match Listener::bind(addr) {
+        Ok(listener) => listener,
+        Err(error) if addr == default_metrics() => {
+            tracing::warn!(%error, "no metrics on {addr}: somebody else listens there; give --metrics-listen another address");
+            return Ok(None);
+        }
+        Err(source) => return Err(WorkerError::Metrics { addr, source }),
+    };
+    let limits = Limits { connections_max: PAGES_MAX, ..Limits::default() };
+    let server = Server::new(limits, Arc::default()).listen(listener);
+    let router = telemetry.router();
+    let serving = async move {
+        server.serve(router, std::future::pending(), Duration::ZERO).await;
+    };
+    Ok(Some(AbortOnDropHandle::new(tokio::spawn(serving))))
+}
+
+fn default_metrics() -> SocketAddr {
+    SocketAddr::from(([0, 0, 0, 0], METRICS_PORT))
+}
+
+fn metrics_address(args: &WorkerArgs) -> Result<Option<SocketAddr>, WorkerError> {
+    match args.metrics_listen.as_deref().filter(|text| !text.is_empty()) {
+        None => Ok(Some(default_metrics())),
+        Some("off") => Ok(None),
+        Some(text) => {
+            let wrong = |_| WorkerError::MetricsAddress(text.to_owned());
+            text.parse().map(Some).map_err(wrong)
+        }
+    }
 }
 
 async fn serve_on(
     addr: SocketAddr,
     settings: Settings,
     args: &WorkerArgs,
+    telemetry: Telemetry,
 ) -> Result<(), WorkerError> {
     let bound = Incoming::bind(addr).await;
     let grpc = bound.map_err(|source| WorkerError::Listen { addr, source })?;
@@ -102,7 +173,7 @@ async fn serve_on(
             );
         }
     }
-    let drained = serve(Doors { grpc, quic }, settings, stop).await?;
+    let drained = serve_telling(telemetry, Doors { grpc, quic }, settings, stop).await?;
     match drained.cut {
         0 => tracing::info!("stopped; everything that ran has finished"),
         cut => tracing::warn!(answers = cut, "stopped; the grace time was over and these were cut"),
@@ -197,6 +268,18 @@ mod tests {
         assert!(address(&plain, &wrong).unwrap_err().to_string().contains("LLM must be a port"));
         let wrong = address(&args("--backend echo --listen here"), &all).unwrap_err();
         assert!(wrong.to_string().contains("--listen must be an address"), "{wrong}");
+    }
+
+    #[test]
+    fn figures_are_where_the_flag_says_or_nowhere() {
+        let at = |line| metrics_address(&args(line)).map(|addr| addr.map(|addr| addr.to_string()));
+        let plain = at("--backend echo").unwrap();
+        assert!(plain.as_deref() == Some("0.0.0.0:9464") || std::env::var("METRICS_ADDR").is_ok());
+        let given = at("--backend echo --metrics-listen 127.0.0.1:7").unwrap();
+        assert_eq!(given.as_deref(), Some("127.0.0.1:7"));
+        assert_eq!(at("--backend echo --metrics-listen off").unwrap(), None);
+        let wrong = at("--backend echo --metrics-listen here").unwrap_err().to_string();
+        assert!(wrong.contains("--metrics-listen must be an address"), "{wrong}");
     }
 
     #[test]

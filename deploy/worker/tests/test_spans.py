@@ -49,18 +49,21 @@ async def test_a_span_is_a_child_of_the_callers_and_its_ids_are_in_the_log(monke
         good, bad = sorted(collector.spans, key=lambda span: span.start_time_unix_nano)
         assert (good.name, good.trace_id.hex(), good.parent_span_id.hex()) == (spans.SPAN, TRACE, CALLER)
         assert (world.records[0].trace_id, world.records[0].span_id) == (TRACE, good.span_id.hex())
-        told = {pair.key: pair.value.string_value or pair.value.int_value for pair in good.attributes}
+        told = {pair.key: getattr(pair.value, pair.value.WhichOneof("value")) for pair in good.attributes}
+        assert 0 < told.pop("gen_ai.response.time_to_first_chunk") < 5
         assert told == {
             "gen_ai.operation.name": "chat",
             "gen_ai.request.model": "demo",
             "gen_ai.provider.name": "echo",
-            "gen_ai.conversation.id": "s-1",
+            "gen_ai.response.model": "demo",
             "gen_ai.usage.input_tokens": 2,
             "gen_ai.usage.output_tokens": 2,
             "pointsman.outcome": "ok",
             "pointsman.request_id": "request-1",
         }
         assert (bad.status.message, bad.parent_span_id) == ("unknown_model", b"")
+        assert ("error.type", "unknown_model") in [(pair.key, pair.value.string_value) for pair in bad.attributes]
+        assert not any("s-1" in str(span) for span in collector.spans), "a session is nobody's affair"
     server.stop(0)
 
 

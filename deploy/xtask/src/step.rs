@@ -22,7 +22,8 @@ pub enum Step {
     Dependencies,
     /// The style, as a test.
     Tidy,
-    /// The servers that tests start, and the tools that cut them off: installed if they must and may be.
+    /// The servers that tests start, the tools that cut them off, and the checker of their metrics: installed if they must and
+    /// may be.
     Servers,
     /// All unit, property and transcript tests.
     Tests,
@@ -86,7 +87,9 @@ impl Step {
             Self::Dependencies => cargo(&["test", "-p", "xtask", "--test", "dependencies"]),
             Self::Tidy => cargo(&["test", "-p", "xtask", "--bins", "--test", "tidy"]),
             Self::Servers => {
-                for wanted in [install::REDIS, install::NGINX, install::IP, install::NFT] {
+                let wanted =
+                    [install::REDIS, install::NGINX, install::IP, install::NFT, install::PROMTOOL];
+                for wanted in wanted {
                     install::ensure(wanted)?;
                 }
                 consul::ensure(&workspace.target.join("services")).map(drop)

@@ -72,7 +72,7 @@ impl World<'_> {
         }
         if self.store.has(StoreTrouble::Down) {
             // A host that is there refuses, and one that is gone is silent.
-            if op.op.0 % 2 == 0 {
+            if op.op.0.is_multiple_of(2) {
                 let delay = self.network.delay(self.now, to, from);
                 let event = Event::StoreRefused { gateway, life, op: op.op };
                 self.agenda.plan(self.now + delay, event);

@@ -10,6 +10,7 @@ use http::HeaderMap;
 
 use super::Parts;
 use crate::exchange::{Call, Operation};
+use crate::trace::Trace;
 use crate::upstream::body::{CompletionMaxKey, Rewrite, rewrite};
 use crate::upstream::{Answer, Ask, Event, EventKind, Failed, Limits, Path, Resume, Stream, Whole};
 
@@ -51,12 +52,14 @@ pub(super) struct Run<'a> {
     chat: &'a Parts,
     call: &'a Call,
     dispatch: &'a Dispatch,
+    trace: &'a Trace,
     resume: Option<Box<Resume>>,
 }
 
 impl<'a> Run<'a> {
-    pub fn new(chat: &'a Parts, call: &'a Call, dispatch: &'a Dispatch) -> Self {
-        Self { chat, call, dispatch, resume: None }
+    /// `trace` is what whoever is asked hears of it.
+    pub fn new(chat: &'a Parts, call: &'a Call, dispatch: &'a Dispatch, trace: &'a Trace) -> Self {
+        Self { chat, call, dispatch, trace, resume: None }
     }
 
     /// The same for an attempt that goes on with an answer.
@@ -96,10 +99,7 @@ impl<'a> Run<'a> {
 
     fn ask(&self, body: Bytes) -> Ask {
         let mut headers = HeaderMap::new();
-        let traceparent = self.call.traceparent.as_deref().and_then(|text| text.parse().ok());
-        if let Some(value) = traceparent {
-            headers.insert("traceparent", value);
-        }
+        self.trace.write(&mut headers);
         Ask {
             path: match self.call.operation {
                 Operation::ChatCompletions => Path::ChatCompletions,

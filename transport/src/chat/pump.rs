@@ -18,6 +18,7 @@ use tokio::time::Instant;
 
 use super::attempt::{Begun, Opened, Run};
 use super::resume::Delivered;
+use super::span::AttemptSpan;
 use super::{Leaving, Parts, Request};
 use crate::driver::Order;
 use crate::exchange::{Call, End, Part, Tally};
@@ -39,6 +40,7 @@ pub(super) fn start(
     dispatch: &Dispatch,
     opened: Opened,
     tally: Arc<Tally>,
+    span: AttemptSpan,
 ) -> mpsc::Receiver<Part> {
     let (parts, body) = mpsc::channel(PARTS_MAX);
     let clock = request.chat.driver.clock();
@@ -49,6 +51,7 @@ pub(super) fn start(
         attempt: dispatch.attempt,
         endpoint: dispatch.endpoint_name.to_string(),
         number: dispatch.number,
+        span,
         parts,
         prompt: request.call.prompt,
         usage_wanted: opened.usage_wanted,
@@ -73,6 +76,7 @@ struct Pump {
     endpoint: String,
     /// Attempts since the answer began, and before.
     number: u32,
+    span: AttemptSpan,
     parts: mpsc::Sender<Part>,
     prompt: Tokens,
     usage_wanted: bool,
@@ -128,8 +132,11 @@ impl Pump {
         let Some((call, resume)) = self.call.as_ref().zip(self.delivered.resume()) else {
             return Stop::Broken(lost());
         };
-        let seam = format!(": resumed after {} tokens by {}\n\n", resume.seq.0, self.endpoint);
-        let run = Run::new(&self.chat, call, dispatch).resuming(resume);
+        let delivered = resume.seq;
+        let seam = format!(": resumed after {} tokens by {}\n\n", delivered.0, self.endpoint);
+        self.span = AttemptSpan::new(call, dispatch, &self.chat.catalog.load());
+        let trace = self.span.trace().clone();
+        let run = Run::new(&self.chat, call, dispatch, &trace).resuming(resume);
         let begun = tokio::select! {
             biased;
             () = self.parts.closed() => return Stop::Gone,
@@ -144,6 +151,8 @@ impl Pump {
                     attempt = dispatch.number,
                     "a broken stream goes on"
                 );
+                self.span.begins(&opened.opening);
+                self.span.seam(delivered);
                 if self.parts.send(Part::Bytes(seam.into())).await.is_err() {
                     return Stop::Gone;
                 }
@@ -233,6 +242,7 @@ impl Pump {
                 AttemptEnd::Failed { failure, produced, retry_after }
             }
         };
+        self.span.end(&end);
         let may_go_on = detail.is_some() && self.call.is_some();
         self.chat.driver.submit(Input::AttemptEnded { attempt, end });
         loop {
@@ -259,6 +269,7 @@ impl Pump {
     /// The client has left. With the exact count: what was generated is charged.
     fn leave(&mut self) {
         self.leaving.over = true;
+        self.span.left(self.produced);
         let (caller, attempt, produced) = (self.leaving.caller, self.attempt, self.produced);
         self.chat
             .driver

@@ -45,6 +45,12 @@ impl Env {
         self.vars.get(name).map(String::as_str)
     }
 
+    /// Those whose names begin so.
+    pub(super) fn only(&self, prefix: &str) -> Self {
+        let vars = self.vars.iter().filter(|(name, _)| name.starts_with(prefix));
+        Self { vars: vars.map(|(name, value)| (name.clone(), value.clone())).collect() }
+    }
+
     /// Set and not empty: an empty variable says nothing about a key.
     fn said(&self, name: &str) -> Option<&str> {
         self.var(name).filter(|value| !value.is_empty())
@@ -96,6 +102,8 @@ impl Overrides {
             ("GATEWAY_GRPC_ADDR", "server.grpc.addr"),
             ("LOG_LEVEL", "log.level"),
             ("LOG_FORMAT", "log.format"),
+            ("OTEL_TRACES_SAMPLER", "monitoring.tracing.sampler"),
+            ("OTEL_TRACES_SAMPLER_ARG", "monitoring.tracing.sample_ratio"),
         ] {
             if let Some(value) = env.said(name) {
                 all.set(path, Origin::Environment(name.into()), value.to_lowercase());
@@ -104,6 +112,7 @@ impl Overrides {
         for (name, provider) in PROVIDER_KEYS {
             all.provider(name, provider, env, file);
         }
+        all.tracing(env);
         all.consul(env, file);
         all.redis(env, file);
         all.stores(env);
@@ -172,6 +181,34 @@ impl Overrides {
                 let origin = Origin::Environment(name.into());
                 self.set("server.grpc.addr", origin, format!("{host}{value}"));
             }
+        }
+    }
+
+    /// OpenTelemetry's own variables, which every program that makes spans takes.
+    fn tracing(&mut self, env: &Env) {
+        if let Some(name) = env.said("OTEL_SERVICE_NAME") {
+            let origin = Origin::Environment("OTEL_SERVICE_NAME".into());
+            self.set("monitoring.tracing.service_name", origin, name.to_owned());
+        }
+        let first = |names: [&'static str; 2]| {
+            names.into_iter().find_map(|name| Some((name, env.said(name)?)))
+        };
+        let url = first(["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"]);
+        let protocol = first(["OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"]);
+        match (url, protocol) {
+            (Some(_), Some((name, protocol))) if protocol != "grpc" => {
+                let kind = ProblemKind::NoEffect(
+                    "spans go over gRPC alone: say grpc, and the port where the collector takes that",
+                );
+                let origin = Origin::Environment(name.to_owned());
+                let path = "monitoring.tracing.endpoint".to_owned();
+                self.warnings.push(Problem { origin, path, kind });
+            }
+            (Some((name, url)), _) => {
+                let origin = Origin::Environment(name.to_owned());
+                self.set("monitoring.tracing.endpoint", origin, url.to_owned());
+            }
+            (None, _) => {}
         }
     }
 

@@ -7,6 +7,7 @@ use control::units::Tokens;
 
 use super::reader::Section;
 use super::server::seconds;
+use super::tracing::Tracing;
 use super::value::choices;
 
 /// Stored sessions, which come with the chat role: kept for it, without effect here.
@@ -29,8 +30,8 @@ pub struct Monitoring {
     pub prometheus_enabled: bool,
     /// Another name of `server.admin.addr`, which holds the address in force.
     pub(super) prometheus_addr: Option<SocketAddr>,
-    /// Where traces would go: accepted, without effect.
-    pub tracing_endpoint: Option<String>,
+    /// Spans and where they go.
+    pub tracing: Tracing,
 }
 
 /// What is logged.
@@ -81,6 +82,8 @@ choices!(LogFormat, Auto = "auto", Json = "json", Text = "text");
 
 const NO_SESSIONS: &str = "stored sessions come with the chat API";
 
+const JAEGER: &str = "Jaeger takes OTLP now: name its port for that, usually http://HOST:4317, as monitoring.tracing.endpoint";
+
 impl Session {
     pub(super) fn read(section: &Section<'_>) -> Self {
         for key in ["max_tokens", "ttl", "compression_threshold", "summary_model"] {
@@ -101,20 +104,12 @@ impl Monitoring {
         let (prometheus_enabled, prometheus_addr) = section.section("prometheus", |prometheus| {
             (prometheus.get("enabled", true), prometheus.maybe("addr", "`server.admin.addr`"))
         });
-        Self {
-            prometheus_enabled,
-            prometheus_addr,
-            tracing_endpoint: ["tracing", "jaeger"]
-                .map(|name| {
-                    section.section(name, |tracing| {
-                        tracing.warn_idle("endpoint", "traces are not exported yet");
-                        tracing.maybe("endpoint", "no traces")
-                    })
-                })
-                .into_iter()
-                .flatten()
-                .next(),
-        }
+        let tracing = section.section("tracing", Tracing::read);
+        section.section("jaeger", |jaeger| {
+            jaeger.warn_idle("endpoint", JAEGER);
+            jaeger.maybe::<String>("endpoint", "no traces")
+        });
+        Self { prometheus_enabled, prometheus_addr, tracing }
     }
 }
 

@@ -28,6 +28,7 @@ pub fn restart_required(old: &Config, new: &Config) -> Vec<String> {
             "monitoring.prometheus.enabled",
             old.monitoring.prometheus_enabled != new.monitoring.prometheus_enabled,
         ),
+        ("monitoring.tracing", old.monitoring.tracing != new.monitoring.tracing),
         ("log.format", old.log.format != new.log.format),
     ];
     differ.into_iter().filter(|(_, differ)| *differ).map(|(key, _)| key.to_owned()).collect()

@@ -5,6 +5,7 @@ mod documents;
 mod errors;
 mod hostile;
 mod loading;
+mod tracing;
 mod watching;
 
 use super::*;

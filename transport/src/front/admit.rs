@@ -60,7 +60,7 @@ pub(super) async fn admit<C: Chat>(
         stream: asked.stream,
         patience: head.patience,
         model: asked.model,
-        traceparent: head.traceparent,
+        trace: record.trace(),
         behalf,
         body: bytes,
     })

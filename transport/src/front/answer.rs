@@ -6,14 +6,16 @@ use axum::body::Body;
 use axum::extract::Request;
 use axum::response::{IntoResponse, Response};
 use http::header::{CACHE_CONTROL, CONTENT_TYPE};
+use http::request::Parts;
 use http::{HeaderName, HeaderValue};
 
 use super::error::ApiError;
 use super::record::Record;
 use super::resumable::{self, OwnPlace};
 use super::stream::Events;
-use super::{Shared, admit, refusal};
+use super::{Shared, admit, head, refusal};
 use crate::exchange::{Chat, Operation, Reply, ReplyBody};
+use crate::trace::{Span, Tracer, key};
 
 /// The plane's id of the request, or a local one.
 pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -28,8 +30,9 @@ pub(super) async fn answer<C: Chat>(
     operation: Operation,
     request: Request,
 ) -> Response {
-    let mut record = Record::begin(Arc::clone(&shared.meters), shared.ids.mint());
     let (parts, content) = request.into_parts();
+    let span = span(&shared.tracer, operation, &parts);
+    let mut record = Record::begin(Arc::clone(&shared.meters), shared.ids.mint(), span);
     let call = match admit::admit(&shared, operation, &parts, content, &mut record).await {
         Ok(call) => call,
         Err(error) => return refuse(error, record),
@@ -48,6 +51,22 @@ pub(super) async fn answer<C: Chat>(
             refuse(refusal::of_why(refused.why, refused.attempts), record)
         }
     }
+}
+
+/// What the request is in a trace.
+fn span(tracer: &Tracer, operation: Operation, parts: &Parts) -> Span {
+    let (name, asked) = match operation {
+        Operation::ChatCompletions => ("gateway.chat_completion", "chat"),
+        Operation::Embeddings => ("gateway.embeddings", "embeddings"),
+    };
+    let mut span = tracer.serve(name, head::incoming(&parts.headers));
+    if span.is_read() {
+        span.set(key::OPERATION, asked);
+        span.set(key::HTTP_METHOD, "POST");
+        // A route of this router, which has no parameters: nothing of a caller's own making.
+        span.set(key::HTTP_ROUTE, parts.uri.path().to_owned());
+    }
+    span
 }
 
 fn refuse(error: ApiError, mut record: Record) -> Response {

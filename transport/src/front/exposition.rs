@@ -10,10 +10,10 @@ use prometheus_client::encoding::text::encode_registry;
 use prometheus_client::registry::Registry;
 
 /// The text format that [`text`] writes.
-pub(super) const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+pub(crate) const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// The registry's metrics, then `appended`, which is already in the text format.
-pub(super) fn text(registry: &Registry, appended: &str) -> String {
+pub(crate) fn text(registry: &Registry, appended: &str) -> String {
     let mut open = String::new();
     encode_registry(&mut open, registry).expect("writing to a String cannot fail");
     let counters: BTreeSet<&str> = open

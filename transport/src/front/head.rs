@@ -11,6 +11,7 @@ use http::{HeaderMap, StatusCode};
 
 use super::ask;
 use super::error::{self, ApiError};
+use crate::trace::Incoming;
 
 /// What the head of a request says.
 #[derive(Debug, Default, PartialEq)]
@@ -19,7 +20,6 @@ pub(super) struct Head {
     pub(super) session_id: Option<String>,
     pub(super) idempotency_key: Option<String>,
     pub(super) patience: Option<Duration>,
-    pub(super) traceparent: Option<String>,
 }
 
 /// Longest idempotency key, in characters, as in the IETF draft's widest implementations.
@@ -27,9 +27,6 @@ const IDEMPOTENCY_CHARS_MAX: usize = 255;
 
 /// Longest patience: a day. Whatever waits longer has no client any more.
 const PATIENCE_MAX_SECONDS: f64 = 86_400.0;
-
-/// A version-00 `traceparent` has 55 characters; later versions may append (W3C Trace Context, 3.2).
-const TRACEPARENT_MAX: usize = 128;
 
 impl Head {
     /// Reads what every operation needs.
@@ -43,7 +40,6 @@ impl Head {
             session_id,
             idempotency_key: idempotency_key(headers)?,
             patience: patience(headers)?,
-            traceparent: traceparent(headers),
         })
     }
 }
@@ -113,13 +109,14 @@ fn patience(headers: &HeaderMap) -> Result<Option<Duration>, ApiError> {
         })
 }
 
-/// Forwarded where it is one; a bad one is nobody's reason to refuse a request (W3C Trace Context, 3.2.2.5).
-fn traceparent(headers: &HeaderMap) -> Option<String> {
-    let mut values = headers.get_all("traceparent").iter();
-    let value = values.next()?.to_str().ok()?;
-    let shaped = value.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b'-');
-    let whole = values.next().is_none() && shaped && (55..=TRACEPARENT_MAX).contains(&value.len());
-    whole.then(|| value.to_owned())
+/// What the caller says of its trace. Sent twice, it says nothing; a bad one is nobody's reason to refuse a request
+/// (W3C Trace Context, 3.2.2.5).
+pub(super) fn incoming(headers: &HeaderMap) -> Incoming {
+    Incoming::read(|name| {
+        let mut values = headers.get_all(name).iter();
+        let value = values.next()?.to_str().ok()?;
+        values.next().is_none().then_some(value)
+    })
 }
 
 /// Refuses bodies that are certainly not JSON. A missing or odd type is let through: the parser is the judge.
@@ -202,10 +199,13 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_traceparent_is_dropped_and_a_good_one_kept() {
+    fn a_traceparent_is_taken_where_it_is_one_and_comes_once() {
         let good = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
-        let read = |value: &[u8]| Head::read(&headers(&[("traceparent", value)])).unwrap();
-        assert!(read(good).traceparent.is_some());
-        assert_eq!(read(b"hello").traceparent, None);
+        let read = |values: &[&[u8]]| {
+            let pairs: Vec<_> = values.iter().map(|value| ("traceparent", *value)).collect();
+            incoming(&headers(&pairs)) != Incoming::default()
+        };
+        assert!(read(&[good]));
+        assert!(!read(&[b"hello"]) && !read(&[good, good]) && !read(&[b"\xff"]));
     }
 }

@@ -15,6 +15,13 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
 use super::exposition;
+use crate::trace::Counts;
+
+/// What becomes of finished spans, under one name in every role.
+pub(crate) const SPANS: &str = "pointsman_trace_spans";
+/// And what its values mean.
+pub(crate) const SPANS_HELP: &str =
+    "Spans by what became of them: exported, failed at the collector, dropped for want of room";
 
 /// Counters, gauges and histograms of one front.
 #[derive(Debug)]
@@ -33,6 +40,11 @@ impl Meters {
     /// All at zero.
     #[must_use]
     pub fn new() -> Self {
+        Self::counting(Counts::default())
+    }
+
+    /// The same, with what becomes of spans among them.
+    pub(super) fn counting(spans: Counts) -> Self {
         let mut meters = Self {
             registry: Registry::default(),
             requests: Family::default(),
@@ -44,6 +56,7 @@ impl Meters {
             accepted: Counter::default(),
         };
         meters.register();
+        meters.registry.register(SPANS, SPANS_HELP, spans.0);
         meters
     }
 

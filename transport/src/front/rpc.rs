@@ -187,7 +187,7 @@ struct Rpc<C> {
 }
 
 /// Metadata that means what the header of its name means.
-const PASSED: [&str; 3] = ["authorization", "idempotency-key", "traceparent"];
+const PASSED: [&str; 4] = ["authorization", "idempotency-key", "traceparent", "tracestate"];
 
 impl<C> Rpc<C> {
     /// Through the routes of HTTP.

@@ -86,6 +86,8 @@ impl Source {
     fn begin(&self, gateway: &Gateway) {
         if let Some(listed) = gateway.cache.listed(&self.name) {
             let age = age(listed.at, gateway.world.wall.now());
+            gateway.health.registry_stale(&self.name, age);
+            let age = words(age);
             gateway.found(&self.name, &listed.instances);
             let count = listed.instances.len();
             let text = format!("not heard yet: {count} workers as it listed them {age} ago");
@@ -108,6 +110,7 @@ impl Source {
                         tracing::info!(source = self.name, "the registry is heard again");
                     }
                     gateway.found(&self.name, &instances);
+                    gateway.health.registry_stale(&self.name, Duration::ZERO);
                     let text = format!("{} workers", instances.len());
                     gateway.health.note(&self.part(), Some((true, text)));
                     self.keep(&gateway, instances).await;
@@ -135,6 +138,8 @@ impl Source {
             || "it has never said who is there".to_owned(),
             |listed| {
                 let age = age(listed.at, gateway.world.wall.now());
+                gateway.health.registry_stale(&self.name, age);
+                let age = words(age);
                 format!("what it said {age} ago stands, {} workers", listed.instances.len())
             },
         );
@@ -150,8 +155,12 @@ impl Source {
     }
 }
 
-fn age(then: Wall, now: Wall) -> String {
-    let seconds = now.as_millis().saturating_sub(then.as_millis()) / 1_000;
+fn age(then: Wall, now: Wall) -> Duration {
+    Duration::from_millis(now.as_millis().saturating_sub(then.as_millis()))
+}
+
+fn words(age: Duration) -> String {
+    let seconds = age.as_secs();
     match seconds {
         0..120 => format!("{seconds} s"),
         120..7_200 => format!("{} min", seconds / 60),

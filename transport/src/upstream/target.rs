@@ -170,16 +170,19 @@ impl BaseUrl {
 
     /// A worker's address, with its port.
     pub(super) fn worker(&self) -> String {
-        let (host, port) = self.worker_parts();
+        let (host, port) = self.host_and_port();
         if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
     }
 
-    /// A worker's host, an IPv6 address without its brackets, and its port.
-    pub(super) fn worker_parts(&self) -> (&str, u16) {
-        let usual = match self.speaks {
-            Speaks::Quic => QUIC_PORT,
-            Speaks::Chat => CHAT_PORT,
-            Speaks::Grpc | Speaks::OpenAi => WORKER_PORT,
+    /// The host, an IPv6 address without its brackets, and the port: the usual one where none is written.
+    #[must_use]
+    pub fn host_and_port(&self) -> (&str, u16) {
+        let usual = match (self.speaks, self.tls) {
+            (Speaks::OpenAi, false) => 80,
+            (Speaks::OpenAi, true) => 443,
+            (Speaks::Grpc, _) => WORKER_PORT,
+            (Speaks::Quic, _) => QUIC_PORT,
+            (Speaks::Chat, _) => CHAT_PORT,
         };
         let host = self.authority.host().trim_start_matches('[').trim_end_matches(']');
         (host, self.authority.port_u16().unwrap_or(usual))

@@ -15,6 +15,7 @@ use tonic::Status;
 
 use super::backend::{Backend, Halt, Job, Out};
 use super::desk::{Desk, Seat};
+use super::record::Record;
 
 /// Chunks between backend and connection: enough for a hiccup, few enough to mean backpressure.
 const CHUNKS_MAX: usize = 32;
@@ -32,6 +33,7 @@ pub struct Answer {
     /// Where the answer begins, and where each choice has got to.
     first: u64,
     next: BTreeMap<u32, u64>,
+    record: Option<Record>,
 }
 
 impl Answer {
@@ -56,6 +58,22 @@ impl Answer {
             fingerprint: Some(fingerprint),
             first,
             next: BTreeMap::new(),
+            record: None,
+        }
+    }
+
+    /// The same, with what is written down about it.
+    pub(super) fn recorded(self, record: Record) -> Self {
+        Self { record: Some(record), ..self }
+    }
+
+    /// Writes down what goes out. A load alone says nothing of the answer.
+    fn note(&mut self, next: Option<&Result<StreamInferenceResponse, Status>>) {
+        let Some(record) = &mut self.record else { return };
+        match next {
+            Some(Ok(chunk)) => record.saw(chunk),
+            Some(Err(status)) => record.end(Err(status)),
+            None => record.end(Ok(())),
         }
     }
 
@@ -80,6 +98,9 @@ impl Stream for Answer {
         let answer = self.get_mut();
         let chunk = answer.chunks.poll_recv(cx);
         let due = !answer.chunks.is_closed() && answer.load_due.poll_tick(cx).is_ready();
+        if let Poll::Ready(next) = &chunk {
+            answer.note(next.as_ref());
+        }
         match chunk {
             Poll::Ready(Some(Ok(chunk))) => Poll::Ready(Some(Ok(answer.stamp(chunk, due)))),
             Poll::Ready(other) => Poll::Ready(other),

@@ -7,6 +7,7 @@ use tokio::sync::mpsc;
 use tonic::Status;
 
 use super::{Echo, Hash, OpenAi, writer};
+use crate::trace::{Incoming, Trace};
 use crate::upstream::{BadSecret, BadUrl, SetupError};
 
 /// A model server, or what stands for one.
@@ -85,10 +86,22 @@ impl Out {
 /// A question that the backend has agreed to answer.
 pub(super) struct Job {
     pub ask: StreamInferenceRequest,
-    /// The caller's `traceparent`.
-    pub trace: Option<String>,
+    /// What the caller said of its trace.
+    pub caller: Incoming,
+    /// Where in it the answer is written.
+    pub trace: Trace,
     /// How long the caller waits, from now.
     pub patience: core::time::Duration,
+}
+
+impl Job {
+    pub fn new(
+        ask: StreamInferenceRequest,
+        caller: Incoming,
+        patience: core::time::Duration,
+    ) -> Self {
+        Self { ask, caller, trace: Trace::default(), patience }
+    }
 }
 
 impl Backend {

@@ -107,9 +107,7 @@ impl OpenAi {
 
     fn ask(&self, job: &Job) -> Result<Ask, Status> {
         let mut headers = HeaderMap::new();
-        if let Some(value) = job.trace.as_deref().and_then(|trace| trace.parse().ok()) {
-            headers.insert("traceparent", value);
-        }
+        job.trace.write(&mut headers);
         Ok(Ask {
             resume: None,
             behalf: None,

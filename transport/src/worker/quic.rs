@@ -28,6 +28,7 @@ use crate::quic::frame::{Broken, Frames, Kind, framed};
 use crate::quic::{Ends, Identity, IdentityError, Pin, code};
 use crate::seam::Datagrams;
 use crate::seam::datagram::Simulated;
+use crate::trace::Incoming;
 
 /// More than may run, so that refusals have a stream; fewer than over HTTP/2, because here each is paid for ahead, with
 /// some hundred bytes. Who opens more waits.
@@ -245,8 +246,8 @@ async fn asked(from: &mut Frames) -> Result<Asked, Status> {
         CallMethod::StreamInference => {
             let ask: StreamInferenceRequest = message(from, Kind::Message).await?;
             let patience = head.timeout_micros.map_or(ANSWER_MAX, Duration::from_micros);
-            let trace = head.metadata.get("traceparent").cloned();
-            Ok(Asked::Inference(Box::new(Job { ask, trace, patience })))
+            let caller = Incoming::read(|name| head.metadata.get(name).map(String::as_str));
+            Ok(Asked::Inference(Box::new(Job::new(ask, caller, patience))))
         }
         CallMethod::Describe => {
             let _: DescribeRequest = message(from, Kind::Message).await?;

@@ -12,22 +12,45 @@ use tonic::{Request, Response, Status};
 use super::answer::Answer;
 use super::backend::{Backend, Job};
 use super::desk::Desk;
+use super::record::Record;
+use super::telemetry::Telemetry;
+use crate::trace::Incoming;
 
 pub(super) struct Service {
     model: String,
     backend: Arc<Backend>,
     fingerprint: String,
     desk: Arc<Desk>,
+    telemetry: Telemetry,
 }
 
 impl Service {
-    pub fn new(model: String, backend: Arc<Backend>, desk: Arc<Desk>) -> Self {
+    pub fn new(
+        model: String,
+        backend: Arc<Backend>,
+        desk: Arc<Desk>,
+        telemetry: Telemetry,
+    ) -> Self {
         let fingerprint = backend.fingerprint(&model);
-        Self { model, backend, fingerprint, desk }
+        Self { model, backend, fingerprint, desk, telemetry }
     }
 
     /// Begins to answer, however the question came.
     pub fn begin(&self, mut job: Job) -> Result<Answer, Status> {
+        let caller = std::mem::take(&mut job.caller);
+        let mut record = Record::begin(&self.telemetry, self.backend.name(), &job.ask, caller);
+        job.trace = record.trace();
+        let begun = self.answer(job);
+        match begun {
+            Ok(answer) => Ok(answer.recorded(record)),
+            Err(status) => {
+                record.end(Err(&status));
+                Err(status)
+            }
+        }
+    }
+
+    fn answer(&self, mut job: Job) -> Result<Answer, Status> {
         self.check(&job.ask)?;
         let seat = self.desk.enter()?;
         job.patience = job.patience.min(ANSWER_MAX);
@@ -93,10 +116,9 @@ impl InferenceService for Service {
         request: Request<StreamInferenceRequest>,
     ) -> Result<Response<Answer>, Status> {
         let patience = patience(request.metadata())?.unwrap_or(ANSWER_MAX);
-        let trace = request.metadata().get("traceparent");
-        let trace = trace.and_then(|value| value.to_str().ok()).map(str::to_owned);
-        let job = Job { ask: request.into_inner(), trace, patience };
-        self.begin(job).map(Response::new)
+        let said = |name| request.metadata().get(name)?.to_str().ok();
+        let caller = Incoming::read(said);
+        self.begin(Job::new(request.into_inner(), caller, patience)).map(Response::new)
     }
 
     async fn describe(

@@ -13,6 +13,7 @@ use control::outcome::Failure;
 use super::backend::Backend;
 use super::desk::{Desk, Told};
 use super::openai::OpenAi;
+use super::telemetry::Telemetry;
 use crate::upstream::{Failed, Limits};
 
 /// As often as callers want to hear of the load.
@@ -31,14 +32,20 @@ pub(super) async fn start(
     backend: &Arc<Backend>,
     desk: &Arc<Desk>,
     health: &HealthReporter,
+    telemetry: &Telemetry,
 ) -> Option<AbortOnDropHandle<()>> {
     let Backend::OpenAi(server) = &**backend else {
         super::say(health, ServingStatus::Serving).await;
+        telemetry.backend_is_ready(true);
         return None;
     };
     super::say(health, ServingStatus::NotServing).await;
-    let watch =
-        Watch { server: (**server).clone(), desk: Arc::clone(desk), health: health.clone() };
+    let watch = Watch {
+        server: (**server).clone(),
+        desk: Arc::clone(desk),
+        health: health.clone(),
+        telemetry: telemetry.clone(),
+    };
     Some(AbortOnDropHandle::new(tokio::spawn(watch.run())))
 }
 
@@ -46,6 +53,7 @@ struct Watch {
     server: OpenAi,
     desk: Arc<Desk>,
     health: HealthReporter,
+    telemetry: Telemetry,
 }
 
 impl Watch {
@@ -60,6 +68,7 @@ impl Watch {
                     let status =
                         if answers { ServingStatus::Serving } else { ServingStatus::NotServing };
                     super::say(&self.health, status).await;
+                    self.telemetry.backend_is_ready(answers);
                 }
             }
             if load_due <= Instant::now() {

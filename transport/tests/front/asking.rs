@@ -50,7 +50,8 @@ async fn headers_reach_the_call() {
     let headers = [("x-request-timeout", "2.5"), ("traceparent", trace)];
     let call = call(&world, &headers, HELLO).await;
     assert_eq!(call.patience, Some(Duration::from_millis(2_500)));
-    assert_eq!(call.traceparent.as_deref(), Some(trace));
+    let told = call.trace.outgoing().unwrap();
+    assert_eq!(told.headers().collect::<Vec<_>>(), [("traceparent", trace)]);
     assert_eq!(call.idempotency, None);
 }
 

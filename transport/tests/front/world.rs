@@ -23,7 +23,7 @@ use transport::exchange::{
     Call, Chat, Checks, End, Model, Part, Refused, Reply, ReplyBody, Tally, Why,
 };
 use transport::front::{
-    AuthError, Authenticate, Caller, Drained, Front, Limits, Listener, Meters, Server,
+    AuthError, Authenticate, Caller, Drained, Front, Limits, Listener, Meters, Server, Settings,
 };
 use transport::streams::Streams;
 use transport::upstream::UpstreamError;
@@ -208,7 +208,8 @@ impl World {
             checks: Mutex::new(Checks { ready: true, parts: Vec::new() }),
         });
         let chat_of_front = Arc::clone(&chat);
-        let front = Front::with_streams(chat_of_front, Arc::new(Keys), limits.clone(), streams);
+        let settings = Settings { limits: limits.clone(), streams, ..Settings::default() };
+        let front = Front::with(chat_of_front, Arc::new(Keys), settings);
         let mut listener = Listener::bind(([127, 0, 0, 1], 0).into()).unwrap();
         if let Some(tls) = tls {
             listener = listener.with_tls(tls);

@@ -25,7 +25,7 @@ fn before(server: &script::Scripted) -> Worker {
 async fn asked(worker: &Worker) -> (Vec<StreamInferenceResponse>, Option<tonic::Status>) {
     let parameters = Parameters { max_tokens: Some(9), ..Parameters::default() };
     let mut request = Request::new(question("hi", parameters));
-    request.metadata_mut().insert("traceparent", "00-1-2-01".parse().unwrap());
+    request.metadata_mut().insert("traceparent", TRACE.parse().unwrap());
     let mut chunks = match worker.client().await.stream_inference(request).await {
         Ok(chunks) => chunks.into_inner(),
         Err(status) => return (vec![], Some(status)),
@@ -41,6 +41,7 @@ async fn asked(worker: &Worker) -> (Vec<StreamInferenceResponse>, Option<tonic::
     }
 }
 
+const TRACE: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 const BLOCKS: &str = "data: {\"choices\":[{\"index\":0,\"delta\":{\"role\":\"assistant\",\"content\":\"\"},\"finish_reason\":null}]}\n\n\
     data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"Hello\"}}]}\n\n\
     data: {\"choices\":[{\"index\":0,\"delta\":{},\"finish_reason\":\"stop\"}]}\n\n\
@@ -61,7 +62,8 @@ async fn a_servers_stream_becomes_chunks_with_the_bill_on_the_last() {
     let request = requests.iter().find(|request| request.starts_with("POST")).unwrap();
     let (head, body) = request.split_once("\r\n\r\n").unwrap();
     assert!(head.starts_with("POST /v1/chat/completions"), "{head}");
-    assert!(head.contains("authorization: Bearer sk-x") && head.contains("traceparent: 00-1-2-01"));
+    assert!(head.contains("authorization: Bearer sk-x"), "{head}");
+    assert!(head.contains(&format!("traceparent: {TRACE}")), "{head}");
     let expected = json!({
         "model": "theirs", "messages": [{"role": "user", "content": "hi"}], "stream": true,
         "stream_options": {"include_usage": true}, "max_tokens": 9,

@@ -13,4 +13,5 @@ mod quic_lines;
 mod resuming;
 mod roles;
 mod serving;
+mod telling;
 mod world;

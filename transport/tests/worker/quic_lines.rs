@@ -178,8 +178,8 @@ async fn a_peer_that_is_silent_is_noticed_on_both_sides() {
         swallow.send(true).unwrap();
         Instant::now()
     };
-    let (failed, cut) =
-        timeout(LONG, Box::pin(async { tokio::join!(asking, cutting) })).await.unwrap();
+    let both = Box::pin(async { tokio::join!(asking, cutting) });
+    let (failed, cut) = timeout(LONG, both).await.unwrap();
     assert_eq!(failed.failure, Failure::ConnectionLost, "{failed}");
     assert!(failed.detail.contains("silent"), "{failed}");
     // Eight seconds of silence; the first-token timer would have been a minute.

@@ -24,10 +24,13 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tonic::transport::Channel;
 use transport::config::{Env, Flags, Role, parse};
-use transport::front::{Front, Limits, Listener, RpcDoor, Server};
+use transport::front::{Front, Limits, Listener, RpcDoor, Server, Settings as FrontSettings};
 use transport::gateway::Gateway;
 use transport::quic::Identity;
-use transport::worker::{Backend, Doors, Drained, Echo, Incoming, QuicDoor, Settings, serve};
+use transport::trace::Tracer;
+use transport::worker::{
+    Backend, Doors, Drained, Echo, Incoming, QuicDoor, Settings, Telemetry, serve, serve_telling,
+};
 
 pub const SECOND: Duration = Duration::from_secs(1);
 /// Nothing here takes this long unless it hangs.
@@ -54,6 +57,16 @@ impl Worker {
 
     /// For the model `m`.
     pub fn with(backend: Backend, concurrency: u32, grace: Duration) -> Self {
+        Self::telling(Telemetry::new("m", Tracer::default()), backend, concurrency, grace)
+    }
+
+    /// The same, with figures and spans that a test reads.
+    pub fn telling(
+        telemetry: Telemetry,
+        backend: Backend,
+        concurrency: u32,
+        grace: Duration,
+    ) -> Self {
         let settings = Settings { model: "m".to_owned(), backend, concurrency, grace };
         let stop = CancellationToken::new();
         let stopped = stop.clone().cancelled_owned();
@@ -63,7 +76,8 @@ impl Worker {
         let mut worker = Self::running(stop, async move |grpc| {
             let door = QuicDoor::bind(([127, 0, 0, 1], 0).into(), &own, None).unwrap();
             tell.send(door.local_addr().unwrap()).unwrap();
-            serve(Doors { grpc, quic: Some(door) }, settings, stopped).await.unwrap()
+            let doors = Doors { grpc, quic: Some(door) };
+            serve_telling(telemetry, doors, settings, stopped).await.unwrap()
         });
         worker.quic = format!("quic://{}#{pin}", told.recv().unwrap());
         worker
@@ -203,12 +217,7 @@ impl World {
     /// In front of these endpoints of the model `m`, each named after its place (`w0`, `w1`). Behind a `#` is the
     /// fingerprint that is pinned.
     pub async fn before(urls: &[String], more: &str) -> Self {
-        let endpoint = |(at, url): (usize, &String)| match url.split_once('#') {
-            Some((url, pin)) => format!("{{url: '{url}', name: w{at}, tls: {{pin: '{pin}'}}}}"),
-            None => format!("{{url: '{url}', name: w{at}}}"),
-        };
-        let endpoints: Vec<_> = urls.iter().enumerate().map(endpoint).collect();
-        Self::of(&format!("models: {{m: {{endpoints: [{}]}}}}\n{more}", endpoints.join(", "))).await
+        Self::of(&endpoints(urls, more)).await
     }
 
     pub async fn of(text: &str) -> Self {
@@ -230,7 +239,17 @@ impl World {
         Self::at(home, Role::All, &text).await
     }
 
+    /// One whose requests have spans, before endpoints as [`World::before`] takes them.
+    pub async fn traced(tracer: Tracer, urls: &[String], more: &str) -> Self {
+        let home = tempfile::Builder::new().prefix("pm-").tempdir().unwrap();
+        Self::tracing_at(home, Role::All, &endpoints(urls, more), tracer).await
+    }
+
     async fn at(home: TempDir, role: Role, told: &str) -> Self {
+        Self::tracing_at(home, role, told, Tracer::default()).await
+    }
+
+    async fn tracing_at(home: TempDir, role: Role, told: &str, tracer: Tracer) -> Self {
         let data = home.path().join("data");
         let text = format!("version: 1\ndata: {{dir: '{}'}}\n{told}", data.display());
         let flags = Flags { role, ..Flags::default() };
@@ -241,10 +260,9 @@ impl World {
         gateway.discover().await;
         let limits = Limits::default();
         let (chat, accounts) = (Arc::new(gateway.chat()), gateway.accounts());
-        let front = match role {
-            Role::All | Role::Chat => Front::new(chat, accounts, limits.clone()),
-            Role::Gateway => Front::at_the_edge(chat, accounts, limits.clone(), gateway.streams()),
-        };
+        let (streams, edge) = (gateway.streams(), role == Role::Gateway);
+        let settings = FrontSettings { limits: limits.clone(), streams, tracer, edge };
+        let front = Front::with(chat, accounts, settings);
         let listener = Listener::bind(([127, 0, 0, 1], 0).into()).unwrap();
         let addr = listener.local_addr().unwrap();
         let server = Server::new(limits, front.meters()).listen(listener);
@@ -308,6 +326,16 @@ impl World {
         let request = Request::get(url).body(Full::default()).unwrap();
         Answer::of(client.request(request).await.unwrap()).await.text
     }
+}
+
+/// A configuration with these endpoints of the model `m`.
+fn endpoints(urls: &[String], more: &str) -> String {
+    let endpoint = |(at, url): (usize, &String)| match url.split_once('#') {
+        Some((url, pin)) => format!("{{url: '{url}', name: w{at}, tls: {{pin: '{pin}'}}}}"),
+        None => format!("{{url: '{url}', name: w{at}}}"),
+    };
+    let endpoints: Vec<_> = urls.iter().enumerate().map(endpoint).collect();
+    format!("models: {{m: {{endpoints: [{}]}}}}\n{more}", endpoints.join(", "))
 }
 
 /// A stream's question.

@@ -36,6 +36,9 @@ pub const IP: Wanted = Wanted { program: "ip", package: "iproute2" };
 /// And what cuts them.
 pub const NFT: Wanted = Wanted { program: "nft", package: "nftables" };
 
+/// Prometheus' checker of metrics pages. Debian has it in the server's package.
+pub const PROMTOOL: Wanted = Wanted { program: "promtool", package: "prometheus" };
+
 /// Where the program is. Installs it if it must and may.
 pub fn ensure(wanted: Wanted) -> Result<PathBuf, String> {
     if let Some(found) = find(wanted.program) {

@@ -81,7 +81,7 @@ impl Workers {
         let url = &target.base_url;
         if url.is_quic() {
             let (trust, network) = (target.trust.as_deref().cloned(), self.network.clone());
-            let (at, trust) = (url.worker_parts(), trust.unwrap_or_default());
+            let (at, trust) = (url.host_and_port(), trust.unwrap_or_default());
             let road = quic::Road::new(at, &trust, &self.public, network)
                 .map_err(|error| Failed::new(Failure::Connect, format!("its TLS: {error}")))?;
             return Ok(Line { road: Road::Quic(road), state: Arc::default() });

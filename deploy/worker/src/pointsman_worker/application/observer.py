@@ -27,6 +27,7 @@ class Record:
     duration: float = 0.0
     first_token: float | None = None
     usage: Usage | None = None
+    trace_flags: str = "01"
 
 
 class Observer(Protocol):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -37,10 +38,13 @@ class Spans:
         sdk = importlib.import_module("opentelemetry.sdk.trace")
         export = importlib.import_module("opentelemetry.sdk.trace.export")
         otlp = importlib.import_module("opentelemetry.exporter.otlp.proto.grpc.trace_exporter")
-        who = {"service.name": "pointsman-worker", "service.instance.id": instance_id}
+        who = {"service.instance.id": instance_id}
+        if not os.environ.get("OTEL_SERVICE_NAME"):
+            who["service.name"] = "pointsman-worker"
         self._provider: Any = sdk.TracerProvider(resource=resources.Resource.create(who))
         self._provider.add_span_processor(export.BatchSpanProcessor(otlp.OTLPSpanExporter()))
         self._tracer: Any = self._provider.get_tracer("pointsman.worker")
+        self._model = model
         self._always = {
             "gen_ai.operation.name": "chat",
             "gen_ai.request.model": model,
@@ -55,6 +59,7 @@ class Spans:
         span = self._tracer.start_span(SPAN, context=context, kind=kind, attributes=self._always)
         ids = span.get_span_context()
         record.trace_id, record.span_id = f"{ids.trace_id:032x}", f"{ids.span_id:016x}"
+        record.trace_flags = f"{int(ids.trace_flags):02x}"
         try:
             yield
         finally:
@@ -69,11 +74,15 @@ class Spans:
         span.set_attribute("pointsman.outcome", record.outcome)
         span.set_attribute("pointsman.request_id", record.request_id)
         span.set_attribute("gen_ai.usage.output_tokens", record.tokens)
-        if record.session_id:
-            span.set_attribute("gen_ai.conversation.id", record.session_id)
+        if record.first_token is not None:
+            span.set_attribute("gen_ai.response.model", self._model)
+            span.set_attribute("gen_ai.response.time_to_first_chunk", record.first_token)
         if record.usage is not None:
             span.set_attribute("gen_ai.usage.input_tokens", record.usage.prompt_tokens)
+        if record.resumed_at is not None:
+            span.set_attribute("pointsman.resumed_at", record.resumed_at)
         if record.outcome not in ("ok", "cancelled"):
+            span.set_attribute("error.type", record.outcome)
             span.set_status(self._trace.StatusCode.ERROR, record.outcome)
 
 

@@ -55,6 +55,7 @@ class Servicer(wire_grpc.InferenceServiceServicer):
         record = Record(request_id=_loggable(request.request_id), session_id=_loggable(_session(metadata)))
         traceparent = metadata.get("traceparent", "")
         record.trace_id, record.span_id = trace_ids(traceparent)
+        record.trace_flags = traceparent[53:55] or record.trace_flags
 
         async def send(chunk: Chunk) -> None:
             await context.write(convert.response(chunk))
@@ -79,7 +80,7 @@ class Servicer(wire_grpc.InferenceServiceServicer):
         )
 
     async def _answer(self, request: wire.StreamInferenceRequest, context: Context, send: Any, record: Record) -> None:
-        traceparent = f"00-{record.trace_id}-{record.span_id}-01" if record.trace_id else ""
+        traceparent = f"00-{record.trace_id}-{record.span_id}-{record.trace_flags}" if record.trace_id else ""
         try:
             question = convert.question(request, traceparent)
         except failures.InvalidQuestion as failure:
