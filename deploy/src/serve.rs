@@ -224,7 +224,11 @@ fn admin_server(
         _ if !config.monitoring.prometheus_enabled => None,
         Ok(listener) => Some(listener),
         Err(error) if addr == config::Admin::default_addr() => {
-            tracing::warn!(%error, "no metrics on {addr}: somebody else listens there; they are at /metrics of the API's port too");
+            let instead = match config.role {
+                Role::All | Role::Gateway => "they are at /metrics of the API's port too",
+                Role::Chat => "give this process a server.admin.addr of its own",
+            };
+            tracing::warn!(%error, "no metrics on {addr}: somebody else listens there; {instead}");
             None
         }
         Err(source) => {
