@@ -7,7 +7,7 @@
 //!
 //! To simulate the gateway's parts one by one was rejected: the faults that matter lie between them.
 //!
-//! **Determinism.** A run is one thread, with seeded entropy, a paused clock and biased selects, and depends on nothing
+//! **Determinism.** A run is one thread, with seeded entropy, simulated clocks and biased selects, and depends on nothing
 //! that its process did before: each call of [`run`] starts a thread of its own. So a process may run any number of plans, and
 //! the trace's hash is the same in every process. Calls from several threads take turns: a swarm on several cores starts
 //! a process for each.
@@ -19,6 +19,7 @@
 mod book;
 mod check;
 mod client;
+mod clock;
 mod damage;
 mod draw;
 mod entropy;
@@ -26,6 +27,7 @@ mod follow;
 mod gateway;
 mod mirror;
 mod nemesis;
+mod packets;
 mod panics;
 mod plan;
 mod replica;
@@ -35,14 +37,16 @@ mod stage;
 mod tape;
 mod tenancy;
 mod wire;
+mod worker;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
 use std::thread;
 use std::time::Duration;
 
+use crate::coverage::Coverage;
 pub use draw::plan;
-pub use plan::{Fault, Knobs, Mode, Operation, TierBPlan, TimedFault};
+pub use plan::{Fault, Knobs, Mode, Operation, Speaks, TierBPlan, TimedFault};
 
 /// What came out of a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,6 +63,8 @@ pub struct Outcome {
     pub simulated: Duration,
     /// The last events before a violation, in words.
     pub last_words: Vec<String>,
+    /// The marks that were hit.
+    pub coverage: Coverage,
 }
 
 /// Runs a plan. `trace` gets one line for each event.
@@ -96,6 +102,7 @@ fn broken(panic: &str) -> (Outcome, Vec<u8>) {
         requests: 0,
         simulated: Duration::ZERO,
         last_words: Vec::new(),
+        coverage: Coverage::default(),
     };
     (outcome, Vec::new())
 }

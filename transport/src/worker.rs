@@ -26,6 +26,7 @@ mod openai;
 mod quic;
 mod service;
 mod watch;
+mod witness;
 mod writer;
 
 use core::time::Duration;
@@ -44,6 +45,7 @@ pub use hash::Hash;
 pub use incoming::Incoming;
 pub use openai::OpenAi;
 pub use quic::{QuicDoor, QuicError};
+pub use witness::{Begun, Witness};
 
 use desk::Desk;
 use service::Service;
@@ -122,6 +124,19 @@ pub async fn serve(
     settings: Settings,
     shutdown: impl Future<Output = ()> + Send,
 ) -> Result<Drained, ServeError> {
+    serve_before(None, doors, settings, shutdown).await
+}
+
+/// The same before a witness.
+///
+/// # Errors
+/// See [`ServeError`].
+pub async fn serve_before(
+    witness: Option<Arc<dyn Witness>>,
+    doors: impl Into<Doors>,
+    settings: Settings,
+    shutdown: impl Future<Output = ()> + Send,
+) -> Result<Drained, ServeError> {
     let Doors { grpc: incoming, quic } = doors.into();
     let (health, health_service) = tonic_health::server::health_reporter();
     let desk = Desk::new(settings.concurrency);
@@ -131,7 +146,7 @@ pub async fn serve(
         .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         .build_v1()?;
-    let service = Arc::new(Service::new(settings.model, backend, Arc::clone(&desk)));
+    let service = Arc::new(Service::new(settings.model, backend, Arc::clone(&desk), witness));
     let inference = InferenceServiceServer::from_arc(Arc::clone(&service))
         .max_decoding_message_size(REQUEST_BYTES_MAX);
     let closing = CancellationToken::new();

@@ -169,4 +169,17 @@ pub const NAMES: &[&str] = &[
     "row_reserving_denied",
     "row_turn_came",
     "row_begun_limit_met",
+    // What only tier B can hit.
+    "b_worker_asked",
+    "b_worker_resumes",
+    "b_worker_slow",
+    "b_worker_stalls",
+    "b_worker_garbage",
+    "b_worker_dies",
+    "b_worker_absent",
+    "b_worker_full",
+    "b_worker_other_model",
+    "b_worker_cuts",
+    "b_seam",
+    "b_seam_twice",
 ];

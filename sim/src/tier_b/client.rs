@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-use super::plan::Operation;
+use super::plan::{Operation, TierBPlan};
 use super::replica::MODEL;
 use super::stage::Stage;
 use super::tenancy::Refused;
@@ -152,8 +152,7 @@ impl Asker {
 
     fn request(&self, ticket: usize) -> Request<Full<Bytes>> {
         let operation = &self.operation;
-        let words = vec!["word"; operation.prompt as usize].join(" ");
-        let content = format!("wants={} {words}", operation.wants);
+        let content = prompt(&self.stage.plan, self.number);
         let mut body = json!({
             "model": MODEL, "stream": operation.stream,
             "messages": [{"role": "user", "content": content}],
@@ -256,8 +255,13 @@ impl Asker {
     }
 
     fn event(&self, ticket: usize, event: &str, heard: &mut Heard) {
-        let Some(data) = event.strip_prefix("data: ") else { return };
         let now = self.stage.now();
+        let Some(data) = event.strip_prefix("data: ") else {
+            if let Some(after) = seam(event) {
+                self.stage.scene().checks.seam(now, ticket, after);
+            }
+            return;
+        };
         if data == "[DONE]" {
             heard.is_done = true;
             return self.stage.scene().checks.clean_end(now, ticket, heard.usage);
@@ -270,11 +274,29 @@ impl Asker {
             self.told(error);
         }
         heard.usage = value["usage"]["total_tokens"].as_u64().or(heard.usage);
+        if let Some(completion) = value["usage"]["completion_tokens"].as_u64() {
+            self.stage.scene().checks.billed(now, ticket, completion);
+        }
         if let Some(token) = value["choices"][0]["delta"]["content"].as_str() {
             heard.tokens += 1;
             self.stage.scene().checks.token(now, ticket, token.trim());
         }
     }
+}
+
+/// What an operation's user says.
+pub(super) fn prompt(plan: &TierBPlan, number: usize) -> String {
+    let operation = &plan.operations[number];
+    let words = vec!["word"; operation.prompt as usize].join(" ");
+    // A worker's answer depends on this text alone: no two operations have the same.
+    let whose = if plan.has_workers() { format!("operation={number} ") } else { String::new() };
+    format!("{whose}wants={} {words}", operation.wants)
+}
+
+/// A comment between two replicas' parts of a stream.
+fn seam(event: &str) -> Option<u64> {
+    let (after, _) = event.strip_prefix(": resumed after ")?.split_once(' ')?;
+    after.parse().ok()
 }
 
 /// What a stream has said so far.

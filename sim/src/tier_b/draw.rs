@@ -6,7 +6,9 @@
 
 use control::rng::Rng;
 
-use super::plan::{Fault, Knobs, Mode, Operation, TierBPlan, TimedFault, client, gateway, replica};
+use super::plan::{
+    Fault, Knobs, Mode, Operation, Speaks, TierBPlan, TimedFault, client, gateway, replica,
+};
 
 /// A minute: what the targets are stated for.
 const DURATION_MS: u64 = 60_000;
@@ -38,7 +40,9 @@ pub fn plan(seed: u64) -> TierBPlan {
         knobs: knobs(&mut root.fork("knobs")),
         operations: Vec::new(),
         faults: Vec::new(),
+        speaks: Vec::new(),
     };
+    plan.speaks = speaks(&plan, &mut root.fork("wires"));
     plan.operations = operations(&plan, &mut root.fork("workload"));
     plan.faults = faults(&plan, &mut root.fork("nemesis"));
     plan
@@ -70,6 +74,25 @@ fn knobs(rng: &mut Rng) -> Knobs {
     }
 }
 
+/// Half of the plans have workers: in one of three of those nothing else, else beside servers that speak HTTP.
+fn speaks(plan: &TierBPlan, rng: &mut Rng) -> Vec<Speaks> {
+    if chance(rng, 50) {
+        return Vec::new();
+    }
+    let only_workers = chance(rng, 33);
+    // One wire, or both side by side: a stream that breaks off on one may go on over the other.
+    let over_quic = [Some(false), Some(true), None][index(rng, 3)];
+    let draw = |_| {
+        let is_worker = only_workers || chance(rng, 60);
+        match (is_worker, over_quic) {
+            (false, _) => Speaks::Http,
+            (true, chosen) if chosen.unwrap_or_else(|| chance(rng, 50)) => Speaks::Quic,
+            (true, _) => Speaks::Grpc,
+        }
+    };
+    (0..plan.replicas).map(draw).collect()
+}
+
 /// Bursts and pauses, sessions, duplicates, and some who leave early.
 fn operations(plan: &TierBPlan, rng: &mut Rng) -> Vec<Operation> {
     let heal = plan.heal_ms();
@@ -90,7 +113,7 @@ fn operations(plan: &TierBPlan, rng: &mut Rng) -> Vec<Operation> {
     for (client, gateway) in fresh {
         for count in 0..4 {
             let at = heal + SETTLED_MS + count * 300;
-            operations.push(fresh_operation(rng, at, client, gateway));
+            operations.push(fresh_operation(plan, rng, at, (client, gateway)));
         }
     }
     operations.sort_by_key(|operation| operation.at_ms);
@@ -102,6 +125,8 @@ fn operation(plan: &TierBPlan, rng: &mut Rng, at_ms: u64, sessions: u64) -> Oper
     let stream = chance(rng, 70);
     let is_long = chance(rng, 10);
     let wants = between(rng, 1, if is_long { 400 } else { 50 }) as u32;
+    // A worker does not know what a model would like to say: its answers are as long as they may be.
+    let most = (plan.has_workers() && wants % 8 != 0).then_some(wants);
     Operation {
         at_ms,
         client: small(rng.below(u64::from(plan.clients))),
@@ -115,7 +140,7 @@ fn operation(plan: &TierBPlan, rng: &mut Rng, at_ms: u64, sessions: u64) -> Oper
         stream,
         prompt: between(rng, 1, 60) as u32,
         wants,
-        max_tokens: chance(rng, 50).then(|| between(rng, 1, 300) as u32),
+        max_tokens: chance(rng, 50).then(|| between(rng, 1, 300) as u32).or(most),
         session: (sessions > 0 && chance(rng, 50)).then(|| rng.below(sessions) as u32),
         keyed: chance(rng, 30),
         leaves_after: (stream && chance(rng, 12)).then(|| rng.below(u64::from(wants)) as u32),
@@ -125,7 +150,12 @@ fn operation(plan: &TierBPlan, rng: &mut Rng, at_ms: u64, sessions: u64) -> Oper
     }
 }
 
-fn fresh_operation(rng: &mut Rng, at_ms: u64, client: u8, gateway: u8) -> Operation {
+fn fresh_operation(
+    plan: &TierBPlan,
+    rng: &mut Rng,
+    at_ms: u64,
+    (client, gateway): (u8, u8),
+) -> Operation {
     Operation {
         at_ms,
         client,
@@ -134,7 +164,7 @@ fn fresh_operation(rng: &mut Rng, at_ms: u64, client: u8, gateway: u8) -> Operat
         stream: chance(rng, 50),
         prompt: 5,
         wants: 5,
-        max_tokens: None,
+        max_tokens: plan.has_workers().then_some(5),
         session: None,
         keyed: false,
         leaves_after: None,

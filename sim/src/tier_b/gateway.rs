@@ -23,10 +23,11 @@ use transport::keys::KeyHash;
 use transport::seam::{Background, Beside, Disk, FaultyDisk, Network, Process, WallClock, World};
 
 use super::client::{PORT, key};
-use super::plan::{TierBPlan, gateway, replica};
+use super::plan::{Speaks, TierBPlan, gateway, replica};
 use super::replica::{MODEL, PORT as REPLICA_PORT};
 use super::stage::Stage;
 use super::wire::Sockets;
+use super::worker;
 
 /// Where the data directory lies on the simulated disk.
 pub(super) const DIR: &str = "/data";
@@ -315,6 +316,19 @@ fn config_of(plan: &TierBPlan, index: u8, without: u8) -> Config {
     config
 }
 
+/// Where a replica is, and whom to believe there.
+fn url(plan: &TierBPlan, index: u8) -> String {
+    let name = replica(index);
+    match plan.speaks(index) {
+        Speaks::Http => format!("'http://{name}:{REPLICA_PORT}'"),
+        Speaks::Grpc => format!("'grpc://{name}:{}'", worker::PORT),
+        Speaks::Quic => {
+            let pin = worker::identity().pin();
+            format!("'quic://{name}:{}', tls: {{pin: '{pin}'}}", worker::QUIC_PORT)
+        }
+    }
+}
+
 fn yaml(plan: &TierBPlan, index: u8, replicas: u8) -> String {
     let k = &plan.knobs;
     let fsync = if k.fsync_ms == 0 { "always".into() } else { format!("{}ms", k.fsync_ms) };
@@ -340,7 +354,7 @@ fn yaml(plan: &TierBPlan, index: u8, replicas: u8) -> String {
         k.first_token_ms,
     );
     let endpoints: Vec<String> = (0..replicas)
-        .map(|at| format!("{{url: 'http://{0}:{REPLICA_PORT}', name: {0}}}", replica(at)))
+        .map(|at| format!("{{url: {}, name: {}}}", url(plan, at), replica(at)))
         .collect();
     let endpoints = endpoints.join(", ");
     let (input, output) = k.price;

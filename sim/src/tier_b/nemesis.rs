@@ -410,7 +410,7 @@ impl Nemesis {
     }
 
     fn set_mode(&self, replica: u8, mode: Mode) {
-        self.stage.scene().modes[usize::from(replica)] = mode;
+        self.stage.set_mode(replica, mode);
     }
 
     fn house(&self, index: u8) -> &House {

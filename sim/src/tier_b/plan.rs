@@ -30,6 +30,21 @@ pub struct TierBPlan {
     pub operations: Vec<Operation>,
     /// What goes wrong, in order of time.
     pub faults: Vec<TimedFault>,
+    /// What each replica speaks, by its number; those beyond speak HTTP.
+    #[serde(default)]
+    pub speaks: Vec<Speaks>,
+}
+
+/// What a replica speaks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Speaks {
+    /// OpenAI's API over HTTP: a script of ours.
+    #[default]
+    Http,
+    /// Pointsman's own wire over gRPC: the product's worker.
+    Grpc,
+    /// The same over QUIC.
+    Quic,
 }
 
 /// What is configured, the same on every gateway.
@@ -249,7 +264,7 @@ pub enum Fault {
     },
 }
 
-/// How a replica behaves.
+/// How a replica behaves. A worker is the product's own, and errs in its own ways: see `tier_b/worker.rs`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Mode {
     /// As it should.
@@ -275,6 +290,24 @@ impl TierBPlan {
     #[must_use]
     pub fn heal_ms(&self) -> u64 {
         self.duration_ms.saturating_sub(self.quiet_ms)
+    }
+
+    /// What a replica speaks.
+    #[must_use]
+    pub fn speaks(&self, replica: u8) -> Speaks {
+        self.speaks.get(usize::from(replica)).copied().unwrap_or_default()
+    }
+
+    /// Whether some replica is a worker.
+    #[must_use]
+    pub fn has_workers(&self) -> bool {
+        (0..self.replicas).any(|replica| self.speaks(replica) != Speaks::Http)
+    }
+
+    /// Whether all replicas are of one kind, and so as fast as each other.
+    #[must_use]
+    pub fn is_uniform(&self) -> bool {
+        (1..self.replicas).all(|replica| self.speaks(replica) == self.speaks(0))
     }
 
     /// Whether nobody has a session, so that any replica will do for any request.

@@ -5,20 +5,24 @@ use std::time::Duration;
 
 use turmoil::{Builder, Sim};
 
+use crate::coverage;
+
 use super::check::Acknowledged;
 use super::follow::{Follower, Loss};
 use super::gateway::House;
 use super::mirror::{Mirrors, Sight};
 use super::nemesis::Nemesis;
-use super::plan::{TierBPlan, client, gateway, replica};
+use super::plan::{Speaks, TierBPlan, client, gateway, replica};
 use super::stage::Stage;
-use super::{Outcome, client as clients, panics, replica as replicas};
+use super::{Outcome, client as clients, clock, panics, replica as replicas, worker as workers};
 
 /// Segments of a connection under way: turmoil's default of 64 stalls a burst of tokens that no real network would.
 const TCP_CAPACITY: usize = 4_096;
 
 /// Runs a plan on this thread, whose entropy is seeded already. Returns what came out, and the trace as text.
 pub(super) fn simulate(plan: &TierBPlan, with_text: bool) -> (Outcome, Vec<u8>) {
+    clock::set(Duration::ZERO);
+    coverage::take();
     let stage = Stage::new(plan, with_text);
     let houses: Vec<_> = (0..plan.gateways).map(|index| House::new(&stage, index)).collect();
     let mut sim = build(plan);
@@ -74,7 +78,14 @@ fn build(plan: &TierBPlan) -> Sim<'static> {
 fn settle_in(sim: &mut Sim<'static>, stage: &Arc<Stage>, houses: &[Arc<House>]) {
     for index in 0..stage.plan.replicas {
         let stage = Arc::clone(stage);
-        sim.host(replica(index), move || replicas::serve(Arc::clone(&stage), index));
+        match stage.plan.speaks(index) {
+            Speaks::Http => {
+                sim.host(replica(index), move || replicas::serve(Arc::clone(&stage), index));
+            }
+            Speaks::Grpc | Speaks::Quic => {
+                sim.host(replica(index), move || workers::serve(Arc::clone(&stage), index));
+            }
+        }
     }
     for house in houses {
         let house = Arc::clone(house);
@@ -101,6 +112,7 @@ impl Run {
     fn step(&mut self, sim: &mut Sim<'_>) -> Result<(), (u8, String)> {
         let now = sim.elapsed();
         self.stage.scene().now = now;
+        clock::set(now);
         for death in self.nemesis.act(sim, now)? {
             self.followers[usize::from(death.gateway)].died(death.loss)?;
             if death.loss != Loss::Nothing {
@@ -168,6 +180,7 @@ impl Run {
                 Some(_) => scene.tape.last_words(),
                 None => Vec::new(),
             },
+            coverage: coverage::take(),
         }
     }
 }

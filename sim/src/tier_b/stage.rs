@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use control::Wall;
+use tokio::sync::watch;
 
 use super::check::Checks;
 use super::plan::{Mode, TierBPlan, client, gateway, replica};
@@ -15,6 +16,8 @@ use super::tape::{Event, Net, Tape};
 pub(super) struct Stage {
     pub plan: TierBPlan,
     scene: Mutex<Scene>,
+    /// Tells workers that one of them is to behave in another way.
+    changed: watch::Sender<()>,
 }
 
 /// What changes in it.
@@ -47,12 +50,31 @@ impl Stage {
             now: Duration::ZERO,
             nonces: 0,
         };
-        Arc::new(Self { plan: plan.clone(), scene: Mutex::new(scene) })
+        let (changed, _) = watch::channel(());
+        Arc::new(Self { plan: plan.clone(), scene: Mutex::new(scene), changed })
     }
 
     /// Do not hold it while anything of the product runs.
     pub fn scene(&self) -> MutexGuard<'_, Scene> {
         self.scene.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A replica behaves so from now on.
+    pub fn set_mode(&self, replica: u8, mode: Mode) {
+        self.scene().modes[usize::from(replica)] = mode;
+        self.changed.send_replace(());
+    }
+
+    /// How a replica behaves.
+    pub fn mode(&self, replica: u8) -> Mode {
+        self.scene().modes[usize::from(replica)]
+    }
+
+    /// Resolves once a replica behaves otherwise than so.
+    pub async fn behaves_otherwise(&self, replica: u8, than: Mode) {
+        let mut changes = self.changed.subscribe();
+        // The sender is ours: it is never gone.
+        let _ = changes.wait_for(|()| self.mode(replica) != than).await;
     }
 
     /// The simulated time.

@@ -12,18 +12,25 @@ use tonic::{Request, Response, Status};
 use super::answer::Answer;
 use super::backend::{Backend, Job};
 use super::desk::Desk;
+use super::witness::{Begun, Witness};
 
 pub(super) struct Service {
     model: String,
     backend: Arc<Backend>,
     fingerprint: String,
     desk: Arc<Desk>,
+    witness: Option<Arc<dyn Witness>>,
 }
 
 impl Service {
-    pub fn new(model: String, backend: Arc<Backend>, desk: Arc<Desk>) -> Self {
+    pub fn new(
+        model: String,
+        backend: Arc<Backend>,
+        desk: Arc<Desk>,
+        witness: Option<Arc<dyn Witness>>,
+    ) -> Self {
         let fingerprint = backend.fingerprint(&model);
-        Self { model, backend, fingerprint, desk }
+        Self { model, backend, fingerprint, desk, witness }
     }
 
     /// Begins to answer, however the question came.
@@ -31,8 +38,9 @@ impl Service {
         self.check(&job.ask)?;
         let seat = self.desk.enter()?;
         job.patience = job.patience.min(ANSWER_MAX);
+        let seen = self.witness.as_ref().map(|witness| witness.begins(&Begun::of(&job)));
         let (backend, desk) = (Arc::clone(&self.backend), Arc::clone(&self.desk));
-        Ok(Answer::start(backend, job, desk, seat, self.fingerprint.clone()))
+        Ok(Answer::start(backend, job, desk, (seat, seen), self.fingerprint.clone()))
     }
 
     /// What this worker says of itself.
