@@ -30,12 +30,14 @@ mod nemesis;
 mod packets;
 mod panics;
 mod plan;
+mod redis;
 mod replica;
 mod run;
 mod shares;
 mod stage;
 mod tape;
 mod tenancy;
+mod till;
 mod wire;
 mod worker;
 
@@ -46,7 +48,7 @@ use std::time::Duration;
 
 use crate::coverage::Coverage;
 pub use draw::plan;
-pub use plan::{Fault, Knobs, Mode, Operation, Speaks, TierBPlan, TimedFault};
+pub use plan::{Fault, Knobs, Mode, Operation, RedisTrouble, Speaks, TierBPlan, TimedFault};
 
 /// What came out of a run.
 #[derive(Clone, Debug, PartialEq, Eq)]

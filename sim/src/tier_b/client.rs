@@ -166,10 +166,7 @@ impl Asker {
         let mut request = Request::post("/v1/chat/completions")
             .header("host", "gateway")
             .header("content-type", "application/json")
-            .header(
-                "authorization",
-                format!("Bearer {}", key(operation.gateway, operation.tenant)),
-            );
+            .header("authorization", format!("Bearer {}", key(self.tenants(), operation.tenant)));
         // The one header that goes on to the replica: it tells which try its work is for.
         let trace = format!("00-{:032x}-{:016x}-01", ticket + 1, ticket + 1);
         request = request.header("traceparent", trace);
@@ -203,6 +200,10 @@ impl Asker {
         }
     }
 
+    fn tenants(&self) -> u8 {
+        self.stage.plan.tenants_of(self.operation.gateway)
+    }
+
     /// What was refused is said in the trace, where a failure is looked into.
     fn explain(&self, status: u16, body: &[u8]) {
         let body: Value = serde_json::from_slice(body).unwrap_or_default();
@@ -214,7 +215,7 @@ impl Asker {
     /// Why it got nothing, or no more.
     fn told(&self, error: &Value) {
         let now = self.stage.now();
-        let Operation { gateway, tenant, .. } = self.operation;
+        let (gateway, tenant) = (self.tenants(), self.operation.tenant);
         let code = error["code"].as_str().unwrap_or_default();
         let message = error["message"].as_str().unwrap_or_default();
         let refused = Refused { gateway, tenant, code, message };

@@ -7,8 +7,10 @@
 use control::rng::Rng;
 
 use super::plan::{
-    Fault, Knobs, Mode, Operation, Speaks, TierBPlan, TimedFault, client, gateway, replica,
+    Fault, Knobs, Mode, Operation, RedisTrouble, Speaks, TierBPlan, TimedFault, client, gateway,
+    replica,
 };
+use super::redis;
 
 /// A minute: what the targets are stated for.
 const DURATION_MS: u64 = 60_000;
@@ -24,9 +26,10 @@ const HOSTS_MAX: u64 = 15;
 pub fn plan(seed: u64) -> TierBPlan {
     let root = Rng::new(seed);
     let mut topology = root.fork("topology");
-    let gateways = 1 + u8::from(chance(&mut topology, 35));
+    let mut gateways = 1 + u8::from(chance(&mut topology, 35));
     let clients = between(&mut topology, 1, 5);
-    let room = HOSTS_MAX - clients - u64::from(gateways);
+    let shared = shared(&root, &mut gateways);
+    let room = HOSTS_MAX - clients - u64::from(gateways) - u64::from(shared);
     let replicas = between(&mut topology, 2, 8.min(room));
     let mut plan = TierBPlan {
         seed,
@@ -41,10 +44,15 @@ pub fn plan(seed: u64) -> TierBPlan {
         operations: Vec::new(),
         faults: Vec::new(),
         speaks: Vec::new(),
+        shared,
     };
     plan.speaks = speaks(&plan, &mut root.fork("wires"));
     plan.operations = operations(&plan, &mut root.fork("workload"));
     plan.faults = faults(&plan, &mut root.fork("nemesis"));
+    if shared && !plan.faults.is_empty() {
+        plan.faults.extend(redis_faults(&plan, &mut root.fork("redis")));
+        plan.faults.sort_by_key(|fault| fault.at_ms);
+    }
     plan
 }
 
@@ -72,6 +80,50 @@ fn knobs(rng: &mut Rng) -> Knobs {
         // An hour around midnight UTC between two months: some runs see windows turn.
         wall_ms: 1_772_323_200_000 - between(rng, 0, 120_000),
     }
+}
+
+/// A third of the plans count in one ledger. Those have two gateways or three.
+fn shared(root: &Rng, gateways: &mut u8) -> bool {
+    let mut rng = root.fork("shared");
+    let shared = chance(&mut rng, 33);
+    if shared {
+        *gateways = (*gateways).max(2) + u8::from(chance(&mut rng, 25));
+    }
+    shared
+}
+
+/// What goes wrong with a ledger that is shared, and on the way there.
+fn redis_faults(plan: &TierBPlan, rng: &mut Rng) -> Vec<TimedFault> {
+    let is_on: Vec<bool> = (0..REDIS_KINDS).map(|_| chance(rng, 50)).collect();
+    let mut faults = Vec::new();
+    for kind in (0..REDIS_KINDS).filter(|kind| is_on[*kind]) {
+        for _ in 0..between(rng, 1, 2) {
+            let over = plan.heal_ms();
+            let at_ms = between(rng, 1_000, over - 1_000);
+            let for_ms = between(rng, 50, 6_000).min(over - at_ms);
+            faults.push(TimedFault { at_ms, for_ms, fault: redis_fault(plan, rng, kind) });
+        }
+    }
+    faults
+}
+
+const REDIS_KINDS: usize = 9;
+
+fn redis_fault(plan: &TierBPlan, rng: &mut Rng, kind: usize) -> Fault {
+    let near = gateway(small(rng.below(u64::from(plan.gateways))));
+    let far = redis::HOST.to_owned();
+    let trouble = match kind {
+        0 => return Fault::Cut { a: near, b: far },
+        1 => return Fault::Hold { a: near, b: far },
+        2 => RedisTrouble::Slow { ms: between(rng, 20, 500) },
+        3 => RedisTrouble::Mute,
+        4 => RedisTrouble::ReadOnly,
+        5 => RedisTrouble::Loading,
+        6 => RedisTrouble::Full,
+        7 => RedisTrouble::Crash { keeps: chance(rng, 60) },
+        _ => RedisTrouble::FailOver { lose: between(rng, 0, 200) as u32 },
+    };
+    Fault::Redis { trouble }
 }
 
 /// Half of the plans have workers: in one of three of those nothing else, else beside servers that speak HTTP.

@@ -24,6 +24,7 @@ use transport::seam::{Background, Beside, Disk, FaultyDisk, Network, Process, Wa
 
 use super::client::{PORT, key};
 use super::plan::{Speaks, TierBPlan, gateway, replica};
+use super::redis;
 use super::replica::{MODEL, PORT as REPLICA_PORT};
 use super::stage::Stage;
 use super::wire::Sockets;
@@ -56,6 +57,8 @@ struct Inside {
     shadow: Option<Arc<Progress>>,
     /// Replicas that the configuration in force does not name.
     without: u8,
+    /// Directories that were moved aside: each has a seed of its own, and is another owner at a ledger that is shared.
+    directories: u32,
     /// How the last process ended, where it ended by itself.
     ended: Option<Ended>,
 }
@@ -149,6 +152,11 @@ impl House {
         self.inside().without = without;
     }
 
+    /// Its directory was moved aside.
+    pub fn begins_anew(&self) {
+        self.inside().directories += 1;
+    }
+
     /// How the process ended, once.
     pub fn take_ended(&self) -> Option<Ended> {
         self.inside().ended.take()
@@ -165,7 +173,7 @@ impl House {
 
     fn world(self: &Arc<Self>) -> World {
         let (stage, index) = (Arc::clone(&self.stage), self.index);
-        let salt = [index.wrapping_add(1); 32];
+        let salt = [self.stage.plan.tenants_of(index).wrapping_add(1); 32];
         World {
             disk: Arc::new(self.disk.process()) as Arc<dyn Disk>,
             network: Network::Simulated(Arc::new(Sockets::new(&self.stage, &gateway(index)))),
@@ -175,7 +183,9 @@ impl House {
             beside: Beside::Given {
                 cache: Arc::clone(&self.cache) as Arc<dyn ModelCache>,
                 salt,
-                seed: self.stage.plan.seed ^ u64::from(index),
+                seed: self.stage.plan.seed
+                    ^ u64::from(index)
+                    ^ u64::from(self.inside().directories) << 32,
             },
         }
     }
@@ -364,6 +374,10 @@ fn yaml(plan: &TierBPlan, index: u8, replicas: u8) -> String {
         true => writeln!(text, "upstreams: [{endpoints}]"),
         false => writeln!(text, "models:\n  {MODEL}: {{endpoints: [{endpoints}], {price}}}"),
     };
+    if plan.shared {
+        let _ = writeln!(text, "data: {{redis: {{addr: '{}:{}'}}}}", redis::HOST, redis::PORT);
+    }
+    let index = plan.tenants_of(index);
     text.push_str("tenants:\n");
     let tenants = (0..k.tenant_tokens.len()).map(|at| u8::try_from(at).ok()).chain([None]);
     let mut keys = String::from("keys:\n");

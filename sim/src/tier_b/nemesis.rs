@@ -11,7 +11,8 @@ use turmoil::Sim;
 use super::damage::{Damage, move_aside};
 use super::follow::Loss;
 use super::gateway::{Ended, House, Obstacle, Order};
-use super::plan::{Fault, Mode, TierBPlan, client, gateway, replica};
+use super::plan::{Fault, Mode, RedisTrouble, TierBPlan, client, gateway, replica};
+use super::redis;
 use super::stage::Stage;
 
 /// How long a process that ended by itself is away: what a supervisor takes to notice.
@@ -46,6 +47,8 @@ pub(super) struct Nemesis {
     undrained: BTreeSet<(u8, u8)>,
     /// Those of them that an order is owed for. A process that is down takes none, and one that dies may forget it.
     owed: BTreeSet<(u8, u8)>,
+    /// The shared ledger forgot something, since it was last asked.
+    has_forgotten: bool,
     calm_since: Option<Duration>,
     healed: bool,
 }
@@ -65,6 +68,7 @@ impl Nemesis {
             doomed: BTreeMap::new(),
             undrained: BTreeSet::new(),
             owed: BTreeSet::new(),
+            has_forgotten: false,
             calm_since: Some(Duration::ZERO),
             healed: false,
         }
@@ -108,6 +112,11 @@ impl Nemesis {
                 None => {}
             }
         }
+    }
+
+    /// Whether the shared ledger forgot something since the last call.
+    pub fn take_forgotten(&mut self) -> bool {
+        std::mem::take(&mut self.has_forgotten)
     }
 
     /// No fault lasts, no gateway is down, and no order is owed.
@@ -181,6 +190,7 @@ impl Nemesis {
                 self.owed.remove(&(*gateway, *replica));
                 self.house(*gateway).order(Order::Drain(*replica, true));
             }
+            Fault::Redis { trouble } => self.trouble(sim, *trouble),
             Fault::ClockJump { gateway, ms } => {
                 self.stage.scene().wall_offsets[usize::from(*gateway)] += ms;
                 return;
@@ -205,6 +215,8 @@ impl Nemesis {
             }
             Fault::Replica { replica, .. } => self.set_mode(*replica, Mode::Healthy),
             Fault::ReplicaCrash { replica: which } => sim.bounce(replica(*which)),
+            Fault::Redis { trouble: RedisTrouble::Crash { .. } } => sim.bounce(redis::HOST),
+            Fault::Redis { trouble } => self.stage.redis.ends(*trouble),
             Fault::DiskFull { gateway } => self.house(*gateway).disk.set_capacity(None),
             Fault::DiskSlow { gateway, .. } => {
                 self.house(*gateway).disk.set_latency(Duration::ZERO);
@@ -245,10 +257,18 @@ impl Nemesis {
         }
     }
 
+    fn trouble(&mut self, sim: &mut Sim<'_>, trouble: RedisTrouble) {
+        if matches!(trouble, RedisTrouble::Crash { .. }) {
+            sim.crash(redis::HOST);
+        }
+        self.has_forgotten |= self.stage.redis.begins(trouble);
+    }
+
     /// Everybody whom a gateway speaks with.
     fn others(&self) -> Vec<String> {
         let replicas = (0..self.plan.replicas).map(replica);
-        replicas.chain((0..self.plan.clients).map(client)).collect()
+        let shared = self.plan.shared.then(|| redis::HOST.to_owned());
+        replicas.chain((0..self.plan.clients).map(client)).chain(shared).collect()
     }
 
     /// Brings back who is due, and looks after those that ended by themselves.
@@ -314,6 +334,7 @@ impl Nemesis {
                 let disk = &self.house(index).disk;
                 self.damaged.get(&index).map_or(Ok(()), |damage| damage.refused(disk, why))?;
                 move_aside(disk);
+                self.house(index).begins_anew();
                 self.damaged.remove(&index);
                 self.stage.word(format!("gateway-{index}'s directory is moved aside"));
                 self.stage.scene().checks.begins_anew(index);
@@ -444,6 +465,7 @@ fn disk_of(fault: &Fault) -> Option<u8> {
         | Fault::BitFlip { .. }
         | Fault::Pause { .. }
         | Fault::CrashTwice { .. }
+        | Fault::Redis { .. }
         | Fault::ClockJump { .. } => None,
     }
 }

@@ -33,6 +33,9 @@ pub struct TierBPlan {
     /// What each replica speaks, by its number; those beyond speak HTTP.
     #[serde(default)]
     pub speaks: Vec<Speaks>,
+    /// Whether the gateways count in one ledger, at a Redis.
+    #[serde(default)]
+    pub shared: bool,
 }
 
 /// What a replica speaks.
@@ -255,12 +258,45 @@ pub enum Fault {
         /// Recovery gets to write so many bytes.
         bytes: u64,
     },
+    /// Something is wrong with the Redis that gateways share.
+    Redis {
+        /// What.
+        trouble: RedisTrouble,
+    },
     /// A gateway's calendar jumps.
     ClockJump {
         /// Which.
         gateway: u8,
         /// By how much.
         ms: i64,
+    },
+}
+
+/// What is wrong with the Redis that gateways share.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RedisTrouble {
+    /// Each answer takes so much longer.
+    Slow {
+        /// How much.
+        ms: u64,
+    },
+    /// It does what it is asked, and says nothing.
+    Mute,
+    /// It is a replica, and takes no writes.
+    ReadOnly,
+    /// It reads its data in.
+    Loading,
+    /// It has no memory left.
+    Full,
+    /// Its process dies, and is back after the fault's time.
+    Crash {
+        /// With all its data, or with none.
+        keeps: bool,
+    },
+    /// A replica takes over that lacks the last calls.
+    FailOver {
+        /// How many.
+        lose: u32,
     },
 }
 
@@ -296,6 +332,12 @@ impl TierBPlan {
     #[must_use]
     pub fn speaks(&self, replica: u8) -> Speaks {
         self.speaks.get(usize::from(replica)).copied().unwrap_or_default()
+    }
+
+    /// Whose tenants ask at a gateway: each has its own, unless all count in one ledger.
+    #[must_use]
+    pub fn tenants_of(&self, gateway: u8) -> u8 {
+        if self.shared { 0 } else { gateway }
     }
 
     /// Whether some replica is a worker.

@@ -1,11 +1,13 @@
 //! The loop: a step of the simulation, a look at what it did, and what goes wrong next.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use turmoil::{Builder, Sim};
 
 use crate::coverage;
+use crate::redis::{Made, Server};
 
 use super::check::Acknowledged;
 use super::follow::{Follower, Loss};
@@ -14,7 +16,10 @@ use super::mirror::{Mirrors, Sight};
 use super::nemesis::Nemesis;
 use super::plan::{Speaks, TierBPlan, client, gateway, replica};
 use super::stage::Stage;
-use super::{Outcome, client as clients, clock, panics, replica as replicas, worker as workers};
+use super::till::Till;
+use super::{
+    Outcome, client as clients, clock, panics, redis, replica as replicas, worker as workers,
+};
 
 /// Segments of a connection under way: turmoil's default of 64 stalls a burst of tokens that no real network would.
 const TCP_CAPACITY: usize = 4_096;
@@ -32,6 +37,8 @@ pub(super) fn simulate(plan: &TierBPlan, with_text: bool) -> (Outcome, Vec<u8>) 
         mirrors: Mirrors::new(plan.gateways, Duration::from_millis(plan.duration_ms)),
         followers: houses.iter().map(|house| Follower::new(&stage, Arc::clone(house))).collect(),
         told: Vec::new(),
+        till: plan.shared.then(|| Till::new(plan)),
+        has_lost: false,
         stage: Arc::clone(&stage),
         houses,
     };
@@ -91,6 +98,10 @@ fn settle_in(sim: &mut Sim<'static>, stage: &Arc<Stage>, houses: &[Arc<House>]) 
         let house = Arc::clone(house);
         sim.host(gateway(house.index), move || Arc::clone(&house).live());
     }
+    if stage.plan.shared {
+        let stage = Arc::clone(stage);
+        sim.host(redis::HOST, move || redis::serve(Arc::clone(&stage)));
+    }
     for index in 0..stage.plan.clients {
         let stage = Arc::clone(stage);
         sim.host(client(index), move || clients::run(Arc::clone(&stage), index));
@@ -105,6 +116,10 @@ struct Run {
     mirrors: Mirrors,
     /// Clean ends whose gateway has gone since: held against what its next life knows.
     told: Vec<Acknowledged>,
+    /// The books of a ledger that is shared.
+    till: Option<Till>,
+    /// A gateway's disk forgot something.
+    has_lost: bool,
 }
 
 impl Run {
@@ -116,6 +131,7 @@ impl Run {
         for death in self.nemesis.act(sim, now)? {
             self.followers[usize::from(death.gateway)].died(death.loss)?;
             if death.loss != Loss::Nothing {
+                self.has_lost = true;
                 self.told.retain(|told| told.gateway != death.gateway);
             }
         }
@@ -132,6 +148,7 @@ impl Run {
             self.mirrors.look(now, &sight)?;
         }
         self.stage.scene().checks.look(now);
+        self.count()?;
         self.told.extend(self.stage.scene().checks.take_acknowledged());
         for told in std::mem::take(&mut self.told) {
             let follower = &self.followers[usize::from(told.gateway)];
@@ -142,6 +159,42 @@ impl Run {
             }
         }
         panics::take().map_or(Ok(()), |panic| Err((7, format!("somebody panicked: {panic}"))))
+    }
+
+    /// What the shared ledger wrote in this tick.
+    fn count(&mut self) -> Result<(), (u8, String)> {
+        let Some(till) = &mut self.till else { return Ok(()) };
+        let made = self.stage.redis.with(Server::take_made);
+        for Made { entry, .. } in &made {
+            self.stage.word(format!("redis notes {:?}", entry.fact));
+        }
+        if self.nemesis.take_forgotten() {
+            // What was made since is among what it has.
+            return self.stage.redis.with(|server| till.forgot(server));
+        }
+        till.wrote(&made)
+    }
+
+    /// The shared ledger has charged what was used.
+    fn settles(&self) -> Result<(), (u8, String)> {
+        let Some(till) = &self.till else { return Ok(()) };
+        // What a gateway's disk forgot it cannot give back: that expires, in minutes.
+        if till.requests() > 0 && !self.has_lost {
+            let text = format!("the shared ledger ends with {} reservations", till.requests());
+            return Err((9, text));
+        }
+        let (mut ever, mut now, none) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        for follower in &self.followers {
+            let (of_ever, of_now) = follower.used();
+            for (sums, of) in [(&mut ever, of_ever), (&mut now, of_now)] {
+                for (account, tokens) in of {
+                    *sums.entry(*account).or_default() += tokens;
+                }
+            }
+        }
+        // What a gateway's disk forgot, it may have told the store already, or never: an allotment's end is told once.
+        till.reconciles(&ever, if self.has_lost { &none } else { &now })?;
+        self.stage.redis.with(|server| till.compares(server))
     }
 
     /// Long after everything was mended nothing is under way, and the books agree.
@@ -160,6 +213,7 @@ impl Run {
             }
             follower.reconciles()?;
         }
+        self.settles()?;
         self.houses
             .iter()
             .filter_map(|house| see(house))

@@ -10,12 +10,15 @@ use tokio::sync::watch;
 
 use super::check::Checks;
 use super::plan::{Mode, TierBPlan, client, gateway, replica};
+use super::redis::{self, Vault};
 use super::tape::{Event, Net, Tape};
 
 /// A run's common ground.
 pub(super) struct Stage {
     pub plan: TierBPlan,
     scene: Mutex<Scene>,
+    /// The Redis that gateways share.
+    pub redis: Vault,
     /// Tells workers that one of them is to behave in another way.
     changed: watch::Sender<()>,
 }
@@ -40,7 +43,8 @@ impl Stage {
     pub fn new(plan: &TierBPlan, with_text: bool) -> Arc<Self> {
         let names = (0..plan.gateways).map(gateway);
         let names = names.chain((0..plan.replicas).map(replica));
-        let names = names.chain((0..plan.clients).map(client)).collect();
+        let names = names.chain((0..plan.clients).map(client));
+        let names = names.chain(plan.shared.then(|| redis::HOST.to_owned())).collect();
         let scene = Scene {
             tape: Tape::new(names, with_text),
             checks: Checks::new(plan),
@@ -51,7 +55,12 @@ impl Stage {
             nonces: 0,
         };
         let (changed, _) = watch::channel(());
-        Arc::new(Self { plan: plan.clone(), scene: Mutex::new(scene), changed })
+        Arc::new(Self {
+            plan: plan.clone(),
+            scene: Mutex::new(scene),
+            redis: Vault::default(),
+            changed,
+        })
     }
 
     /// Do not hold it while anything of the product runs.
