@@ -37,7 +37,7 @@ where
     loop {
         let mut said = Vec::new();
         loop {
-            match commands.next() {
+            match commands.pop() {
                 Ok(None) => break,
                 Ok(Some(command)) => match answer(command).await {
                     Some(answered) if !is_silent => answered.write(&mut said),

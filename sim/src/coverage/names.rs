@@ -192,4 +192,11 @@ pub const NAMES: &[&str] = &[
     "b_redis_fail_over",
     "b_redis_asserted",
     "b_redis_late",
+    "b_consul_stale",
+    "b_consul_partial",
+    "b_consul_empty",
+    "b_consul_silent",
+    "b_consul_garbage",
+    "b_consul_fails",
+    "b_consul_crash",
 ];

@@ -70,7 +70,7 @@ impl Commands {
     ///
     /// # Errors
     /// Where what came cannot be one.
-    pub fn next(&mut self) -> Result<Option<Command>, Nonsense> {
+    pub fn pop(&mut self) -> Result<Option<Command>, Nonsense> {
         let mut at = 0;
         let Some(count) = number(&self.0, &mut at, b'*', WORDS_MAX)? else { return Ok(None) };
         let mut words = Vec::with_capacity(count);
@@ -112,7 +112,7 @@ mod tests {
             let (mut commands, mut read) = (Commands::default(), Vec::new());
             for piece in bytes.chunks(step) {
                 commands.feed(piece);
-                while let Ok(Some(command)) = commands.next() {
+                while let Ok(Some(command)) = commands.pop() {
                     read.push(command);
                 }
             }
@@ -126,7 +126,7 @@ mod tests {
         for bytes in [&b"GET / HTTP/1.1\r\n"[..], b"*x\r\n", b"*999999\r\n", &[b'*'; 64]] {
             let mut commands = Commands::default();
             commands.feed(bytes);
-            assert_eq!(commands.next(), Err(Nonsense), "{bytes:?}");
+            assert_eq!(commands.pop(), Err(Nonsense), "{bytes:?}");
         }
     }
 

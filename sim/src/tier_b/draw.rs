@@ -7,10 +7,10 @@
 use control::rng::Rng;
 
 use super::plan::{
-    Fault, Knobs, Mode, Operation, RedisTrouble, Speaks, TierBPlan, TimedFault, client, gateway,
-    replica,
+    ConsulTrouble, Fault, Knobs, Mode, Operation, RedisTrouble, Speaks, TierBPlan, TimedFault,
+    client, gateway, replica,
 };
-use super::redis;
+use super::{consul, redis};
 
 /// A minute: what the targets are stated for.
 const DURATION_MS: u64 = 60_000;
@@ -30,6 +30,8 @@ pub fn plan(seed: u64) -> TierBPlan {
     let clients = between(&mut topology, 1, 5);
     let shared = shared(&root, &mut gateways);
     let room = HOSTS_MAX - clients - u64::from(gateways) - u64::from(shared);
+    let consul = room > 2 && chance(&mut root.fork("consul"), 25);
+    let room = room - u64::from(consul);
     let replicas = between(&mut topology, 2, 8.min(room));
     let mut plan = TierBPlan {
         seed,
@@ -45,14 +47,18 @@ pub fn plan(seed: u64) -> TierBPlan {
         faults: Vec::new(),
         speaks: Vec::new(),
         shared,
+        consul,
     };
     plan.speaks = speaks(&plan, &mut root.fork("wires"));
     plan.operations = operations(&plan, &mut root.fork("workload"));
     plan.faults = faults(&plan, &mut root.fork("nemesis"));
     if shared && !plan.faults.is_empty() {
         plan.faults.extend(redis_faults(&plan, &mut root.fork("redis")));
-        plan.faults.sort_by_key(|fault| fault.at_ms);
     }
+    if consul && !plan.faults.is_empty() {
+        plan.faults.extend(consul_faults(&plan, &mut root.fork("registry")));
+    }
+    plan.faults.sort_by_key(|fault| fault.at_ms);
     plan
 }
 
@@ -126,6 +132,38 @@ fn redis_fault(plan: &TierBPlan, rng: &mut Rng, kind: usize) -> Fault {
     Fault::Redis { trouble }
 }
 
+/// What goes wrong with a registry, and on the way there.
+fn consul_faults(plan: &TierBPlan, rng: &mut Rng) -> Vec<TimedFault> {
+    let over = plan.heal_ms();
+    let draw = |rng: &mut Rng, kind| {
+        let at_ms = between(rng, 500, over - 1_000);
+        let for_ms = between(rng, 50, 6_000).min(over - at_ms);
+        TimedFault { at_ms, for_ms, fault: consul_fault(plan, rng, kind) }
+    };
+    let is_on: Vec<bool> = (0..CONSUL_KINDS).map(|_| chance(rng, 50)).collect();
+    let kinds = (0..CONSUL_KINDS).filter(|kind| is_on[*kind]);
+    kinds.map(|kind| draw(rng, kind)).collect()
+}
+
+const CONSUL_KINDS: usize = 8;
+
+fn consul_fault(plan: &TierBPlan, rng: &mut Rng, kind: usize) -> Fault {
+    let trouble = match kind {
+        0 => {
+            let near = gateway(small(rng.below(u64::from(plan.gateways))));
+            return Fault::Hold { a: near, b: consul::HOST.to_owned() };
+        }
+        1 => ConsulTrouble::Stale,
+        2 => ConsulTrouble::Partial,
+        3 => ConsulTrouble::Empty,
+        4 => ConsulTrouble::Silent,
+        5 => ConsulTrouble::Garbage,
+        6 => ConsulTrouble::Fails,
+        _ => ConsulTrouble::Crash,
+    };
+    Fault::Consul { trouble }
+}
+
 /// Half of the plans have workers: in one of three of those nothing else, else beside servers that speak HTTP.
 fn speaks(plan: &TierBPlan, rng: &mut Rng) -> Vec<Speaks> {
     if chance(rng, 50) {
@@ -178,7 +216,7 @@ fn operation(plan: &TierBPlan, rng: &mut Rng, at_ms: u64, sessions: u64) -> Oper
     let is_long = chance(rng, 10);
     let wants = between(rng, 1, if is_long { 400 } else { 50 }) as u32;
     // A worker does not know what a model would like to say: its answers are as long as they may be.
-    let most = (plan.has_workers() && wants % 8 != 0).then_some(wants);
+    let most = (plan.has_workers() && !wants.is_multiple_of(8)).then_some(wants);
     Operation {
         at_ms,
         client: small(rng.below(u64::from(plan.clients))),

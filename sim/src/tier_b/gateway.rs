@@ -23,6 +23,7 @@ use transport::keys::KeyHash;
 use transport::seam::{Background, Beside, Disk, FaultyDisk, Network, Process, WallClock, World};
 
 use super::client::{PORT, key};
+use super::consul;
 use super::plan::{Speaks, TierBPlan, gateway, replica};
 use super::redis;
 use super::replica::{MODEL, PORT as REPLICA_PORT};
@@ -280,26 +281,38 @@ impl Process for Simulated {
 
 /// A registry cache that outlives processes.
 #[derive(Default)]
-struct Shelf(Mutex<BTreeMap<(String, String), Seen>>);
+struct Shelf(Mutex<Shelved>);
+
+#[derive(Default)]
+struct Shelved {
+    /// By endpoint and address.
+    seen: BTreeMap<(String, String), Seen>,
+    /// By registry.
+    listed: BTreeMap<String, Listed>,
+}
+
+impl Shelf {
+    fn inside(&self) -> MutexGuard<'_, Shelved> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 impl ModelCache for Shelf {
     fn get(&self, endpoint: &str, address: &str) -> Option<Seen> {
-        let shelf = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        shelf.get(&(endpoint.to_owned(), address.to_owned())).cloned()
+        self.inside().seen.get(&(endpoint.to_owned(), address.to_owned())).cloned()
     }
 
     fn keep(self: Arc<Self>, endpoint: String, address: String, seen: Seen) -> Keeping {
-        let mut shelf = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        shelf.insert((endpoint, address), seen);
+        self.inside().seen.insert((endpoint, address), seen);
         Box::pin(std::future::ready(Ok(())))
     }
 
-    // No registry of endpoints is simulated here.
-    fn listed(&self, _source: &str) -> Option<Listed> {
-        None
+    fn listed(&self, source: &str) -> Option<Listed> {
+        self.inside().listed.get(source).cloned()
     }
 
-    fn keep_listed(self: Arc<Self>, _source: String, _listed: Listed) -> Keeping {
+    fn keep_listed(self: Arc<Self>, source: String, listed: Listed) -> Keeping {
+        self.inside().listed.insert(source, listed);
         Box::pin(std::future::ready(Ok(())))
     }
 }
@@ -363,6 +376,14 @@ fn yaml(plan: &TierBPlan, index: u8, replicas: u8) -> String {
         4 * k.ejection_ms,
         k.first_token_ms,
     );
+    if plan.consul {
+        let _ = writeln!(
+            text,
+            "discovery: {{consul: {{addr: 'http://{}:{}'}}}}",
+            consul::HOST,
+            consul::PORT
+        );
+    }
     let endpoints: Vec<String> = (0..replicas)
         .map(|at| format!("{{url: {}, name: {}}}", url(plan, at), replica(at)))
         .collect();
@@ -371,6 +392,7 @@ fn yaml(plan: &TierBPlan, index: u8, replicas: u8) -> String {
     let price = format!("price: {{input: {input}, output: {output}}}");
     // Where a model's endpoints are discovered it has no prices: those belong to the models that are listed.
     let _ = match k.discovered {
+        _ if plan.consul => Ok(()),
         true => writeln!(text, "upstreams: [{endpoints}]"),
         false => writeln!(text, "models:\n  {MODEL}: {{endpoints: [{endpoints}], {price}}}"),
     };

@@ -8,10 +8,11 @@ use transport::seam::FaultyDisk;
 use transport::seam::disk::PowerLoss;
 use turmoil::Sim;
 
+use super::consul;
 use super::damage::{Damage, move_aside};
 use super::follow::Loss;
 use super::gateway::{Ended, House, Obstacle, Order};
-use super::plan::{Fault, Mode, RedisTrouble, TierBPlan, client, gateway, replica};
+use super::plan::{ConsulTrouble, Fault, Mode, RedisTrouble, TierBPlan, client, gateway, replica};
 use super::redis;
 use super::stage::Stage;
 
@@ -146,11 +147,9 @@ impl Nemesis {
             Fault::Cut { a, b } => sim.partition(a.as_str(), b.as_str()),
             Fault::CutOneWay { from, to } => sim.partition_oneway(from.as_str(), to.as_str()),
             Fault::Hold { a, b } => sim.hold(a.as_str(), b.as_str()),
-            Fault::Latency { a, b, ms } => {
-                sim.set_link_latency(a.as_str(), b.as_str(), Duration::from_millis(*ms));
-            }
+            Fault::Latency { a, b, ms } => latency(sim, a, b, *ms),
             Fault::Replica { replica, mode } => self.set_mode(*replica, *mode),
-            Fault::ReplicaCrash { replica: which } => sim.crash(replica(*which)),
+            Fault::ReplicaCrash { replica: which } => self.replica_dies(sim, *which),
             Fault::Kill { gateway } => return self.kill(sim, *gateway, until, deaths),
             Fault::PowerLoss { gateway, reorder } => {
                 return self.power_loss(sim, *gateway, *reorder, until, deaths);
@@ -191,6 +190,7 @@ impl Nemesis {
                 self.house(*gateway).order(Order::Drain(*replica, true));
             }
             Fault::Redis { trouble } => self.trouble(sim, *trouble),
+            Fault::Consul { trouble } => self.registry(sim, *trouble, true),
             Fault::ClockJump { gateway, ms } => {
                 self.stage.scene().wall_offsets[usize::from(*gateway)] += ms;
                 return;
@@ -210,11 +210,14 @@ impl Nemesis {
             Fault::CutOneWay { from, to } => sim.repair_oneway(from.as_str(), to.as_str()),
             Fault::Hold { a, b } => sim.release(a.as_str(), b.as_str()),
             Fault::Latency { a, b, .. } => {
-                let usual = Duration::from_millis(self.plan.latency_ms.1);
-                sim.set_link_latency(a.as_str(), b.as_str(), usual);
+                latency(sim, a, b, self.plan.latency_ms.1);
             }
             Fault::Replica { replica, .. } => self.set_mode(*replica, Mode::Healthy),
-            Fault::ReplicaCrash { replica: which } => sim.bounce(replica(*which)),
+            Fault::ReplicaCrash { replica: which } => {
+                sim.bounce(replica(*which));
+                self.stage.registry.sees(*which, true);
+            }
+            Fault::Consul { trouble } => self.registry(sim, *trouble, false),
             Fault::Redis { trouble: RedisTrouble::Crash { .. } } => sim.bounce(redis::HOST),
             Fault::Redis { trouble } => self.stage.redis.ends(*trouble),
             Fault::DiskFull { gateway } => self.house(*gateway).disk.set_capacity(None),
@@ -257,6 +260,21 @@ impl Nemesis {
         }
     }
 
+    fn replica_dies(&self, sim: &mut Sim<'_>, which: u8) {
+        sim.crash(replica(which));
+        self.stage.registry.sees(which, false);
+    }
+
+    fn registry(&self, sim: &mut Sim<'_>, trouble: ConsulTrouble, begins: bool) {
+        let is_process = trouble == ConsulTrouble::Crash;
+        if is_process && begins {
+            sim.crash(consul::HOST);
+        } else if is_process {
+            sim.bounce(consul::HOST);
+        }
+        self.stage.registry.is(begins.then_some(trouble));
+    }
+
     fn trouble(&mut self, sim: &mut Sim<'_>, trouble: RedisTrouble) {
         if matches!(trouble, RedisTrouble::Crash { .. }) {
             sim.crash(redis::HOST);
@@ -268,7 +286,9 @@ impl Nemesis {
     fn others(&self) -> Vec<String> {
         let replicas = (0..self.plan.replicas).map(replica);
         let shared = self.plan.shared.then(|| redis::HOST.to_owned());
-        replicas.chain((0..self.plan.clients).map(client)).chain(shared).collect()
+        let registry = self.plan.consul.then(|| consul::HOST.to_owned());
+        let clients = (0..self.plan.clients).map(client);
+        replicas.chain(clients).chain(shared).chain(registry).collect()
     }
 
     /// Brings back who is due, and looks after those that ended by themselves.
@@ -439,6 +459,10 @@ impl Nemesis {
     }
 }
 
+fn latency(sim: &Sim<'_>, a: &str, b: &str, ms: u64) {
+    sim.set_link_latency(a, b, Duration::from_millis(ms));
+}
+
 /// Hardly anything fits any more.
 fn fill(disk: &FaultyDisk) {
     let used: usize = disk.image().values().map(Vec::len).sum();
@@ -466,6 +490,7 @@ fn disk_of(fault: &Fault) -> Option<u8> {
         | Fault::Pause { .. }
         | Fault::CrashTwice { .. }
         | Fault::Redis { .. }
+        | Fault::Consul { .. }
         | Fault::ClockJump { .. } => None,
     }
 }

@@ -36,6 +36,9 @@ pub struct TierBPlan {
     /// Whether the gateways count in one ledger, at a Redis.
     #[serde(default)]
     pub shared: bool,
+    /// Whether replicas are found in a Consul, instead of being listed.
+    #[serde(default)]
+    pub consul: bool,
 }
 
 /// What a replica speaks.
@@ -263,6 +266,11 @@ pub enum Fault {
         /// What.
         trouble: RedisTrouble,
     },
+    /// Something is wrong with the Consul that lists replicas.
+    Consul {
+        /// What.
+        trouble: ConsulTrouble,
+    },
     /// A gateway's calendar jumps.
     ClockJump {
         /// Which.
@@ -270,6 +278,25 @@ pub enum Fault {
         /// By how much.
         ms: i64,
     },
+}
+
+/// What is wrong with the Consul that lists replicas.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ConsulTrouble {
+    /// It repeats what it said first, with the index of then.
+    Stale,
+    /// It lists every other replica.
+    Partial,
+    /// It knows of nobody.
+    Empty,
+    /// It does not answer, until this is over.
+    Silent,
+    /// It answers with a page.
+    Garbage,
+    /// It has no leader.
+    Fails,
+    /// Its process dies, and is back after the fault's time.
+    Crash,
 }
 
 /// What is wrong with the Redis that gateways share.

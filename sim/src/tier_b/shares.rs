@@ -2,7 +2,7 @@
 //!
 //! Judged over stretches of calm: no fault lasts, and a replica that was ejected has had time to come back. Plans with
 //! sessions are left out, for those owe their replica its cache, not its fair share; and those with replicas of several kinds,
-//! for the faster gets more. Judging each moment was rejected:
+//! for the faster gets more; and those whose replicas are found, for a registry may leave one out for a while. Judging each moment was rejected:
 //! a fair draw is uneven for a moment.
 
 use std::time::Duration;
@@ -29,7 +29,7 @@ impl Shares {
         let asks = vec![vec![0; usize::from(plan.replicas)]; usize::from(plan.gateways)];
         let patience = Duration::from_millis(plan.readmitted_ms());
         Self {
-            is_judged: plan.is_stateless() && plan.is_uniform(),
+            is_judged: plan.is_stateless() && plan.is_uniform() && !plan.consul,
             patience,
             calm_since: None,
             asks,

@@ -9,6 +9,7 @@ use control::Wall;
 use tokio::sync::watch;
 
 use super::check::Checks;
+use super::consul::{self, Registry};
 use super::plan::{Mode, TierBPlan, client, gateway, replica};
 use super::redis::{self, Vault};
 use super::tape::{Event, Net, Tape};
@@ -19,6 +20,8 @@ pub(super) struct Stage {
     scene: Mutex<Scene>,
     /// The Redis that gateways share.
     pub redis: Vault,
+    /// What the Consul knows that lists replicas.
+    pub registry: Registry,
     /// Tells workers that one of them is to behave in another way.
     changed: watch::Sender<()>,
 }
@@ -44,7 +47,8 @@ impl Stage {
         let names = (0..plan.gateways).map(gateway);
         let names = names.chain((0..plan.replicas).map(replica));
         let names = names.chain((0..plan.clients).map(client));
-        let names = names.chain(plan.shared.then(|| redis::HOST.to_owned())).collect();
+        let names = names.chain(plan.shared.then(|| redis::HOST.to_owned()));
+        let names = names.chain(plan.consul.then(|| consul::HOST.to_owned())).collect();
         let scene = Scene {
             tape: Tape::new(names, with_text),
             checks: Checks::new(plan),
@@ -59,6 +63,7 @@ impl Stage {
             plan: plan.clone(),
             scene: Mutex::new(scene),
             redis: Vault::default(),
+            registry: Registry::new(plan),
             changed,
         })
     }

@@ -127,7 +127,9 @@ fn unbroken(said: &str) -> Vec<String> {
     }
     let mut state: [u8; 32] = of_all.finalize().into();
     let mut tokens = Vec::new();
-    while tokens.len() < TOKENS_MAX && (state[4] % LAST_OF != 0 || tokens.len() < LENGTH_MIN) {
+    while tokens.len() < TOKENS_MAX
+        && (!state[4].is_multiple_of(LAST_OF) || tokens.len() < LENGTH_MIN)
+    {
         let id = u32::from_be_bytes([state[0], state[1], state[2], state[3]]) % (64 * 64);
         tokens.push(format!("{}{}", syllable(id / 64), syllable(id % 64)));
         state = Sha256::new().chain_update(state).chain_update(id.to_be_bytes()).finalize().into();
