@@ -9,6 +9,7 @@ use std::cell::Cell;
 
 use serde::{Deserialize, Serialize};
 
+use crate::tier::Tier;
 pub use names::NAMES;
 
 /// Words of a set: 64 marks each.
@@ -77,6 +78,12 @@ const fn same(one: &[u8], two: &[u8]) -> bool {
     true
 }
 
+/// Which tier can hit a mark.
+#[must_use]
+pub fn tier_of(name: &str) -> Tier {
+    if name.starts_with("b_") { Tier::B } else { Tier::A }
+}
+
 /// Takes the marks this thread has hit since the last time.
 pub(crate) fn take() -> Coverage {
     HIT.with(Cell::take)
@@ -101,10 +108,11 @@ impl Coverage {
         (0..NAMES.len()).filter(|at| self.0[at / 64] & (1 << (at % 64)) != 0)
     }
 
-    /// The marks that were never hit.
+    /// The marks of a tier that were never hit.
     #[must_use]
-    pub fn missing(&self) -> Vec<&'static str> {
-        let never = |at: &usize| self.0[at / 64] & (1 << (at % 64)) == 0;
+    pub fn missing(&self, tier: Tier) -> Vec<&'static str> {
+        let never =
+            |at: &usize| tier_of(NAMES[*at]) == tier && self.0[at / 64] & (1 << (at % 64)) == 0;
         (0..NAMES.len()).filter(never).map(|at| NAMES[at]).collect()
     }
 }
@@ -136,7 +144,8 @@ mod tests {
         let covered = take();
         assert_eq!(covered.count(), 1);
         assert_eq!(covered.marks().collect::<Vec<_>>(), [index_of("cut")]);
-        assert!(!covered.missing().contains(&"cut"));
-        assert_eq!(covered.missing().len(), NAMES.len() - 1);
+        assert!(!covered.missing(Tier::A).contains(&"cut"));
+        let missing = covered.missing(Tier::A).len() + covered.missing(Tier::B).len();
+        assert_eq!(missing, NAMES.len() - 1);
     }
 }

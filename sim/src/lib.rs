@@ -11,6 +11,7 @@ pub mod diff;
 pub mod meta;
 pub mod mutants;
 pub mod plan;
+pub mod redis;
 pub mod report;
 pub mod run;
 pub mod shrink;

@@ -50,7 +50,7 @@ pub struct Seen {
     pub simulated: Duration,
     /// The first invariant that broke, if one did.
     pub violation: Option<Violation>,
-    /// The marks that were hit. Tier B has none.
+    /// The marks that were hit.
     pub coverage: Coverage,
 }
 
@@ -255,7 +255,7 @@ fn seen_b(plan: &TierBPlan, outcome: &tier_b::Outcome) -> Seen {
         requests: outcome.requests,
         simulated: outcome.simulated,
         violation,
-        coverage: Coverage::default(),
+        coverage: outcome.coverage,
     }
 }
 

@@ -2,23 +2,26 @@
 //!
 //! Tier A drives the plane alone and is a thousand times faster. This tier is for what lies around the plane: that an
 //! answer's last byte waits for its record, that a client's leaving reaches the replica, that a torn journal recovers,
-//! that nothing is sewn together from two attempts. Hosts are turmoil's: gateways run [`transport::gateway::Gateway`]
-//! behind the product's HTTP front, replicas and clients speak HTTP through hyper.
+//! that what goes on at another worker is sewn together without a seam. Hosts are turmoil's: gateways run
+//! [`transport::gateway::Gateway`] behind the product's HTTP front, clients speak HTTP through hyper; replicas are scripts that
+//! do the same, or the product's workers over gRPC and QUIC; a Redis and a Consul of ours speak to the product's clients.
 //!
 //! To simulate the gateway's parts one by one was rejected: the faults that matter lie between them.
 //!
-//! **Determinism.** A run is one thread, with seeded entropy, a paused clock and biased selects, and depends on nothing
+//! **Determinism.** A run is one thread, with seeded entropy, simulated clocks and biased selects, and depends on nothing
 //! that its process did before: each call of [`run`] starts a thread of its own. So a process may run any number of plans, and
 //! the trace's hash is the same in every process. Calls from several threads take turns: a swarm on several cores starts
 //! a process for each.
 //!
-//! What it does not cover: TLS, HTTP/2, more than one thread, the operating system's sockets and files, sled, the admin
+//! What it does not cover: TLS over TCP, more than one thread, the operating system's sockets and files, sled, the admin
 //! socket; and turmoil's network delivers in whole ticks and never sends again what a cut link lost. Turmoil cannot stop a
 //! host's clock: a paused gateway is one that nothing reaches and nothing leaves, while its own timers go on.
 
 mod book;
 mod check;
 mod client;
+mod clock;
+mod consul;
 mod damage;
 mod draw;
 mod entropy;
@@ -26,23 +29,30 @@ mod follow;
 mod gateway;
 mod mirror;
 mod nemesis;
+mod packets;
 mod panics;
 mod plan;
+mod redis;
 mod replica;
 mod run;
 mod shares;
 mod stage;
 mod tape;
 mod tenancy;
+mod till;
 mod wire;
+mod worker;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
 use std::thread;
 use std::time::Duration;
 
+use crate::coverage::Coverage;
 pub use draw::plan;
-pub use plan::{Fault, Knobs, Mode, Operation, TierBPlan, TimedFault};
+pub use plan::{
+    ConsulTrouble, Fault, Knobs, Mode, Operation, RedisTrouble, Speaks, TierBPlan, TimedFault,
+};
 
 /// What came out of a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,6 +69,8 @@ pub struct Outcome {
     pub simulated: Duration,
     /// The last events before a violation, in words.
     pub last_words: Vec<String>,
+    /// The marks that were hit.
+    pub coverage: Coverage,
 }
 
 /// Runs a plan. `trace` gets one line for each event.
@@ -96,6 +108,7 @@ fn broken(panic: &str) -> (Outcome, Vec<u8>) {
         requests: 0,
         simulated: Duration::ZERO,
         last_words: Vec::new(),
+        coverage: Coverage::default(),
     };
     (outcome, Vec::new())
 }

@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use arc_swap::ArcSwap;
 use control::journal::LOGIC_VERSION;
 use control::plane::Input;
-use control::quota::StoreMode;
+use control::quota::{OwnerId, StoreMode};
 use control::registry::{Fingerprint, SourceKind};
 use tokio::sync::Notify;
 use tokio_util::task::AbortOnDropHandle;
@@ -29,9 +29,9 @@ use crate::convert::{self, RouteError};
 use crate::driver::{Clock, Driver, Recovered, RecoveryError, Shadow, recover};
 use crate::health::Health;
 use crate::journal::{FsyncPolicy, Journal, Options};
-use crate::keys::SaltError;
+use crate::keys::{AccountIds, SaltError};
 use crate::redis::{Desk, JoinError, Shared};
-use crate::seam::World;
+use crate::seam::{Beside, World};
 use crate::streams::Streams;
 use crate::upstream::{Client, Settings, SetupError};
 use follower::Follower;
@@ -371,13 +371,17 @@ impl Gateway {
     }
 }
 
-/// Joins those who share a ledger, where the configuration names one. A simulated machine has no Redis client.
+/// Joins those who share a ledger, where the configuration names one.
 fn join(config: &Config, world: &World) -> Result<Option<Shared>, StartError> {
-    let Some(redis) = config.data.redis.as_ref().filter(|_| world.beside.has_files()) else {
-        return Ok(None);
-    };
+    let Some(redis) = &config.data.redis else { return Ok(None) };
     let salt = getrandom::u64().map_err(StartError::Entropy)?;
-    Ok(Some(Shared::join(redis, &config.data.dir, salt)?))
+    Ok(Some(match &world.beside {
+        Beside::Files => Shared::join(redis, &config.data.dir, salt)?,
+        Beside::Given { salt: of_all, seed, .. } => {
+            let (ids, owner) = (AccountIds::new(*of_all), OwnerId(control::rng::mix(*seed)));
+            Shared::given(redis, ids, owner, (salt, world.network.clone()))?
+        }
+    }))
 }
 
 fn journal_options(config: &Config, world: &World) -> Result<Options, StartError> {

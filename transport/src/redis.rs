@@ -62,10 +62,11 @@ pub use client::{Settings, SettingsError, Tls};
 pub use desk::{Counter, Desk};
 pub use error::StoreError;
 pub use runs::Runs;
-pub use script::{NUMBER_MAX, Told, keys};
+pub use script::{NUMBER_MAX, Told, keys, scripts};
 pub use shared::{JoinError, Shared};
 pub use stream_log::{Beat, Claimed, Logged, Owned, Readers, Shipment, StreamLog};
 
+use crate::seam::Network;
 use client::Caller;
 use script::Call;
 
@@ -96,7 +97,20 @@ impl Store {
     /// # Errors
     /// [`SettingsError`].
     pub fn new(settings: Settings, bounds: LedgerConfig, salt: u64) -> Result<Self, SettingsError> {
-        let caller = Caller::new(settings)?;
+        Self::over(settings, bounds, salt, Network::Real)
+    }
+
+    /// The same over a network that may be a simulated one. That has no clusters and no TLS.
+    ///
+    /// # Errors
+    /// [`SettingsError`].
+    pub fn over(
+        settings: Settings,
+        bounds: LedgerConfig,
+        salt: u64,
+        network: Network,
+    ) -> Result<Self, SettingsError> {
+        let caller = Caller::new(settings, network)?;
         Ok(Self {
             caller,
             bounds,

@@ -28,6 +28,7 @@ mod record;
 mod service;
 mod telemetry;
 mod watch;
+mod witness;
 mod writer;
 
 use core::time::Duration;
@@ -47,6 +48,7 @@ pub use incoming::Incoming;
 pub use openai::OpenAi;
 pub use quic::{QuicDoor, QuicError};
 pub use telemetry::Telemetry;
+pub use witness::{Begun, Witness};
 
 use desk::Desk;
 use service::Service;

@@ -40,9 +40,7 @@ pub(super) fn run(args: &Args) -> Verdict {
     let swarm = Swarm { stop_after: args.stop_after, ..of(seeds, &args.how, jobs(args.jobs))? };
     let (tally, meter) = watched(&swarm);
     println!("{}", speeds(&tally, &meter));
-    if args.how.tier == Tier::A {
-        println!("{}", marks(&tally));
-    }
+    println!("{}", marks(&tally, args.how.tier));
     print!("{}", failures(&tally.failures, &args.how));
     Ok(tally.failures.is_empty())
 }
@@ -103,8 +101,8 @@ pub(super) fn speeds(tally: &Tally, meter: &Meter) -> String {
     text
 }
 
-fn marks(tally: &Tally) -> String {
-    match tally.coverage.missing() {
+fn marks(tally: &Tally, tier: Tier) -> String {
+    match tally.coverage.missing(tier) {
         missing if missing.is_empty() => "every mark was hit".to_owned(),
         missing => format!("{} marks never hit: {}", missing.len(), missing.join(", ")),
     }

@@ -81,6 +81,10 @@ pub(super) struct Book {
     pub balances: BTreeMap<BalanceKey, Balance>,
     /// The plan's limits, in tokens a day.
     limits: BTreeMap<AccountId, u64>,
+    /// What counts whatever the limits say: an owner of it said so.
+    allowed: BTreeMap<AccountId, u64>,
+    /// A store forgot something: what was held may have been more than it knows.
+    has_lost: bool,
 }
 
 /// A fact that contradicts what was before: the invariant's number, and how.
@@ -105,6 +109,7 @@ impl Book {
             Fact::Settle { hold, actual, .. } => {
                 let actual: Sum = (*actual).into();
                 if let Some(Hold::Live { amount, .. }) = self.holds.get(hold)
+                    && !self.has_lost
                     && actual.above(*amount).tokens > OVERRUN_MAX
                 {
                     return Err((2, format!("{hold:?} held {amount:?} and used {actual:?}")));
@@ -149,9 +154,79 @@ impl Book {
         }
     }
 
-    /// How many reservations are held.
+    /// How many requests' reservations are held. What is drawn ahead is held for nobody yet.
     pub fn live(&self) -> usize {
-        self.holds.values().filter(|hold| matches!(hold, Hold::Live { .. })).count()
+        let live = self.holds.iter().filter(|(_, hold)| matches!(hold, Hold::Live { .. }));
+        live.filter(|(id, _)| !id.allotment).count()
+    }
+
+    /// The accounts that a live hold counts in.
+    pub fn accounts_of(&self, id: HoldId) -> Vec<AccountId> {
+        let Some(Hold::Live { pins, .. }) = self.holds.get(&id) else { return Vec::new() };
+        let mut accounts: Vec<AccountId> = pins.iter().map(|pin| pin.account).collect();
+        accounts.dedup();
+        accounts
+    }
+
+    /// What is drawn ahead of an account.
+    pub fn drawn_ahead(&self, account: AccountId) -> u64 {
+        let live = self.holds.iter().filter(|(id, _)| id.allotment);
+        let amounts = live.filter_map(|(_, hold)| match hold {
+            Hold::Live { pins, amount } if pins.iter().any(|pin| pin.account == account) => {
+                Some(amount.tokens)
+            }
+            Hold::Live { .. } | Hold::Settled(_) | Hold::Refunded | Hold::Expired => None,
+        });
+        amounts.sum()
+    }
+
+    /// What an entry holds counts whatever the limits say.
+    pub fn allow(&mut self, entry: &Entry) {
+        let (accounts, amount) = match &entry.fact {
+            Fact::Reserve { pins, amount, .. } => {
+                let mut accounts: Vec<AccountId> = pins.iter().map(|pin| pin.account).collect();
+                accounts.dedup();
+                (accounts, *amount)
+            }
+            Fact::Extend { hold, amount, .. } => (self.accounts_of(*hold), *amount),
+            Fact::Limits { .. }
+            | Fact::Settle { .. }
+            | Fact::Refund { .. }
+            | Fact::Expire { .. }
+            | Fact::Late { .. }
+            | Fact::Forgive { .. }
+            | Fact::Close { .. }
+            | Fact::Retire { .. }
+            | Fact::Acknowledged { .. } => return,
+        };
+        for account in accounts {
+            *self.allowed.entry(account).or_default() += amount.tokens.0;
+        }
+    }
+
+    /// The book of a store that forgot: what it still has, whatever the limits say of that.
+    pub fn of_what_is_left<'a>(
+        &self,
+        kept: impl Iterator<Item = &'a Entry>,
+    ) -> Result<Self, Broken> {
+        let mut left = Self { allowed: self.allowed.clone(), has_lost: true, ..Self::default() };
+        for entry in kept {
+            left.shared(entry)?;
+        }
+        left.limits.clone_from(&self.limits);
+        Ok(left)
+    }
+
+    /// Takes a fact of a ledger that is shared. There, what nobody holds may be refunded: an owner who gave up waiting says
+    /// so before its ask has arrived, which then comes too late.
+    pub fn shared(&mut self, entry: &Entry) -> Result<(), Broken> {
+        if let Fact::Refund { hold } = &entry.fact
+            && !self.holds.contains_key(hold)
+        {
+            self.holds.insert(*hold, Hold::Refunded);
+            return Ok(());
+        }
+        self.apply(entry)
     }
 
     fn reserve(&mut self, id: HoldId, pins: &[BalanceKey], amount: Sum) -> Result<(), Broken> {
@@ -218,7 +293,8 @@ impl Book {
         let limit = self.limits.get(&key.account).filter(|_| key.window.kind() == WindowKind::Day);
         let (Some(limit), Some(balance)) = (limit, self.balances.get(key)) else { return Ok(()) };
         let granted = balance.charged.tokens + balance.outstanding.tokens;
-        if granted > limit + balance.overrun.tokens + balance.late.tokens {
+        let allowed = self.allowed.get(&key.account).copied().unwrap_or_default();
+        if granted > limit + balance.overrun.tokens + balance.late.tokens + allowed {
             return Err((2, format!("{key:?} is granted beyond its {limit} tokens: {balance:?}")));
         }
         Ok(())

@@ -4,6 +4,8 @@
 //! is not whole; nobody is asked more often than allowed; nothing is worked on for somebody who has left. Numbers are
 //! those of the simulator's invariants. Only the first violation is kept: what follows from it would only confuse.
 
+mod proof;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -11,6 +13,7 @@ use super::client::Seen;
 use super::plan::TierBPlan;
 use super::shares::Shares;
 use super::tenancy::Refused;
+use proof::Proofs;
 
 /// How long after a cancel or a deadline a replica may still work: a connection's end travels two slow links, and a
 /// stream's writer notices at its next token.
@@ -81,6 +84,7 @@ pub(super) struct Checks {
     /// Answers that a replica still has in hand.
     live: BTreeSet<u64>,
     shares: Shares,
+    proofs: Proofs,
     attempts: BTreeMap<(u8, String, Option<usize>), u32>,
     /// The most that any replica can have used for a request.
     usable: BTreeMap<(u8, String), u64>,
@@ -101,6 +105,7 @@ impl Checks {
             work: BTreeMap::new(),
             live: BTreeSet::new(),
             shares: Shares::new(plan),
+            proofs: Proofs::default(),
             attempts: BTreeMap::new(),
             usable: BTreeMap::new(),
             acknowledged: Vec::new(),
@@ -145,7 +150,7 @@ impl Checks {
         let read = text.strip_prefix('t').and_then(|rest| rest.split_once('.'));
         let read = read
             .and_then(|(nonce, seq)| Some((nonce.parse::<u64>().ok()?, seq.parse::<u32>().ok()?)));
-        let Some((nonce, seq)) = read else { return self.nonsense(now, ticket, text) };
+        let Some((nonce, seq)) = read else { return self.proven(now, ticket, text) };
         let (of, next) = *self.tickets[ticket].heard.get_or_insert((nonce, 0));
         if of != nonce || next != seq {
             let request = &self.tickets[ticket].request;
@@ -182,8 +187,10 @@ impl Checks {
         let heard = &self.tickets[ticket];
         let gateway = self.plan.operations[heard.operation].gateway;
         let request = heard.request.clone();
-        let whole = heard.heard.is_some_and(|(nonce, count)| {
-            self.work.get(&nonce).is_some_and(|work| work.tokens == count)
+        let whole = self.is_proven(ticket).unwrap_or_else(|| {
+            heard.heard.is_some_and(|(nonce, count)| {
+                self.work.get(&nonce).is_some_and(|work| work.tokens == count)
+            })
         });
         if !whole {
             let text = format!("{request}: a clean end after {:?}, which is not all", heard.heard);

@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-use super::plan::Operation;
+use super::plan::{Operation, TierBPlan};
 use super::replica::MODEL;
 use super::stage::Stage;
 use super::tenancy::Refused;
@@ -152,8 +152,7 @@ impl Asker {
 
     fn request(&self, ticket: usize) -> Request<Full<Bytes>> {
         let operation = &self.operation;
-        let words = vec!["word"; operation.prompt as usize].join(" ");
-        let content = format!("wants={} {words}", operation.wants);
+        let content = prompt(&self.stage.plan, self.number);
         let mut body = json!({
             "model": MODEL, "stream": operation.stream,
             "messages": [{"role": "user", "content": content}],
@@ -167,10 +166,7 @@ impl Asker {
         let mut request = Request::post("/v1/chat/completions")
             .header("host", "gateway")
             .header("content-type", "application/json")
-            .header(
-                "authorization",
-                format!("Bearer {}", key(operation.gateway, operation.tenant)),
-            );
+            .header("authorization", format!("Bearer {}", key(self.tenants(), operation.tenant)));
         // The one header that goes on to the replica: it tells which try its work is for.
         let trace = format!("00-{:032x}-{:016x}-01", ticket + 1, ticket + 1);
         request = request.header("traceparent", trace);
@@ -204,6 +200,10 @@ impl Asker {
         }
     }
 
+    fn tenants(&self) -> u8 {
+        self.stage.plan.tenants_of(self.operation.gateway)
+    }
+
     /// What was refused is said in the trace, where a failure is looked into.
     fn explain(&self, status: u16, body: &[u8]) {
         let body: Value = serde_json::from_slice(body).unwrap_or_default();
@@ -215,7 +215,7 @@ impl Asker {
     /// Why it got nothing, or no more.
     fn told(&self, error: &Value) {
         let now = self.stage.now();
-        let Operation { gateway, tenant, .. } = self.operation;
+        let (gateway, tenant) = (self.tenants(), self.operation.tenant);
         let code = error["code"].as_str().unwrap_or_default();
         let message = error["message"].as_str().unwrap_or_default();
         let refused = Refused { gateway, tenant, code, message };
@@ -256,8 +256,13 @@ impl Asker {
     }
 
     fn event(&self, ticket: usize, event: &str, heard: &mut Heard) {
-        let Some(data) = event.strip_prefix("data: ") else { return };
         let now = self.stage.now();
+        let Some(data) = event.strip_prefix("data: ") else {
+            if let Some(after) = seam(event) {
+                self.stage.scene().checks.seam(now, ticket, after);
+            }
+            return;
+        };
         if data == "[DONE]" {
             heard.is_done = true;
             return self.stage.scene().checks.clean_end(now, ticket, heard.usage);
@@ -270,11 +275,29 @@ impl Asker {
             self.told(error);
         }
         heard.usage = value["usage"]["total_tokens"].as_u64().or(heard.usage);
+        if let Some(completion) = value["usage"]["completion_tokens"].as_u64() {
+            self.stage.scene().checks.billed(now, ticket, completion);
+        }
         if let Some(token) = value["choices"][0]["delta"]["content"].as_str() {
             heard.tokens += 1;
             self.stage.scene().checks.token(now, ticket, token.trim());
         }
     }
+}
+
+/// What an operation's user says.
+pub(super) fn prompt(plan: &TierBPlan, number: usize) -> String {
+    let operation = &plan.operations[number];
+    let words = vec!["word"; operation.prompt as usize].join(" ");
+    // A worker's answer depends on this text alone: no two operations have the same.
+    let whose = if plan.has_workers() { format!("operation={number} ") } else { String::new() };
+    format!("{whose}wants={} {words}", operation.wants)
+}
+
+/// A comment between two replicas' parts of a stream.
+fn seam(event: &str) -> Option<u64> {
+    let (after, _) = event.strip_prefix(": resumed after ")?.split_once(' ')?;
+    after.parse().ok()
 }
 
 /// What a stream has said so far.

@@ -6,7 +6,11 @@
 
 use control::rng::Rng;
 
-use super::plan::{Fault, Knobs, Mode, Operation, TierBPlan, TimedFault, client, gateway, replica};
+use super::plan::{
+    ConsulTrouble, Fault, Knobs, Mode, Operation, RedisTrouble, Speaks, TierBPlan, TimedFault,
+    client, gateway, replica,
+};
+use super::{consul, redis};
 
 /// A minute: what the targets are stated for.
 const DURATION_MS: u64 = 60_000;
@@ -22,9 +26,12 @@ const HOSTS_MAX: u64 = 15;
 pub fn plan(seed: u64) -> TierBPlan {
     let root = Rng::new(seed);
     let mut topology = root.fork("topology");
-    let gateways = 1 + u8::from(chance(&mut topology, 35));
+    let mut gateways = 1 + u8::from(chance(&mut topology, 35));
     let clients = between(&mut topology, 1, 5);
-    let room = HOSTS_MAX - clients - u64::from(gateways);
+    let shared = shared(&root, &mut gateways);
+    let room = HOSTS_MAX - clients - u64::from(gateways) - u64::from(shared);
+    let consul = room > 2 && chance(&mut root.fork("consul"), 25);
+    let room = room - u64::from(consul);
     let replicas = between(&mut topology, 2, 8.min(room));
     let mut plan = TierBPlan {
         seed,
@@ -38,9 +45,20 @@ pub fn plan(seed: u64) -> TierBPlan {
         knobs: knobs(&mut root.fork("knobs")),
         operations: Vec::new(),
         faults: Vec::new(),
+        speaks: Vec::new(),
+        shared,
+        consul,
     };
+    plan.speaks = speaks(&plan, &mut root.fork("wires"));
     plan.operations = operations(&plan, &mut root.fork("workload"));
     plan.faults = faults(&plan, &mut root.fork("nemesis"));
+    if shared && !plan.faults.is_empty() {
+        plan.faults.extend(redis_faults(&plan, &mut root.fork("redis")));
+    }
+    if consul && !plan.faults.is_empty() {
+        plan.faults.extend(consul_faults(&plan, &mut root.fork("registry")));
+    }
+    plan.faults.sort_by_key(|fault| fault.at_ms);
     plan
 }
 
@@ -70,6 +88,101 @@ fn knobs(rng: &mut Rng) -> Knobs {
     }
 }
 
+/// A third of the plans count in one ledger. Those have two gateways or three.
+fn shared(root: &Rng, gateways: &mut u8) -> bool {
+    let mut rng = root.fork("shared");
+    let shared = chance(&mut rng, 33);
+    if shared {
+        *gateways = (*gateways).max(2) + u8::from(chance(&mut rng, 25));
+    }
+    shared
+}
+
+/// What goes wrong with a ledger that is shared, and on the way there.
+fn redis_faults(plan: &TierBPlan, rng: &mut Rng) -> Vec<TimedFault> {
+    let is_on: Vec<bool> = (0..REDIS_KINDS).map(|_| chance(rng, 50)).collect();
+    let mut faults = Vec::new();
+    for kind in (0..REDIS_KINDS).filter(|kind| is_on[*kind]) {
+        for _ in 0..between(rng, 1, 2) {
+            let over = plan.heal_ms();
+            let at_ms = between(rng, 1_000, over - 1_000);
+            let for_ms = between(rng, 50, 6_000).min(over - at_ms);
+            faults.push(TimedFault { at_ms, for_ms, fault: redis_fault(plan, rng, kind) });
+        }
+    }
+    faults
+}
+
+const REDIS_KINDS: usize = 9;
+
+fn redis_fault(plan: &TierBPlan, rng: &mut Rng, kind: usize) -> Fault {
+    let near = gateway(small(rng.below(u64::from(plan.gateways))));
+    let far = redis::HOST.to_owned();
+    let trouble = match kind {
+        0 => return Fault::Cut { a: near, b: far },
+        1 => return Fault::Hold { a: near, b: far },
+        2 => RedisTrouble::Slow { ms: between(rng, 20, 500) },
+        3 => RedisTrouble::Mute,
+        4 => RedisTrouble::ReadOnly,
+        5 => RedisTrouble::Loading,
+        6 => RedisTrouble::Full,
+        7 => RedisTrouble::Crash { keeps: chance(rng, 60) },
+        _ => RedisTrouble::FailOver { lose: between(rng, 0, 200) as u32 },
+    };
+    Fault::Redis { trouble }
+}
+
+/// What goes wrong with a registry, and on the way there.
+fn consul_faults(plan: &TierBPlan, rng: &mut Rng) -> Vec<TimedFault> {
+    let over = plan.heal_ms();
+    let draw = |rng: &mut Rng, kind| {
+        let at_ms = between(rng, 500, over - 1_000);
+        let for_ms = between(rng, 50, 6_000).min(over - at_ms);
+        TimedFault { at_ms, for_ms, fault: consul_fault(plan, rng, kind) }
+    };
+    let is_on: Vec<bool> = (0..CONSUL_KINDS).map(|_| chance(rng, 50)).collect();
+    let kinds = (0..CONSUL_KINDS).filter(|kind| is_on[*kind]);
+    kinds.map(|kind| draw(rng, kind)).collect()
+}
+
+const CONSUL_KINDS: usize = 8;
+
+fn consul_fault(plan: &TierBPlan, rng: &mut Rng, kind: usize) -> Fault {
+    let trouble = match kind {
+        0 => {
+            let near = gateway(small(rng.below(u64::from(plan.gateways))));
+            return Fault::Hold { a: near, b: consul::HOST.to_owned() };
+        }
+        1 => ConsulTrouble::Stale,
+        2 => ConsulTrouble::Partial,
+        3 => ConsulTrouble::Empty,
+        4 => ConsulTrouble::Silent,
+        5 => ConsulTrouble::Garbage,
+        6 => ConsulTrouble::Fails,
+        _ => ConsulTrouble::Crash,
+    };
+    Fault::Consul { trouble }
+}
+
+/// Half of the plans have workers: in one of three of those nothing else, else beside servers that speak HTTP.
+fn speaks(plan: &TierBPlan, rng: &mut Rng) -> Vec<Speaks> {
+    if chance(rng, 50) {
+        return Vec::new();
+    }
+    let only_workers = chance(rng, 33);
+    // One wire, or both side by side: a stream that breaks off on one may go on over the other.
+    let over_quic = [Some(false), Some(true), None][index(rng, 3)];
+    let draw = |_| {
+        let is_worker = only_workers || chance(rng, 60);
+        match (is_worker, over_quic) {
+            (false, _) => Speaks::Http,
+            (true, chosen) if chosen.unwrap_or_else(|| chance(rng, 50)) => Speaks::Quic,
+            (true, _) => Speaks::Grpc,
+        }
+    };
+    (0..plan.replicas).map(draw).collect()
+}
+
 /// Bursts and pauses, sessions, duplicates, and some who leave early.
 fn operations(plan: &TierBPlan, rng: &mut Rng) -> Vec<Operation> {
     let heal = plan.heal_ms();
@@ -90,7 +203,7 @@ fn operations(plan: &TierBPlan, rng: &mut Rng) -> Vec<Operation> {
     for (client, gateway) in fresh {
         for count in 0..4 {
             let at = heal + SETTLED_MS + count * 300;
-            operations.push(fresh_operation(rng, at, client, gateway));
+            operations.push(fresh_operation(plan, rng, at, (client, gateway)));
         }
     }
     operations.sort_by_key(|operation| operation.at_ms);
@@ -102,6 +215,8 @@ fn operation(plan: &TierBPlan, rng: &mut Rng, at_ms: u64, sessions: u64) -> Oper
     let stream = chance(rng, 70);
     let is_long = chance(rng, 10);
     let wants = between(rng, 1, if is_long { 400 } else { 50 }) as u32;
+    // A worker does not know what a model would like to say: its answers are as long as they may be.
+    let most = (plan.has_workers() && !wants.is_multiple_of(8)).then_some(wants);
     Operation {
         at_ms,
         client: small(rng.below(u64::from(plan.clients))),
@@ -115,7 +230,7 @@ fn operation(plan: &TierBPlan, rng: &mut Rng, at_ms: u64, sessions: u64) -> Oper
         stream,
         prompt: between(rng, 1, 60) as u32,
         wants,
-        max_tokens: chance(rng, 50).then(|| between(rng, 1, 300) as u32),
+        max_tokens: chance(rng, 50).then(|| between(rng, 1, 300) as u32).or(most),
         session: (sessions > 0 && chance(rng, 50)).then(|| rng.below(sessions) as u32),
         keyed: chance(rng, 30),
         leaves_after: (stream && chance(rng, 12)).then(|| rng.below(u64::from(wants)) as u32),
@@ -125,7 +240,12 @@ fn operation(plan: &TierBPlan, rng: &mut Rng, at_ms: u64, sessions: u64) -> Oper
     }
 }
 
-fn fresh_operation(rng: &mut Rng, at_ms: u64, client: u8, gateway: u8) -> Operation {
+fn fresh_operation(
+    plan: &TierBPlan,
+    rng: &mut Rng,
+    at_ms: u64,
+    (client, gateway): (u8, u8),
+) -> Operation {
     Operation {
         at_ms,
         client,
@@ -134,7 +254,7 @@ fn fresh_operation(rng: &mut Rng, at_ms: u64, client: u8, gateway: u8) -> Operat
         stream: chance(rng, 50),
         prompt: 5,
         wants: 5,
-        max_tokens: None,
+        max_tokens: plan.has_workers().then_some(5),
         session: None,
         keyed: false,
         leaves_after: None,

@@ -15,15 +15,15 @@ use control::journal::decode;
 use control::plane::{Durable, Input};
 use control::quota::{Entry, Fact, HoldId};
 use transport::journal::{Reader, Records};
-use transport::keys::AccountIds;
 use transport::seam::Disk;
 
 use super::book::{Book, Broken, Hold};
 use super::check::{Acknowledged, Charge};
 use super::damage::Spot;
-use super::gateway::{DIR, House, tenant};
+use super::gateway::{DIR, House};
 use super::stage::Stage;
 use super::tape::Event;
+use super::till::limits;
 
 /// One gateway's journal so far.
 pub(super) struct Follower {
@@ -35,6 +35,11 @@ pub(super) struct Follower {
     keys: BTreeMap<HoldId, Digest>,
     charged: BTreeMap<Digest, HoldId>,
     settled: BTreeMap<Minted, Settled>,
+    /// The ledger is elsewhere.
+    shared: bool,
+    /// Tokens that were used, by account: by records that were ever written, and by those that are left.
+    used_ever: BTreeMap<AccountId, u64>,
+    used: BTreeMap<AccountId, u64>,
     /// Since the last look.
     charges: Vec<Charge>,
     records: Option<Records>,
@@ -74,12 +79,9 @@ struct Settled {
 
 impl Follower {
     pub fn new(stage: &Stage, house: Arc<House>) -> Self {
-        let index = house.index;
-        let ids = AccountIds::new([index.wrapping_add(1); 32]);
-        let tokens = stage.plan.knobs.tenant_tokens.iter().enumerate();
-        let limits: BTreeMap<_, _> = tokens
-            .map(|(at, tokens)| (ids.tenant(&tenant(index, u8::try_from(at).ok())), *tokens))
-            .collect();
+        let shared = stage.plan.shared;
+        // Of a ledger that is shared no gateway's part says how much is left.
+        let limits = if shared { BTreeMap::new() } else { limits(&stage.plan, house.index) };
         Self {
             house,
             book: Book::new(limits.clone()),
@@ -88,6 +90,9 @@ impl Follower {
             keys: BTreeMap::new(),
             charged: BTreeMap::new(),
             settled: BTreeMap::new(),
+            shared,
+            used_ever: BTreeMap::new(),
+            used: BTreeMap::new(),
             charges: Vec::new(),
             records: None,
             incarnation: 0,
@@ -211,6 +216,7 @@ impl Follower {
         self.keys.clear();
         self.charged.clear();
         self.settled.clear();
+        self.used.clear();
         let history = std::mem::take(&mut self.history);
         for (position, step) in history.iter().enumerate() {
             self.fold(position as u64, step)?;
@@ -258,19 +264,31 @@ impl Follower {
             Durable::Binding { .. } | Durable::Released { .. } => None,
         });
         let step = Step { digest, entries: entries.collect(), key };
+        let before = self.used.clone();
         self.fold(position, &step)?;
+        for (account, used) in &self.used {
+            let more = used - before.get(account).copied().unwrap_or_default();
+            *self.used_ever.entry(*account).or_default() += more;
+        }
         self.history.push(step);
         Ok(())
     }
 
     fn fold(&mut self, position: u64, step: &Step) -> Result<(), Broken> {
         for entry in &step.entries {
+            let (accounts, actual) = self.uses(entry);
             self.book.apply(entry)?;
+            for account in accounts {
+                *self.used.entry(account).or_default() += actual;
+            }
             let (Fact::Reserve { hold, .. } | Fact::Settle { hold, .. }) = &entry.fact else {
                 continue;
             };
             if let Some(key) = step.key {
                 self.keys.insert(*hold, key);
+            }
+            if hold.allotment {
+                continue;
             }
             let Some(Hold::Settled(sum)) = self.book.holds.get(hold) else { continue };
             self.settled.insert(hold.id.0, Settled { position, tokens: sum.tokens });
@@ -285,6 +303,31 @@ impl Follower {
             }
         }
         Ok(())
+    }
+
+    /// The accounts of a request that ends with this entry, and the tokens it used.
+    fn uses(&self, entry: &Entry) -> (Vec<AccountId>, u64) {
+        match &entry.fact {
+            Fact::Settle { hold, actual, .. } if !hold.allotment => {
+                (self.book.accounts_of(*hold), actual.tokens.0)
+            }
+            Fact::Settle { .. }
+            | Fact::Limits { .. }
+            | Fact::Reserve { .. }
+            | Fact::Extend { .. }
+            | Fact::Refund { .. }
+            | Fact::Expire { .. }
+            | Fact::Late { .. }
+            | Fact::Forgive { .. }
+            | Fact::Close { .. }
+            | Fact::Retire { .. }
+            | Fact::Acknowledged { .. } => (Vec::new(), 0),
+        }
+    }
+
+    /// Tokens that were used, by account: by records that were ever written, and by those that are left.
+    pub fn used(&self) -> (&BTreeMap<AccountId, u64>, &BTreeMap<AccountId, u64>) {
+        (&self.used_ever, &self.used)
     }
 
     /// A client was told that its answer is whole: its settlement is written, and is what the client was told.
@@ -309,7 +352,7 @@ impl Follower {
 
     /// The product's sums are ours. For a moment when nothing is under way.
     pub fn reconciles(&self) -> Result<(), Broken> {
-        let Some(gateway) = self.house.gateway() else { return Ok(()) };
+        let Some(gateway) = self.house.gateway().filter(|_| !self.shared) else { return Ok(()) };
         let audit = gateway.driver().look(|plane| plane.audit());
         if let Some(violation) = audit.violations.first() {
             return Err((1, format!("the ledger does not add up: {violation:?}")));

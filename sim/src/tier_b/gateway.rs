@@ -23,10 +23,13 @@ use transport::keys::KeyHash;
 use transport::seam::{Background, Beside, Disk, FaultyDisk, Network, Process, WallClock, World};
 
 use super::client::{PORT, key};
-use super::plan::{TierBPlan, gateway, replica};
+use super::consul;
+use super::plan::{Speaks, TierBPlan, gateway, replica};
+use super::redis;
 use super::replica::{MODEL, PORT as REPLICA_PORT};
 use super::stage::Stage;
 use super::wire::Sockets;
+use super::worker;
 
 /// Where the data directory lies on the simulated disk.
 pub(super) const DIR: &str = "/data";
@@ -55,6 +58,8 @@ struct Inside {
     shadow: Option<Arc<Progress>>,
     /// Replicas that the configuration in force does not name.
     without: u8,
+    /// Directories that were moved aside: each has a seed of its own, and is another owner at a ledger that is shared.
+    directories: u32,
     /// How the last process ended, where it ended by itself.
     ended: Option<Ended>,
 }
@@ -154,6 +159,11 @@ impl House {
         self.inside().without = without;
     }
 
+    /// Its directory was moved aside.
+    pub fn begins_anew(&self) {
+        self.inside().directories += 1;
+    }
+
     /// How the process ended, once.
     pub fn take_ended(&self) -> Option<Ended> {
         self.inside().ended.take()
@@ -170,7 +180,7 @@ impl House {
 
     fn world(self: &Arc<Self>) -> World {
         let (stage, index) = (Arc::clone(&self.stage), self.index);
-        let salt = [index.wrapping_add(1); 32];
+        let salt = [self.stage.plan.tenants_of(index).wrapping_add(1); 32];
         World {
             disk: Arc::new(self.disk.process()) as Arc<dyn Disk>,
             network: Network::Simulated(Arc::new(Sockets::new(&self.stage, &gateway(index)))),
@@ -180,7 +190,9 @@ impl House {
             beside: Beside::Given {
                 cache: Arc::clone(&self.cache) as Arc<dyn ModelCache>,
                 salt,
-                seed: self.stage.plan.seed ^ u64::from(index),
+                seed: self.stage.plan.seed
+                    ^ u64::from(index)
+                    ^ u64::from(self.inside().directories) << 32,
             },
         }
     }
@@ -275,26 +287,38 @@ impl Process for Simulated {
 
 /// A registry cache that outlives processes.
 #[derive(Default)]
-struct Shelf(Mutex<BTreeMap<(String, String), Seen>>);
+struct Shelf(Mutex<Shelved>);
+
+#[derive(Default)]
+struct Shelved {
+    /// By endpoint and address.
+    seen: BTreeMap<(String, String), Seen>,
+    /// By registry.
+    listed: BTreeMap<String, Listed>,
+}
+
+impl Shelf {
+    fn inside(&self) -> MutexGuard<'_, Shelved> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 impl ModelCache for Shelf {
     fn get(&self, endpoint: &str, address: &str) -> Option<Seen> {
-        let shelf = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        shelf.get(&(endpoint.to_owned(), address.to_owned())).cloned()
+        self.inside().seen.get(&(endpoint.to_owned(), address.to_owned())).cloned()
     }
 
     fn keep(self: Arc<Self>, endpoint: String, address: String, seen: Seen) -> Keeping {
-        let mut shelf = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        shelf.insert((endpoint, address), seen);
+        self.inside().seen.insert((endpoint, address), seen);
         Box::pin(std::future::ready(Ok(())))
     }
 
-    // No registry of endpoints is simulated here.
-    fn listed(&self, _source: &str) -> Option<Listed> {
-        None
+    fn listed(&self, source: &str) -> Option<Listed> {
+        self.inside().listed.get(source).cloned()
     }
 
-    fn keep_listed(self: Arc<Self>, _source: String, _listed: Listed) -> Keeping {
+    fn keep_listed(self: Arc<Self>, source: String, listed: Listed) -> Keeping {
+        self.inside().listed.insert(source, listed);
         Box::pin(std::future::ready(Ok(())))
     }
 }
@@ -321,6 +345,19 @@ fn config_of(plan: &TierBPlan, index: u8, without: u8) -> Config {
     config
 }
 
+/// Where a replica is, and whom to believe there.
+fn url(plan: &TierBPlan, index: u8) -> String {
+    let name = replica(index);
+    match plan.speaks(index) {
+        Speaks::Http => format!("'http://{name}:{REPLICA_PORT}'"),
+        Speaks::Grpc => format!("'grpc://{name}:{}'", worker::PORT),
+        Speaks::Quic => {
+            let pin = worker::identity().pin();
+            format!("'quic://{name}:{}', tls: {{pin: '{pin}'}}", worker::QUIC_PORT)
+        }
+    }
+}
+
 fn yaml(plan: &TierBPlan, index: u8, replicas: u8) -> String {
     let k = &plan.knobs;
     let fsync = if k.fsync_ms == 0 { "always".into() } else { format!("{}ms", k.fsync_ms) };
@@ -345,17 +382,30 @@ fn yaml(plan: &TierBPlan, index: u8, replicas: u8) -> String {
         4 * k.ejection_ms,
         k.first_token_ms,
     );
+    if plan.consul {
+        let _ = writeln!(
+            text,
+            "discovery: {{consul: {{addr: 'http://{}:{}'}}}}",
+            consul::HOST,
+            consul::PORT
+        );
+    }
     let endpoints: Vec<String> = (0..replicas)
-        .map(|at| format!("{{url: 'http://{0}:{REPLICA_PORT}', name: {0}}}", replica(at)))
+        .map(|at| format!("{{url: {}, name: {}}}", url(plan, at), replica(at)))
         .collect();
     let endpoints = endpoints.join(", ");
     let (input, output) = k.price;
     let price = format!("price: {{input: {input}, output: {output}}}");
     // Where a model's endpoints are discovered it has no prices: those belong to the models that are listed.
     let _ = match k.discovered {
+        _ if plan.consul => Ok(()),
         true => writeln!(text, "upstreams: [{endpoints}]"),
         false => writeln!(text, "models:\n  {MODEL}: {{endpoints: [{endpoints}], {price}}}"),
     };
+    if plan.shared {
+        let _ = writeln!(text, "data: {{redis: {{addr: '{}:{}'}}}}", redis::HOST, redis::PORT);
+    }
+    let index = plan.tenants_of(index);
     text.push_str("tenants:\n");
     let tenants = (0..k.tenant_tokens.len()).map(|at| u8::try_from(at).ok()).chain([None]);
     let mut keys = String::from("keys:\n");

@@ -8,10 +8,12 @@ use transport::seam::FaultyDisk;
 use transport::seam::disk::PowerLoss;
 use turmoil::Sim;
 
+use super::consul;
 use super::damage::{Damage, move_aside};
 use super::follow::Loss;
 use super::gateway::{Ended, House, Obstacle, Order};
-use super::plan::{Fault, Mode, TierBPlan, client, gateway, replica};
+use super::plan::{ConsulTrouble, Fault, Mode, RedisTrouble, TierBPlan, client, gateway, replica};
+use super::redis;
 use super::stage::Stage;
 
 /// How long a process that ended by itself is away: what a supervisor takes to notice.
@@ -46,6 +48,8 @@ pub(super) struct Nemesis {
     undrained: BTreeSet<(u8, u8)>,
     /// Those of them that an order is owed for. A process that is down takes none, and one that dies may forget it.
     owed: BTreeSet<(u8, u8)>,
+    /// The shared ledger forgot something, since it was last asked.
+    has_forgotten: bool,
     calm_since: Option<Duration>,
     healed: bool,
 }
@@ -65,6 +69,7 @@ impl Nemesis {
             doomed: BTreeMap::new(),
             undrained: BTreeSet::new(),
             owed: BTreeSet::new(),
+            has_forgotten: false,
             calm_since: Some(Duration::ZERO),
             healed: false,
         }
@@ -110,6 +115,11 @@ impl Nemesis {
         }
     }
 
+    /// Whether the shared ledger forgot something since the last call.
+    pub fn take_forgotten(&mut self) -> bool {
+        std::mem::take(&mut self.has_forgotten)
+    }
+
     /// No fault lasts, no gateway is down, and no order is owed.
     pub fn is_quiet(&self) -> bool {
         self.lasting.is_empty() && self.down.is_empty() && self.owed.is_empty()
@@ -137,11 +147,9 @@ impl Nemesis {
             Fault::Cut { a, b } => sim.partition(a.as_str(), b.as_str()),
             Fault::CutOneWay { from, to } => sim.partition_oneway(from.as_str(), to.as_str()),
             Fault::Hold { a, b } => sim.hold(a.as_str(), b.as_str()),
-            Fault::Latency { a, b, ms } => {
-                sim.set_link_latency(a.as_str(), b.as_str(), Duration::from_millis(*ms));
-            }
+            Fault::Latency { a, b, ms } => latency(sim, a, b, *ms),
             Fault::Replica { replica, mode } => self.set_mode(*replica, *mode),
-            Fault::ReplicaCrash { replica: which } => sim.crash(replica(*which)),
+            Fault::ReplicaCrash { replica: which } => self.replica_dies(sim, *which),
             Fault::Kill { gateway } => return self.kill(sim, *gateway, until, deaths),
             Fault::PowerLoss { gateway, reorder } => {
                 return self.power_loss(sim, *gateway, *reorder, until, deaths);
@@ -181,6 +189,8 @@ impl Nemesis {
                 self.owed.remove(&(*gateway, *replica));
                 self.house(*gateway).order(Order::Drain(*replica, true));
             }
+            Fault::Redis { trouble } => self.trouble(sim, *trouble),
+            Fault::Consul { trouble } => self.registry(sim, *trouble, true),
             Fault::ClockJump { gateway, ms } => {
                 self.stage.scene().wall_offsets[usize::from(*gateway)] += ms;
                 return;
@@ -200,11 +210,16 @@ impl Nemesis {
             Fault::CutOneWay { from, to } => sim.repair_oneway(from.as_str(), to.as_str()),
             Fault::Hold { a, b } => sim.release(a.as_str(), b.as_str()),
             Fault::Latency { a, b, .. } => {
-                let usual = Duration::from_millis(self.plan.latency_ms.1);
-                sim.set_link_latency(a.as_str(), b.as_str(), usual);
+                latency(sim, a, b, self.plan.latency_ms.1);
             }
             Fault::Replica { replica, .. } => self.set_mode(*replica, Mode::Healthy),
-            Fault::ReplicaCrash { replica: which } => sim.bounce(replica(*which)),
+            Fault::ReplicaCrash { replica: which } => {
+                sim.bounce(replica(*which));
+                self.stage.registry.sees(*which, true);
+            }
+            Fault::Consul { trouble } => self.registry(sim, *trouble, false),
+            Fault::Redis { trouble: RedisTrouble::Crash { .. } } => sim.bounce(redis::HOST),
+            Fault::Redis { trouble } => self.stage.redis.ends(*trouble),
             Fault::DiskFull { gateway } => self.house(*gateway).disk.set_capacity(None),
             Fault::DiskSlow { gateway, .. } => {
                 self.house(*gateway).disk.set_latency(Duration::ZERO);
@@ -245,10 +260,35 @@ impl Nemesis {
         }
     }
 
+    fn replica_dies(&self, sim: &mut Sim<'_>, which: u8) {
+        sim.crash(replica(which));
+        self.stage.registry.sees(which, false);
+    }
+
+    fn registry(&self, sim: &mut Sim<'_>, trouble: ConsulTrouble, begins: bool) {
+        let is_process = trouble == ConsulTrouble::Crash;
+        if is_process && begins {
+            sim.crash(consul::HOST);
+        } else if is_process {
+            sim.bounce(consul::HOST);
+        }
+        self.stage.registry.is(begins.then_some(trouble));
+    }
+
+    fn trouble(&mut self, sim: &mut Sim<'_>, trouble: RedisTrouble) {
+        if matches!(trouble, RedisTrouble::Crash { .. }) {
+            sim.crash(redis::HOST);
+        }
+        self.has_forgotten |= self.stage.redis.begins(trouble);
+    }
+
     /// Everybody whom a gateway speaks with.
     fn others(&self) -> Vec<String> {
         let replicas = (0..self.plan.replicas).map(replica);
-        replicas.chain((0..self.plan.clients).map(client)).collect()
+        let shared = self.plan.shared.then(|| redis::HOST.to_owned());
+        let registry = self.plan.consul.then(|| consul::HOST.to_owned());
+        let clients = (0..self.plan.clients).map(client);
+        replicas.chain(clients).chain(shared).chain(registry).collect()
     }
 
     /// Brings back who is due, and looks after those that ended by themselves.
@@ -314,6 +354,7 @@ impl Nemesis {
                 let disk = &self.house(index).disk;
                 self.damaged.get(&index).map_or(Ok(()), |damage| damage.refused(disk, why))?;
                 move_aside(disk);
+                self.house(index).begins_anew();
                 self.damaged.remove(&index);
                 self.stage.word(format!("gateway-{index}'s directory is moved aside"));
                 self.stage.scene().checks.begins_anew(index);
@@ -410,12 +451,16 @@ impl Nemesis {
     }
 
     fn set_mode(&self, replica: u8, mode: Mode) {
-        self.stage.scene().modes[usize::from(replica)] = mode;
+        self.stage.set_mode(replica, mode);
     }
 
     fn house(&self, index: u8) -> &House {
         &self.houses[usize::from(index)]
     }
+}
+
+fn latency(sim: &Sim<'_>, a: &str, b: &str, ms: u64) {
+    sim.set_link_latency(a, b, Duration::from_millis(ms));
 }
 
 /// Hardly anything fits any more.
@@ -444,6 +489,8 @@ fn disk_of(fault: &Fault) -> Option<u8> {
         | Fault::BitFlip { .. }
         | Fault::Pause { .. }
         | Fault::CrashTwice { .. }
+        | Fault::Redis { .. }
+        | Fault::Consul { .. }
         | Fault::ClockJump { .. } => None,
     }
 }

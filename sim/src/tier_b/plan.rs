@@ -30,6 +30,27 @@ pub struct TierBPlan {
     pub operations: Vec<Operation>,
     /// What goes wrong, in order of time.
     pub faults: Vec<TimedFault>,
+    /// What each replica speaks, by its number; those beyond speak HTTP.
+    #[serde(default)]
+    pub speaks: Vec<Speaks>,
+    /// Whether the gateways count in one ledger, at a Redis.
+    #[serde(default)]
+    pub shared: bool,
+    /// Whether replicas are found in a Consul, instead of being listed.
+    #[serde(default)]
+    pub consul: bool,
+}
+
+/// What a replica speaks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Speaks {
+    /// OpenAI's API over HTTP: a script of ours.
+    #[default]
+    Http,
+    /// Pointsman's own wire over gRPC: the product's worker.
+    Grpc,
+    /// The same over QUIC.
+    Quic,
 }
 
 /// What is configured, the same on every gateway.
@@ -240,6 +261,16 @@ pub enum Fault {
         /// Recovery gets to write so many bytes.
         bytes: u64,
     },
+    /// Something is wrong with the Redis that gateways share.
+    Redis {
+        /// What.
+        trouble: RedisTrouble,
+    },
+    /// Something is wrong with the Consul that lists replicas.
+    Consul {
+        /// What.
+        trouble: ConsulTrouble,
+    },
     /// A gateway's calendar jumps.
     ClockJump {
         /// Which.
@@ -249,7 +280,54 @@ pub enum Fault {
     },
 }
 
-/// How a replica behaves.
+/// What is wrong with the Consul that lists replicas.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ConsulTrouble {
+    /// It repeats what it said first, with the index of then.
+    Stale,
+    /// It lists every other replica.
+    Partial,
+    /// It knows of nobody.
+    Empty,
+    /// It does not answer, until this is over.
+    Silent,
+    /// It answers with a page.
+    Garbage,
+    /// It has no leader.
+    Fails,
+    /// Its process dies, and is back after the fault's time.
+    Crash,
+}
+
+/// What is wrong with the Redis that gateways share.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RedisTrouble {
+    /// Each answer takes so much longer.
+    Slow {
+        /// How much.
+        ms: u64,
+    },
+    /// It does what it is asked, and says nothing.
+    Mute,
+    /// It is a replica, and takes no writes.
+    ReadOnly,
+    /// It reads its data in.
+    Loading,
+    /// It has no memory left.
+    Full,
+    /// Its process dies, and is back after the fault's time.
+    Crash {
+        /// With all its data, or with none.
+        keeps: bool,
+    },
+    /// A replica takes over that lacks the last calls.
+    FailOver {
+        /// How many.
+        lose: u32,
+    },
+}
+
+/// How a replica behaves. A worker is the product's own, and errs in its own ways: see `tier_b/worker.rs`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Mode {
     /// As it should.
@@ -275,6 +353,30 @@ impl TierBPlan {
     #[must_use]
     pub fn heal_ms(&self) -> u64 {
         self.duration_ms.saturating_sub(self.quiet_ms)
+    }
+
+    /// What a replica speaks.
+    #[must_use]
+    pub fn speaks(&self, replica: u8) -> Speaks {
+        self.speaks.get(usize::from(replica)).copied().unwrap_or_default()
+    }
+
+    /// Whose tenants ask at a gateway: each has its own, unless all count in one ledger.
+    #[must_use]
+    pub fn tenants_of(&self, gateway: u8) -> u8 {
+        if self.shared { 0 } else { gateway }
+    }
+
+    /// Whether some replica is a worker.
+    #[must_use]
+    pub fn has_workers(&self) -> bool {
+        (0..self.replicas).any(|replica| self.speaks(replica) != Speaks::Http)
+    }
+
+    /// Whether all replicas are of one kind, and so as fast as each other.
+    #[must_use]
+    pub fn is_uniform(&self) -> bool {
+        (1..self.replicas).all(|replica| self.speaks(replica) == self.speaks(0))
     }
 
     /// Whether nobody has a session, so that any replica will do for any request.

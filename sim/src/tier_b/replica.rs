@@ -106,7 +106,7 @@ async fn answer(
 }
 
 /// The client writes its number into the trace's id.
-fn ticket_of(traceparent: &str) -> Option<usize> {
+pub(super) fn ticket_of(traceparent: &str) -> Option<usize> {
     let number = usize::from_str_radix(traceparent.split('-').nth(1)?, 16).ok()?;
     number.checked_sub(1)
 }

@@ -1,24 +1,34 @@
 //! The loop: a step of the simulation, a look at what it did, and what goes wrong next.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use turmoil::{Builder, Sim};
+
+use crate::coverage;
+use crate::redis::{Made, Server};
 
 use super::check::Acknowledged;
 use super::follow::{Follower, Loss};
 use super::gateway::House;
 use super::mirror::{Mirrors, Sight};
 use super::nemesis::Nemesis;
-use super::plan::{TierBPlan, client, gateway, replica};
+use super::plan::{Fault, RedisTrouble, Speaks, TierBPlan, client, gateway, replica};
 use super::stage::Stage;
-use super::{Outcome, client as clients, panics, replica as replicas};
+use super::till::Till;
+use super::{
+    Outcome, client as clients, clock, consul, panics, redis, replica as replicas,
+    worker as workers,
+};
 
 /// Segments of a connection under way: turmoil's default of 64 stalls a burst of tokens that no real network would.
 const TCP_CAPACITY: usize = 4_096;
 
 /// Runs a plan on this thread, whose entropy is seeded already. Returns what came out, and the trace as text.
 pub(super) fn simulate(plan: &TierBPlan, with_text: bool) -> (Outcome, Vec<u8>) {
+    clock::set(Duration::ZERO);
+    coverage::take();
     let stage = Stage::new(plan, with_text);
     let houses: Vec<_> = (0..plan.gateways).map(|index| House::new(&stage, index)).collect();
     let mut sim = build(plan);
@@ -28,6 +38,8 @@ pub(super) fn simulate(plan: &TierBPlan, with_text: bool) -> (Outcome, Vec<u8>) 
         mirrors: Mirrors::new(plan.gateways, Duration::from_millis(plan.duration_ms)),
         followers: houses.iter().map(|house| Follower::new(&stage, Arc::clone(house))).collect(),
         told: Vec::new(),
+        till: plan.shared.then(|| Till::new(plan)),
+        has_lost: false,
         stage: Arc::clone(&stage),
         houses,
     };
@@ -74,11 +86,26 @@ fn build(plan: &TierBPlan) -> Sim<'static> {
 fn settle_in(sim: &mut Sim<'static>, stage: &Arc<Stage>, houses: &[Arc<House>]) {
     for index in 0..stage.plan.replicas {
         let stage = Arc::clone(stage);
-        sim.host(replica(index), move || replicas::serve(Arc::clone(&stage), index));
+        match stage.plan.speaks(index) {
+            Speaks::Http => {
+                sim.host(replica(index), move || replicas::serve(Arc::clone(&stage), index));
+            }
+            Speaks::Grpc | Speaks::Quic => {
+                sim.host(replica(index), move || workers::serve(Arc::clone(&stage), index));
+            }
+        }
     }
     for house in houses {
         let house = Arc::clone(house);
         sim.host(gateway(house.index), move || Arc::clone(&house).live());
+    }
+    if stage.plan.shared {
+        let stage = Arc::clone(stage);
+        sim.host(redis::HOST, move || redis::serve(Arc::clone(&stage)));
+    }
+    if stage.plan.consul {
+        let stage = Arc::clone(stage);
+        sim.host(consul::HOST, move || consul::serve(Arc::clone(&stage)));
     }
     for index in 0..stage.plan.clients {
         let stage = Arc::clone(stage);
@@ -94,6 +121,10 @@ struct Run {
     mirrors: Mirrors,
     /// Clean ends whose gateway has gone since: held against what its next life knows.
     told: Vec<Acknowledged>,
+    /// The books of a ledger that is shared.
+    till: Option<Till>,
+    /// A gateway's disk forgot something.
+    has_lost: bool,
 }
 
 impl Run {
@@ -101,9 +132,11 @@ impl Run {
     fn step(&mut self, sim: &mut Sim<'_>) -> Result<(), (u8, String)> {
         let now = sim.elapsed();
         self.stage.scene().now = now;
+        clock::set(now);
         for death in self.nemesis.act(sim, now)? {
             self.followers[usize::from(death.gateway)].died(death.loss)?;
             if death.loss != Loss::Nothing {
+                self.has_lost = true;
                 self.told.retain(|told| told.gateway != death.gateway);
             }
         }
@@ -120,6 +153,7 @@ impl Run {
             self.mirrors.look(now, &sight)?;
         }
         self.stage.scene().checks.look(now);
+        self.count()?;
         self.told.extend(self.stage.scene().checks.take_acknowledged());
         for told in std::mem::take(&mut self.told) {
             let follower = &self.followers[usize::from(told.gateway)];
@@ -130,6 +164,43 @@ impl Run {
             }
         }
         panics::take().map_or(Ok(()), |panic| Err((7, format!("somebody panicked: {panic}"))))
+    }
+
+    /// What the shared ledger wrote in this tick.
+    fn count(&mut self) -> Result<(), (u8, String)> {
+        let Some(till) = &mut self.till else { return Ok(()) };
+        let made = self.stage.redis.with(Server::take_made);
+        for Made { entry, .. } in &made {
+            self.stage.word(format!("redis notes {:?}", entry.fact));
+        }
+        if self.nemesis.take_forgotten() {
+            // What was made since is among what it has.
+            return self.stage.redis.with(|server| till.forgot(server));
+        }
+        till.wrote(&made)
+    }
+
+    /// The shared ledger has charged what was used.
+    fn settles(&self) -> Result<(), (u8, String)> {
+        let Some(till) = &self.till else { return Ok(()) };
+        // What a gateway's disk forgot it cannot give back: that expires, in minutes.
+        // Nor what ended with a call that a failover took: its owner heard that it was over.
+        if till.requests() > calls_lost(&self.stage.plan) && !self.has_lost {
+            let text = format!("the shared ledger ends with {} reservations", till.requests());
+            return Err((9, text));
+        }
+        let (mut ever, mut now, none) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        for follower in &self.followers {
+            let (of_ever, of_now) = follower.used();
+            for (sums, of) in [(&mut ever, of_ever), (&mut now, of_now)] {
+                for (account, tokens) in of {
+                    *sums.entry(*account).or_default() += tokens;
+                }
+            }
+        }
+        // What a gateway's disk forgot, it may have told the store already, or never: an allotment's end is told once.
+        till.reconciles(&ever, if self.has_lost { &none } else { &now })?;
+        self.stage.redis.with(|server| till.compares(server))
     }
 
     /// Long after everything was mended nothing is under way, and the books agree.
@@ -148,6 +219,7 @@ impl Run {
             }
             follower.reconciles()?;
         }
+        self.settles()?;
         self.houses
             .iter()
             .filter_map(|house| see(house))
@@ -168,8 +240,20 @@ impl Run {
                 Some(_) => scene.tape.last_words(),
                 None => Vec::new(),
             },
+            coverage: coverage::take(),
         }
     }
+}
+
+/// Calls that the plan's failovers of the shared ledger may take.
+fn calls_lost(plan: &TierBPlan) -> usize {
+    let lost = plan.faults.iter().filter_map(|timed| {
+        let Fault::Redis { trouble: RedisTrouble::FailOver { lose } } = timed.fault else {
+            return None;
+        };
+        Some(lose as usize)
+    });
+    lost.sum()
 }
 
 /// A gateway and its shadow. After the process's end too: the last round of a shadow is made there.

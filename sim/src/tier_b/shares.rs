@@ -1,7 +1,8 @@
 //! Who gets how much, where nothing is wrong and nobody has to be kept where it was.
 //!
 //! Judged over stretches of calm: no fault lasts, and a replica that was ejected has had time to come back. Plans with
-//! sessions are left out, for those owe their replica its cache, not its fair share. Judging each moment was rejected:
+//! sessions are left out, for those owe their replica its cache, not its fair share; and those with replicas of several kinds,
+//! for the faster gets more; and those whose replicas are found, for a registry may leave one out for a while. Judging each moment was rejected:
 //! a fair draw is uneven for a moment.
 
 use std::time::Duration;
@@ -27,7 +28,12 @@ impl Shares {
     pub fn new(plan: &TierBPlan) -> Self {
         let asks = vec![vec![0; usize::from(plan.replicas)]; usize::from(plan.gateways)];
         let patience = Duration::from_millis(plan.readmitted_ms());
-        Self { is_judged: plan.is_stateless(), patience, calm_since: None, asks }
+        Self {
+            is_judged: plan.is_stateless() && plan.is_uniform() && !plan.consul,
+            patience,
+            calm_since: None,
+            asks,
+        }
     }
 
     /// A gateway asks a replica. A stretch that ended since the last time is judged first.

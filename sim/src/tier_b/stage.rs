@@ -6,15 +6,24 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use control::Wall;
+use tokio::sync::watch;
 
 use super::check::Checks;
+use super::consul::{self, Registry};
 use super::plan::{Mode, TierBPlan, client, gateway, replica};
+use super::redis::{self, Vault};
 use super::tape::{Event, Net, Tape};
 
 /// A run's common ground.
 pub(super) struct Stage {
     pub plan: TierBPlan,
     scene: Mutex<Scene>,
+    /// The Redis that gateways share.
+    pub redis: Vault,
+    /// What the Consul knows that lists replicas.
+    pub registry: Registry,
+    /// Tells workers that one of them is to behave in another way.
+    changed: watch::Sender<()>,
 }
 
 /// What changes in it.
@@ -37,7 +46,9 @@ impl Stage {
     pub fn new(plan: &TierBPlan, with_text: bool) -> Arc<Self> {
         let names = (0..plan.gateways).map(gateway);
         let names = names.chain((0..plan.replicas).map(replica));
-        let names = names.chain((0..plan.clients).map(client)).collect();
+        let names = names.chain((0..plan.clients).map(client));
+        let names = names.chain(plan.shared.then(|| redis::HOST.to_owned()));
+        let names = names.chain(plan.consul.then(|| consul::HOST.to_owned())).collect();
         let scene = Scene {
             tape: Tape::new(names, with_text),
             checks: Checks::new(plan),
@@ -47,12 +58,37 @@ impl Stage {
             now: Duration::ZERO,
             nonces: 0,
         };
-        Arc::new(Self { plan: plan.clone(), scene: Mutex::new(scene) })
+        let (changed, _) = watch::channel(());
+        Arc::new(Self {
+            plan: plan.clone(),
+            scene: Mutex::new(scene),
+            redis: Vault::default(),
+            registry: Registry::new(plan),
+            changed,
+        })
     }
 
     /// Do not hold it while anything of the product runs.
     pub fn scene(&self) -> MutexGuard<'_, Scene> {
         self.scene.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A replica behaves so from now on.
+    pub fn set_mode(&self, replica: u8, mode: Mode) {
+        self.scene().modes[usize::from(replica)] = mode;
+        self.changed.send_replace(());
+    }
+
+    /// How a replica behaves.
+    pub fn mode(&self, replica: u8) -> Mode {
+        self.scene().modes[usize::from(replica)]
+    }
+
+    /// Resolves once a replica behaves otherwise than so.
+    pub async fn behaves_otherwise(&self, replica: u8, than: Mode) {
+        let mut changes = self.changed.subscribe();
+        // The sender is ours: it is never gone.
+        let _ = changes.wait_for(|()| self.mode(replica) != than).await;
     }
 
     /// The simulated time.

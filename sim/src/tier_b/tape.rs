@@ -62,6 +62,10 @@ pub enum Net {
     Shut,
     /// This end is gone.
     Closed,
+    /// A datagram went out.
+    Sent,
+    /// A datagram came in.
+    Got,
 }
 
 /// The trace of one run.
@@ -180,6 +184,8 @@ impl Net {
             Self::Reset => "reset",
             Self::Shut => "shut",
             Self::Closed => "closed",
+            Self::Sent => "sent",
+            Self::Got => "got",
         }
     }
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::timeout;
-use transport::seam::{Accept, Connecting, Dial, Duplex};
+use transport::seam::{Accept, Connecting, Datagrams, Dial, Duplex, Reaching};
 use turmoil::net::{TcpListener, TcpStream};
 
 use super::stage::Stage;
@@ -29,6 +29,10 @@ impl Sockets {
     pub fn new(stage: &Arc<Stage>, name: &str) -> Self {
         let host = stage.scene().tape.host(name);
         Self { stage: Arc::clone(stage), host }
+    }
+
+    pub(super) fn parts(&self) -> (Arc<Stage>, u8) {
+        (Arc::clone(&self.stage), self.host)
     }
 
     /// Connects to a host by name.
@@ -54,6 +58,14 @@ impl Dial for Sockets {
         Box::pin(async move {
             let wire = sockets.connect(&host, port).await?;
             Ok(Box::new(wire) as Box<dyn Duplex>)
+        })
+    }
+
+    fn reach(&self, host: &str, port: u16) -> Reaching {
+        let (sockets, host) = (self.clone(), host.to_owned());
+        Box::pin(async move {
+            let socket = sockets.packets(0).await?;
+            Ok((SocketAddr::new(turmoil::lookup(host), port), socket as Arc<dyn Datagrams>))
         })
     }
 }

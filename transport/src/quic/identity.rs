@@ -9,6 +9,7 @@ use hmac::{Hmac, KeyInit as _, Mac as _};
 use quinn::crypto::rustls::QuicServerConfig;
 use quinn::crypto::{CryptoError, HmacKey};
 use quinn::{ConnectionId, ConnectionIdGenerator, EndpointConfig, ServerConfig};
+use rustls::pki_types::pem::{self, PemObject as _};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, version};
@@ -70,6 +71,18 @@ impl Identity {
     /// Where one cannot be read.
     pub fn read(cert: &Path, key: &Path) -> Result<Self, TlsError> {
         Ok(Self { chain: chain(cert)?, key: Arc::new(private_key(key)?) })
+    }
+
+    /// Of PEM text.
+    ///
+    /// # Errors
+    /// Where there is no certificate in it, or no key.
+    pub fn of_pem(cert: &[u8], key: &[u8]) -> Result<Self, pem::Error> {
+        let chain: Vec<_> = CertificateDer::pem_slice_iter(cert).collect::<Result<_, _>>()?;
+        if chain.is_empty() {
+            return Err(pem::Error::NoItemsFound);
+        }
+        Ok(Self { chain, key: Arc::new(PrivateKeyDer::from_pem_slice(key)?) })
     }
 
     /// A new one that signs itself. Whoever is to trust it must know its fingerprint.

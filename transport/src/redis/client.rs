@@ -5,6 +5,7 @@
 //! idempotent, so a lost answer is no worse than a slow one.
 
 use core::time::Duration;
+use std::io;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
@@ -23,6 +24,7 @@ use tokio::time::timeout;
 use super::error::StoreError;
 use super::script::Call;
 use crate::config::Secret;
+use crate::seam::{Dial, Network};
 
 /// Where Redis is and how to speak to it.
 #[derive(Clone, Debug)]
@@ -105,6 +107,7 @@ enum Link {
 #[derive(Debug)]
 struct Dialler {
     settings: Settings,
+    network: Network,
     one: Vec<Client>,
     cluster: Option<ClusterClient>,
 }
@@ -119,10 +122,10 @@ struct Backoff {
 }
 
 impl Caller {
-    pub fn new(settings: Settings) -> Result<Self, SettingsError> {
+    pub fn new(settings: Settings, network: Network) -> Result<Self, SettingsError> {
         let in_flight = Semaphore::new(settings.in_flight_max);
         Ok(Self {
-            dialler: Arc::new(Dialler::new(settings)?),
+            dialler: Arc::new(Dialler::new(settings, network)?),
             link: Arc::default(),
             dialling: Arc::default(),
             in_flight,
@@ -287,13 +290,17 @@ impl std::fmt::Debug for Link {
 }
 
 impl Dialler {
-    fn new(settings: Settings) -> Result<Self, SettingsError> {
+    fn new(settings: Settings, network: Network) -> Result<Self, SettingsError> {
         let wrong = |error: RedisError| SettingsError(error.to_string());
         if settings.addresses.is_empty() {
             return Err(SettingsError("no address".into()));
         }
         if settings.cluster && settings.db != 0 {
             return Err(SettingsError("a cluster has database 0 alone".into()));
+        }
+        let is_simulated = matches!(network, Network::Simulated(_));
+        if is_simulated && (settings.cluster || settings.tls.is_some()) {
+            return Err(SettingsError("a simulated network has no clusters and no TLS".into()));
         }
         let certificates = settings.tls.as_ref().map(Tls::certificates);
         let mut infos = Vec::new();
@@ -318,14 +325,14 @@ impl Dialler {
                 builder = builder.certs(certificates);
             }
             let cluster = Some(builder.build().map_err(wrong)?);
-            return Ok(Self { settings, one: Vec::new(), cluster });
+            return Ok(Self { settings, network, one: Vec::new(), cluster });
         }
         let clients = infos.into_iter().map(|info| match &certificates {
             Some(certificates) => Client::build_with_tls(info, certificates.clone()),
             None => Client::open(info),
         });
         let one = clients.collect::<Result<_, _>>().map_err(wrong)?;
-        Ok(Self { settings, one, cluster: None })
+        Ok(Self { settings, network, one, cluster: None })
     }
 
     async fn dial(&self, id: u64) -> Result<Link, String> {
@@ -359,7 +366,10 @@ impl Dialler {
             .set_connection_timeout(Some(self.settings.dial_timeout))
             // The deadline of a call is ours alone.
             .set_response_timeout(None);
-        let connected = client.get_multiplexed_async_connection_with_config(&config).await;
+        let connected = match &self.network {
+            Network::Real => client.get_multiplexed_async_connection_with_config(&config).await,
+            Network::Simulated(dial) => connect(&**dial, client, config).await,
+        };
         let mut connection = connected.map_err(|error| error.to_string())?;
         let info: String = redis::cmd("INFO")
             .arg("replication")
@@ -368,6 +378,25 @@ impl Dialler {
             .map_err(|error| error.to_string())?;
         if info.contains("role:master") { Ok(connection) } else { Err("is a replica".into()) }
     }
+}
+
+/// A connection over a simulated network.
+async fn connect(
+    dial: &dyn Dial,
+    client: &Client,
+    config: AsyncConnectionConfig,
+) -> Result<MultiplexedConnection, RedisError> {
+    let info = client.get_connection_info();
+    let ConnectionAddr::Tcp(host, port) = info.addr() else {
+        return Err(io::Error::from(io::ErrorKind::Unsupported).into());
+    };
+    let stream = dial.dial(host, *port).await?;
+    let login = info.redis_settings();
+    let (connection, driver) =
+        MultiplexedConnection::new_with_config(login, stream, config).await?;
+    // It ends with the last of the connection's handles.
+    tokio::spawn(driver);
+    Ok(connection)
 }
 
 impl Settings {

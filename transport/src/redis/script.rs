@@ -53,6 +53,20 @@ script!(SETTLE, "book.lua", "settle.lua");
 script!(REFUND, "book.lua", "refund.lua");
 script!(BALANCES, "balances.lua");
 
+/// The text of each script with its name and its SHA: for whoever answers in a server's place.
+#[must_use]
+pub fn scripts() -> [(&'static str, &'static str, &'static str); 6] {
+    let source = |name, source: &'static Source| (name, source.text, &*source.sha);
+    [
+        source("reserve", &RESERVE),
+        source("extend", &EXTEND),
+        source("assert", &ASSERT),
+        source("settle", &SETTLE),
+        source("refund", &REFUND),
+        source("balances", &BALANCES),
+    ]
+}
+
 /// What the scripts do not find in the ask.
 #[derive(Clone, Debug)]
 pub struct Told<'a> {

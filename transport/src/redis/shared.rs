@@ -15,6 +15,7 @@ use control::quota::{self, LedgerConfig, OwnerId};
 use super::{Settings, SettingsError, Store, StoreError, StreamLog, Tls};
 use crate::config::Redis;
 use crate::keys::{AccountIds, SaltError};
+use crate::seam::Network;
 
 /// A gateway's part in a shared ledger.
 pub struct Shared {
@@ -80,6 +81,23 @@ pub enum JoinError {
 const FIRST_MEETING: Duration = Duration::from_secs(10);
 
 impl Shared {
+    /// Joins on a simulated machine, where all share the ids that they are given and nobody is asked for them.
+    ///
+    /// # Errors
+    /// [`JoinError::Settings`].
+    pub(crate) fn given(
+        redis: &Redis,
+        ids: AccountIds,
+        owner: OwnerId,
+        (salt, network): (u64, Network),
+    ) -> Result<Self, JoinError> {
+        let settings = settings(redis)?;
+        let in_flight_max = settings.in_flight_max;
+        let log = Arc::new(StreamLog::over(settings.clone(), network.clone())?);
+        let store = Arc::new(Store::over(settings, bounds(), salt, network)?);
+        Ok(Self { store, log, life: salt, ids, owner, in_flight_max })
+    }
+
     /// Joins. Blocks for some seconds at most, and not at all where the salt is known and Redis is away.
     ///
     /// # Errors

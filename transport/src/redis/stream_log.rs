@@ -17,6 +17,7 @@ use redis::{Cmd, Value};
 use super::client::{Caller, Settings, SettingsError};
 use super::error::StoreError;
 use super::script::Source;
+use crate::seam::Network;
 use answers::{integer, integers, logged, number, several, text};
 use words::Words;
 
@@ -119,7 +120,15 @@ impl StreamLog {
     /// # Errors
     /// [`SettingsError`].
     pub fn new(settings: Settings) -> Result<Self, SettingsError> {
-        Ok(Self { caller: Caller::new(settings)? })
+        Self::over(settings, Network::Real)
+    }
+
+    /// The same over a network that may be a simulated one.
+    ///
+    /// # Errors
+    /// [`SettingsError`].
+    pub fn over(settings: Settings, network: Network) -> Result<Self, SettingsError> {
+        Ok(Self { caller: Caller::new(settings, network)? })
     }
 
     /// Writes events. Returns the number of the last.

@@ -22,6 +22,9 @@ const CHUNKS_MAX: usize = 32;
 /// The caller hears of the load at least so often, also while the backend is silent.
 const LOAD_EVERY: Duration = Duration::from_secs(1);
 
+/// What an answer takes while the backend is at it: a seat, and a witness's attention.
+pub(super) type Place = (Seat, Option<Box<dyn Send>>);
+
 /// The chunks of one answer. Dropping it stops the backend.
 pub struct Answer {
     chunks: mpsc::Receiver<Result<StreamInferenceResponse, Status>>,
@@ -42,12 +45,12 @@ impl Answer {
         backend: Arc<Backend>,
         job: Job,
         desk: Arc<Desk>,
-        seat: Seat,
+        place: Place,
         fingerprint: String,
     ) -> Self {
         let (sender, chunks) = mpsc::channel(CHUNKS_MAX);
         let first = job.ask.resume.as_ref().map_or(0, |resume| resume.seq);
-        let task = tokio::spawn(run(backend, job, Arc::clone(&desk), seat, Out(sender)));
+        let task = tokio::spawn(run(backend, job, Arc::clone(&desk), place, Out(sender)));
         let mut load_due = interval_at(Instant::now() + LOAD_EVERY, LOAD_EVERY);
         load_due.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Self {
@@ -114,7 +117,7 @@ impl Stream for Answer {
 }
 
 /// Lets the backend write until it is done or must stop. The seat is given up with the last word.
-async fn run(backend: Arc<Backend>, job: Job, desk: Arc<Desk>, seat: Seat, out: Out) {
+async fn run(backend: Arc<Backend>, job: Job, desk: Arc<Desk>, place: Place, out: Out) {
     let deadline = tokio::time::sleep(job.patience);
     // Boxed: a backend's future is large, and most of an answer's life is spent waiting in it.
     let mut answer = Box::pin(backend.answer(job, &out));
@@ -127,7 +130,7 @@ async fn run(backend: Arc<Backend>, job: Job, desk: Arc<Desk>, seat: Seat, out: 
         }
     };
     drop(answer);
-    drop(seat);
+    drop(place);
     match ended {
         Ok(()) | Err(Halt::Gone) => {}
         // Where nobody listens, nobody needs to be told.

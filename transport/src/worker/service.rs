@@ -14,6 +14,7 @@ use super::backend::{Backend, Job};
 use super::desk::Desk;
 use super::record::Record;
 use super::telemetry::Telemetry;
+use super::witness::Begun;
 use crate::trace::Incoming;
 
 pub(super) struct Service {
@@ -54,8 +55,10 @@ impl Service {
         self.check(&job.ask)?;
         let seat = self.desk.enter()?;
         job.patience = job.patience.min(ANSWER_MAX);
+        let witness = self.telemetry.witness();
+        let seen = witness.map(|witness| witness.begins(&Begun::of(&job)));
         let (backend, desk) = (Arc::clone(&self.backend), Arc::clone(&self.desk));
-        Ok(Answer::start(backend, job, desk, seat, self.fingerprint.clone()))
+        Ok(Answer::start(backend, job, desk, (seat, seen), self.fingerprint.clone()))
     }
 
     /// What this worker says of itself.

@@ -18,6 +18,7 @@ use prometheus_client::registry::Registry;
 
 use super::desk::Desk;
 use super::record::Ended;
+use super::witness::Witness;
 use crate::front::{SPANS, SPANS_HELP, exposition};
 use crate::trace::Tracer;
 
@@ -30,7 +31,7 @@ const DURATION: [f64; 13] =
 
 /// A worker's figures and spans; clones are of the same worker.
 #[derive(Clone, Debug)]
-pub struct Telemetry(Arc<Inner>);
+pub struct Telemetry(Arc<Inner>, Option<Arc<dyn Witness>>);
 
 #[derive(Debug)]
 struct Inner {
@@ -61,6 +62,16 @@ struct Kind {
 }
 
 impl Telemetry {
+    /// The same with somebody who sees every answer begin.
+    #[must_use]
+    pub fn seen_by(self, witness: Arc<dyn Witness>) -> Self {
+        Self(self.0, Some(witness))
+    }
+
+    pub(super) fn witness(&self) -> Option<&dyn Witness> {
+        self.1.as_deref()
+    }
+
     /// Of a worker that serves `model`.
     #[must_use]
     pub fn new(model: &str, tracer: Tracer) -> Self {
@@ -83,7 +94,7 @@ impl Telemetry {
             desk: OnceLock::new(),
         };
         inner.register();
-        Self(Arc::new(inner))
+        Self(Arc::new(inner), None)
     }
 
     /// The pages for probes and scrapes: `/health`, `/ready` and `/metrics`.
