@@ -151,6 +151,10 @@ impl Checks {
         let read = read
             .and_then(|(nonce, seq)| Some((nonce.parse::<u64>().ok()?, seq.parse::<u32>().ok()?)));
         let Some((nonce, seq)) = read else { return self.proven(now, ticket, text) };
+        // What a worker began no script goes on with.
+        if self.is_proven(ticket).is_some() {
+            return self.nonsense(now, ticket, text);
+        }
         let (of, next) = *self.tickets[ticket].heard.get_or_insert((nonce, 0));
         if of != nonce || next != seq {
             let request = &self.tickets[ticket].request;

@@ -123,6 +123,11 @@ impl Follower {
         Ok(())
     }
 
+    /// The life that wrote last.
+    pub fn incarnation(&self) -> u32 {
+        self.incarnation
+    }
+
     /// What was charged since the last call.
     pub fn take_charges(&mut self) -> Vec<Charge> {
         std::mem::take(&mut self.charges)

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use control::plane::{ControlPlane, Input};
+use control::quota::OwnerId;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{sleep, timeout};
 use transport::cache::{Keeping, Listed, ModelCache, Seen};
@@ -190,11 +191,20 @@ impl House {
             beside: Beside::Given {
                 cache: Arc::clone(&self.cache) as Arc<dyn ModelCache>,
                 salt,
-                seed: self.stage.plan.seed
-                    ^ u64::from(index)
-                    ^ u64::from(self.inside().directories) << 32,
+                seed: self.seed(),
             },
         }
+    }
+
+    /// Of a plane in a new directory.
+    fn seed(&self) -> u64 {
+        let directories = u64::from(self.inside().directories);
+        self.stage.plan.seed ^ u64::from(self.index) ^ (directories << 32)
+    }
+
+    /// Who it is at a ledger that is shared: as the product makes it of that seed.
+    pub fn owner(&self) -> OwnerId {
+        OwnerId(control::rng::mix(self.seed()))
     }
 
     fn ends(&self, how: Ended) {

@@ -183,11 +183,12 @@ impl Run {
     /// The shared ledger has charged what was used.
     fn settles(&self) -> Result<(), (u8, String)> {
         let Some(till) = &self.till else { return Ok(()) };
-        // What a gateway's disk forgot it cannot give back: that expires, in minutes.
-        // Nor what ended with a call that a failover took: its owner heard that it was over.
-        if till.requests() > calls_lost(&self.stage.plan) && !self.has_lost {
-            let text = format!("the shared ledger ends with {} reservations", till.requests());
-            return Err((9, text));
+        let lives = self.houses.iter().zip(&self.followers);
+        let lives = lives.map(|(house, follower)| (house.owner(), follower.incarnation()));
+        let held = till.held_by(&lives.collect());
+        // What ended with a call that a failover took ends no second time: its owner heard that it was over.
+        if held > calls_lost(&self.stage.plan) {
+            return Err((9, format!("the shared ledger ends with {held} reservations")));
         }
         let (mut ever, mut now, none) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
         for follower in &self.followers {

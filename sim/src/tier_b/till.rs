@@ -8,9 +8,9 @@
 use std::collections::BTreeMap;
 
 use control::id::AccountId;
-use control::quota::{Entry, Fact};
+use control::quota::{Entry, Fact, OwnerId};
 
-use super::book::{Book, Broken};
+use super::book::{Book, Broken, Hold};
 use super::plan::TierBPlan;
 use super::tenancy::account;
 use crate::coverage::sometimes;
@@ -124,9 +124,12 @@ impl Till {
         Ok(())
     }
 
-    /// Requests that are held there.
-    pub fn requests(&self) -> usize {
-        self.book.live()
+    /// Requests that are held there by these owners in these lives. What an earlier life asked for and did not come to write
+    /// down nobody gives back: that expires, in minutes.
+    pub fn held_by(&self, lives: &BTreeMap<OwnerId, u32>) -> usize {
+        let live = self.book.holds.iter().filter(|(_, hold)| matches!(hold, Hold::Live { .. }));
+        let of_requests = live.filter(|(id, _)| !id.allotment);
+        of_requests.filter(|(id, _)| lives.get(&id.owner) == Some(&id.id.0.incarnation)).count()
     }
 }
 
@@ -140,7 +143,7 @@ pub(super) fn limits(plan: &TierBPlan, gateway: u8) -> BTreeMap<AccountId, u64> 
 #[cfg(test)]
 mod tests {
     use control::id::{Minted, ReservationId};
-    use control::quota::{BalanceKey, HoldId, OwnerId, Window};
+    use control::quota::{BalanceKey, HoldId, Window};
     use control::units::{Amount, MicroUsd, Tokens};
     use control::{Instant, Wall};
 
@@ -163,7 +166,7 @@ mod tests {
         let hold = HoldId { allotment: true, ..hold(1) };
         assert_eq!(till.wrote(&[reserved(hold, 50)]), Ok(()));
         let used = |tokens| BTreeMap::from([(account(0, Some(0)), tokens)]);
-        assert_eq!(till.requests(), 0);
+        assert_eq!(till.held_by(&[(OwnerId(1), 1)].into()), 0);
         assert_eq!(till.reconciles(&used(50), &used(50)), Ok(()));
         assert_eq!(till.reconciles(&used(51), &used(51)).map_err(|broken| broken.0), Err(3));
     }
@@ -181,10 +184,20 @@ mod tests {
     }
 
     #[test]
+    fn what_an_earlier_life_or_a_directory_of_before_holds_is_nobodys() {
+        let mut till = till();
+        assert_eq!(till.wrote(&[reserve(1, 60)]), Ok(()));
+        for (owner, incarnation, held) in [(1, 1, 1), (1, 2, 0), (2, 1, 0)] {
+            let lives = [(OwnerId(owner), incarnation)].into();
+            assert_eq!(till.held_by(&lives), held, "{lives:?}");
+        }
+    }
+
+    #[test]
     fn two_ends_break_the_first_and_a_refund_of_what_never_came_does_not() {
         let mut till = till();
         assert_eq!(till.wrote(&[reserve(1, 60), settle(1, 40), refund(2)]), Ok(()));
-        assert_eq!(till.requests(), 0);
+        assert_eq!(till.held_by(&[(OwnerId(1), 1)].into()), 0);
         for second in [settle(1, 1), reserve(1, 1), reserve(2, 1), refund(1)] {
             assert_eq!(again(&second), Err(1), "{second:?}");
         }

@@ -186,6 +186,14 @@ mod tests {
     }
 
     #[test]
+    fn an_answer_that_a_script_goes_on_with_breaks_the_sixth() {
+        let mut answer = Answer::of(9);
+        answer.token(0);
+        answer.checks.token(NOW, 0, "t1.0");
+        assert_eq!(answer.broken(), Some(6));
+    }
+
+    #[test]
     fn a_seam_elsewhere_breaks_the_sixth_and_a_bill_for_more_the_third() {
         for (after, broken) in [(3, None), (2, Some(6)), (4, Some(6))] {
             let mut answer = Answer::of(9);
