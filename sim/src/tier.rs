@@ -158,7 +158,7 @@ impl AnyPlan {
     pub fn what(&self) -> String {
         match self {
             Self::A(plan) => plan.what.clone(),
-            Self::B(plan) => format!("tier B, seed {}", plan.seed),
+            Self::B(plan) => plan.what.clone(),
         }
     }
 

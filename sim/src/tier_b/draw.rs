@@ -35,6 +35,7 @@ pub fn plan(seed: u64) -> TierBPlan {
     let replicas = between(&mut topology, 2, 8.min(room));
     let mut plan = TierBPlan {
         seed,
+        what: String::new(),
         duration_ms: DURATION_MS,
         quiet_ms: QUIET_MS,
         tick_ms: 5,

@@ -10,6 +10,9 @@ use serde::{Deserialize, Serialize};
 pub struct TierBPlan {
     /// Everything that is drawn while it runs comes from here.
     pub seed: u64,
+    /// One line on what it is there for, where it is kept.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub what: String,
     /// How long it runs. The last [`TierBPlan::quiet_ms`] of it are without faults.
     pub duration_ms: u64,
     /// All faults are mended so long before the end.
