@@ -23,12 +23,13 @@ use super::damage::Spot;
 use super::gateway::{DIR, House};
 use super::stage::Stage;
 use super::tape::Event;
-use super::till::limits;
+use super::till::of_gateway;
 
 /// One gateway's journal so far.
 pub(super) struct Follower {
     house: Arc<House>,
-    limits: BTreeMap<AccountId, u64>,
+    /// The book before the first record.
+    empty: Book,
     history: Vec<Step>,
     book: Book,
     /// Holds by the idempotency key that they were asked under.
@@ -80,12 +81,11 @@ struct Settled {
 impl Follower {
     pub fn new(stage: &Stage, house: Arc<House>) -> Self {
         let shared = stage.plan.shared;
-        // Of a ledger that is shared no gateway's part says how much is left.
-        let limits = if shared { BTreeMap::new() } else { limits(&stage.plan, house.index) };
+        let empty = of_gateway(&stage.plan, house.index);
         Self {
             house,
-            book: Book::new(limits.clone()),
-            limits,
+            book: empty.clone(),
+            empty,
             history: Vec::new(),
             keys: BTreeMap::new(),
             charged: BTreeMap::new(),
@@ -217,7 +217,7 @@ impl Follower {
     }
 
     fn rebuild(&mut self) -> Result<(), Broken> {
-        self.book = Book::new(self.limits.clone());
+        self.book = self.empty.clone();
         self.keys.clear();
         self.charged.clear();
         self.settled.clear();
