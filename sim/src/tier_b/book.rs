@@ -122,7 +122,7 @@ impl Book {
                 let actual: Sum = (*actual).into();
                 if let Some(Hold::Live { amount, .. }) = self.holds.get(hold)
                     && !self.has_lost
-                    && actual.above(*amount).tokens > OVERRUN_MAX + self.awaited
+                    && actual.above(*amount).tokens > self.overrun_max()
                 {
                     return Err((2, format!("{hold:?} held {amount:?} and used {actual:?}")));
                 }
@@ -178,6 +178,11 @@ impl Book {
         let mut accounts: Vec<AccountId> = pins.iter().map(|pin| pin.account).collect();
         accounts.dedup();
         accounts
+    }
+
+    /// What one stream may use beyond what is held for it, at most.
+    pub fn overrun_max(&self) -> u64 {
+        OVERRUN_MAX + self.awaited
     }
 
     /// What is drawn ahead of an account.

@@ -5,7 +5,7 @@
 //! nothing where every write was synced, and elsewhere only an end. What a client was told is in the written journal at
 //! that moment, and stays there as far as the same promise goes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -121,6 +121,29 @@ impl Follower {
             }
         }
         Ok(())
+    }
+
+    /// Requests that were lent something that had been drawn ahead.
+    pub fn lent(&self) -> u64 {
+        let entries = self.history.iter().flat_map(|step| &step.entries);
+        let lent: BTreeSet<HoldId> = entries
+            .filter_map(|entry| match &entry.fact {
+                Fact::Reserve { hold, from: Some(_), .. }
+                | Fact::Extend { hold, from: Some(_), .. } => Some(*hold),
+                Fact::Reserve { .. }
+                | Fact::Extend { .. }
+                | Fact::Limits { .. }
+                | Fact::Settle { .. }
+                | Fact::Refund { .. }
+                | Fact::Expire { .. }
+                | Fact::Late { .. }
+                | Fact::Forgive { .. }
+                | Fact::Close { .. }
+                | Fact::Retire { .. }
+                | Fact::Acknowledged { .. } => None,
+            })
+            .collect();
+        lent.len() as u64
     }
 
     /// The life that wrote last.

@@ -205,7 +205,9 @@ impl Run {
         }
         // A process that dies may have told the store what it did not come to write down; what a disk forgot, it may have told
         // already, or never: an allotment's end is told once.
-        let (ever, now) = ((!self.has_died).then_some(&ever), (!self.has_lost).then_some(&now));
+        let lent = self.followers.iter().map(Follower::lent).sum();
+        let (ever, now) =
+            ((!self.has_died).then_some(&ever), (!self.has_lost).then_some((&now, lent)));
         till.reconciles(ever, now)?;
         self.stage.redis.with(|server| till.compares(server))
     }

@@ -77,12 +77,12 @@ impl Till {
         Ok(())
     }
 
-    /// In the end: `ever` is what gateways ever wrote down as used, `now` what of that is still written; each where that says
-    /// anything.
+    /// In the end: `ever` is what gateways ever wrote down as used, `now` what of that is still written, with the number of
+    /// requests that were lent what had been drawn ahead; each where that says anything.
     pub fn reconciles(
         &self,
         ever: Option<&BTreeMap<AccountId, u64>>,
-        now: Option<&BTreeMap<AccountId, u64>>,
+        now: Option<(&BTreeMap<AccountId, u64>, u64)>,
     ) -> Result<(), Broken> {
         let of = |sums: &BTreeMap<AccountId, u64>, account| {
             sums.get(account).copied().unwrap_or_default()
@@ -98,8 +98,13 @@ impl Till {
                 return Err((3, text));
             }
         }
-        for (account, used) in now.into_iter().flatten() {
-            let drawn = self.book.drawn_ahead(*account);
+        let Some((now, lent)) = now else { return Ok(()) };
+        for (account, used) in now {
+            // Each of those that were lent some of it may have used more than that: its end will say so.
+            let drawn = match self.book.drawn_ahead(*account) {
+                0 => 0,
+                drawn => drawn + lent * self.book.overrun_max(),
+            };
             let charged = of(&self.charged, account);
             if charged + drawn < *used {
                 let text = format!(
@@ -169,7 +174,7 @@ mod tests {
             let mut till = till();
             assert_eq!(till.wrote(&[reserve(1, 60), settle(1, 40)]), Ok(()));
             let used = [(account(0, Some(0)), used)].into();
-            let judged = till.reconciles(Some(&used), Some(&used));
+            let judged = till.reconciles(Some(&used), Some((&used, 0)));
             assert_eq!(judged.map_err(|broken| broken.0), broken, "{used:?}");
         }
     }
@@ -181,9 +186,15 @@ mod tests {
         assert_eq!(till.wrote(&[reserved(hold, 50)]), Ok(()));
         let used = |tokens| BTreeMap::from([(account(0, Some(0)), tokens)]);
         assert_eq!(till.held_by(&[(OwnerId(1), 1)].into()), 0);
-        let judged = |used| till.reconciles(None, Some(&used)).map_err(|broken| broken.0);
-        assert_eq!(judged(used(50)), Ok(()));
-        assert_eq!(judged(used(51)), Err(3));
+        let judged = |tokens, lent| {
+            let judged = till.reconciles(None, Some((&used(tokens), lent)));
+            judged.map_err(|broken| broken.0)
+        };
+        assert_eq!(judged(50, 0), Ok(()));
+        assert_eq!(judged(51, 0), Err(3));
+        let overrun = till.book.overrun_max();
+        assert_eq!(judged(50 + overrun, 1), Ok(()), "it was lent to one who used more");
+        assert_eq!(judged(51 + overrun, 1), Err(3));
     }
 
     #[test]
