@@ -4,6 +4,7 @@
 //! with the product's own at moments when both have seen the same records.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use control::id::AccountId;
 use control::quota::{BalanceKey, Entry, Fact, HoldId, Limits, WindowKind};
@@ -85,6 +86,8 @@ pub(super) struct Book {
     allowed: BTreeMap<AccountId, u64>,
     /// A store forgot something: what was held may have been more than it knows.
     has_lost: bool,
+    /// What a stream may use while a store is asked for more.
+    awaited: u64,
 }
 
 /// A fact that contradicts what was before: the invariant's number, and how.
@@ -93,11 +96,20 @@ pub(super) type Broken = (u8, String);
 /// The most a reservation may be overrun by: a slice of 256 tokens, which is what a stream may use before the next one
 /// is granted, and what the estimate of a plan's longest prompt (61 words) may be wrong by.
 const OVERRUN_MAX: u64 = 256 + 128;
+/// How many tokens the product may count where a script says one: half of its bytes.
+const COUNTED_MAX: u64 = 7;
 
 impl Book {
     /// An empty one, under the plan's limits.
     pub fn new(limits: BTreeMap<AccountId, u64>) -> Self {
         Self { limits, ..Self::default() }
+    }
+
+    /// The same where a store is asked, which may take `answer` to say nothing, while a token comes every `each`.
+    pub fn awaiting(mut self, answer: Duration, each: Duration) -> Self {
+        let tokens = answer.as_millis() / each.as_millis().max(1);
+        self.awaited = COUNTED_MAX * tokens as u64;
+        self
     }
 
     /// Takes a fact.
@@ -110,7 +122,7 @@ impl Book {
                 let actual: Sum = (*actual).into();
                 if let Some(Hold::Live { amount, .. }) = self.holds.get(hold)
                     && !self.has_lost
-                    && actual.above(*amount).tokens > OVERRUN_MAX
+                    && actual.above(*amount).tokens > self.overrun_max()
                 {
                     return Err((2, format!("{hold:?} held {amount:?} and used {actual:?}")));
                 }
@@ -168,6 +180,11 @@ impl Book {
         accounts
     }
 
+    /// What one stream may use beyond what is held for it, at most.
+    pub fn overrun_max(&self) -> u64 {
+        OVERRUN_MAX + self.awaited
+    }
+
     /// What is drawn ahead of an account.
     pub fn drawn_ahead(&self, account: AccountId) -> u64 {
         let live = self.holds.iter().filter(|(id, _)| id.allotment);
@@ -209,7 +226,8 @@ impl Book {
         &self,
         kept: impl Iterator<Item = &'a Entry>,
     ) -> Result<Self, Broken> {
-        let mut left = Self { allowed: self.allowed.clone(), has_lost: true, ..Self::default() };
+        let (allowed, awaited) = (self.allowed.clone(), self.awaited);
+        let mut left = Self { allowed, awaited, has_lost: true, ..Self::default() };
         for entry in kept {
             left.shared(entry)?;
         }

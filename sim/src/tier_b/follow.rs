@@ -5,7 +5,7 @@
 //! nothing where every write was synced, and elsewhere only an end. What a client was told is in the written journal at
 //! that moment, and stays there as far as the same promise goes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,12 +23,13 @@ use super::damage::Spot;
 use super::gateway::{DIR, House};
 use super::stage::Stage;
 use super::tape::Event;
-use super::till::limits;
+use super::till::of_gateway;
 
 /// One gateway's journal so far.
 pub(super) struct Follower {
     house: Arc<House>,
-    limits: BTreeMap<AccountId, u64>,
+    /// The book before the first record.
+    empty: Book,
     history: Vec<Step>,
     book: Book,
     /// Holds by the idempotency key that they were asked under.
@@ -80,12 +81,11 @@ struct Settled {
 impl Follower {
     pub fn new(stage: &Stage, house: Arc<House>) -> Self {
         let shared = stage.plan.shared;
-        // Of a ledger that is shared no gateway's part says how much is left.
-        let limits = if shared { BTreeMap::new() } else { limits(&stage.plan, house.index) };
+        let empty = of_gateway(&stage.plan, house.index);
         Self {
             house,
-            book: Book::new(limits.clone()),
-            limits,
+            book: empty.clone(),
+            empty,
             history: Vec::new(),
             keys: BTreeMap::new(),
             charged: BTreeMap::new(),
@@ -121,6 +121,29 @@ impl Follower {
             }
         }
         Ok(())
+    }
+
+    /// Requests that were lent something that had been drawn ahead.
+    pub fn lent(&self) -> u64 {
+        let entries = self.history.iter().flat_map(|step| &step.entries);
+        let lent: BTreeSet<HoldId> = entries
+            .filter_map(|entry| match &entry.fact {
+                Fact::Reserve { hold, from: Some(_), .. }
+                | Fact::Extend { hold, from: Some(_), .. } => Some(*hold),
+                Fact::Reserve { .. }
+                | Fact::Extend { .. }
+                | Fact::Limits { .. }
+                | Fact::Settle { .. }
+                | Fact::Refund { .. }
+                | Fact::Expire { .. }
+                | Fact::Late { .. }
+                | Fact::Forgive { .. }
+                | Fact::Close { .. }
+                | Fact::Retire { .. }
+                | Fact::Acknowledged { .. } => None,
+            })
+            .collect();
+        lent.len() as u64
     }
 
     /// The life that wrote last.
@@ -217,7 +240,7 @@ impl Follower {
     }
 
     fn rebuild(&mut self) -> Result<(), Broken> {
-        self.book = Book::new(self.limits.clone());
+        self.book = self.empty.clone();
         self.keys.clear();
         self.charged.clear();
         self.settled.clear();

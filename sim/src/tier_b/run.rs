@@ -39,6 +39,7 @@ pub(super) fn simulate(plan: &TierBPlan, with_text: bool) -> (Outcome, Vec<u8>) 
         followers: houses.iter().map(|house| Follower::new(&stage, Arc::clone(house))).collect(),
         told: Vec::new(),
         till: plan.shared.then(|| Till::new(plan)),
+        has_died: false,
         has_lost: false,
         stage: Arc::clone(&stage),
         houses,
@@ -123,6 +124,8 @@ struct Run {
     told: Vec<Acknowledged>,
     /// The books of a ledger that is shared.
     till: Option<Till>,
+    /// A gateway's process ended.
+    has_died: bool,
     /// A gateway's disk forgot something.
     has_lost: bool,
 }
@@ -135,6 +138,7 @@ impl Run {
         clock::set(now);
         for death in self.nemesis.act(sim, now)? {
             self.followers[usize::from(death.gateway)].died(death.loss)?;
+            self.has_died = true;
             if death.loss != Loss::Nothing {
                 self.has_lost = true;
                 self.told.retain(|told| told.gateway != death.gateway);
@@ -190,7 +194,7 @@ impl Run {
         if held > calls_lost(&self.stage.plan) {
             return Err((9, format!("the shared ledger ends with {held} reservations")));
         }
-        let (mut ever, mut now, none) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        let (mut ever, mut now) = (BTreeMap::new(), BTreeMap::new());
         for follower in &self.followers {
             let (of_ever, of_now) = follower.used();
             for (sums, of) in [(&mut ever, of_ever), (&mut now, of_now)] {
@@ -199,8 +203,12 @@ impl Run {
                 }
             }
         }
-        // What a gateway's disk forgot, it may have told the store already, or never: an allotment's end is told once.
-        till.reconciles(&ever, if self.has_lost { &none } else { &now })?;
+        // A process that dies may have told the store what it did not come to write down; what a disk forgot, it may have told
+        // already, or never: an allotment's end is told once.
+        let lent = self.followers.iter().map(Follower::lent).sum();
+        let (ever, now) =
+            ((!self.has_died).then_some(&ever), (!self.has_lost).then_some((&now, lent)));
+        till.reconciles(ever, now)?;
         self.stage.redis.with(|server| till.compares(server))
     }
 
