@@ -4,6 +4,7 @@
 mod support;
 
 use std::net::TcpListener;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use support::client::{Ask, Client};
@@ -116,16 +117,15 @@ async fn a_worker_over_quic_is_pinned_by_the_fingerprint_it_prints_and_its_death
     let client = Client::new(gateway.port);
     let answer = client.ask(&ask(true)).await;
     assert!(answer.whole && answer.replica.as_deref() == Some("quic"), "{answer:?}");
-    let streaming = tokio::spawn(async move { client.ask(&ask(true)).await });
-    until("the worker writes", 10, || {
-        get(gateway.port, "/metrics").is_some_and(|(_, page)| {
-            page.contains("pointsman_in_flight_attempts{instance=\"quic\"} 1")
-        })
-    });
-    tokio::time::sleep(Duration::from_millis(200)).await;
+    let asked = ask(true);
+    let heard = std::sync::Arc::clone(&asked.heard);
+    let streaming = tokio::spawn(async move { client.ask(&asked).await });
+    until("some of the answer is there", 10, || heard.load(Ordering::Relaxed) >= 3);
     quic.process.kill();
     let continued = streaming.await.unwrap();
     assert!(continued.whole && continued.pieces == answer.pieces, "{continued:?} {answer:?}");
+    let said = gateway.process.said();
+    assert!(said.contains("a broken stream goes on"), "it was over before the worker died: {said}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -107,6 +107,17 @@ const PING_WITHIN: Duration = Duration::from_secs(5);
 /// After the drain, connections have this long to close.
 const CLOSE_WITHIN: Duration = Duration::from_secs(2);
 
+/// A server for gateways, which hold one connection each: the chat role's too.
+pub(crate) fn bounded(builder: Server) -> Server {
+    builder
+        .max_concurrent_streams(STREAMS_MAX)
+        .http2_max_pending_accept_reset_streams(Some(RESETS_MAX))
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .http2_keepalive_interval(Some(PING_EVERY))
+        .http2_keepalive_timeout(Some(PING_WITHIN))
+}
+
 /// Where callers come in.
 pub struct Doors {
     /// Over gRPC.
@@ -161,13 +172,7 @@ pub async fn serve_telling(
     let over_quic =
         quic.map(|door| AbortOnDropHandle::new(tokio::spawn(door.serve(service, closing.clone()))));
     let mut server = Box::pin(
-        Server::builder()
-            .max_concurrent_streams(STREAMS_MAX)
-            .http2_max_pending_accept_reset_streams(Some(RESETS_MAX))
-            .initial_stream_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(CONNECTION_WINDOW)
-            .http2_keepalive_interval(Some(PING_EVERY))
-            .http2_keepalive_timeout(Some(PING_WITHIN))
+        bounded(Server::builder())
             .add_service(inference)
             .add_service(health_service)
             .add_service(reflection)

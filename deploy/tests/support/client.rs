@@ -1,5 +1,7 @@
 //! A client that is as plain and as fast as one can be: hyper, kept-alive connections, no retries of its own.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -25,6 +27,8 @@ pub struct Ask {
     pub idempotency: Option<String>,
     /// Leave the stream after so many pieces.
     pub leave_after: Option<usize>,
+    /// Told how many pieces have arrived, while they do.
+    pub heard: Arc<AtomicUsize>,
 }
 
 /// What came back.
@@ -170,6 +174,7 @@ async fn read_events(
         while let Some(end) = held.windows(2).position(|two| two == b"\n\n") {
             let event: Vec<u8> = held.drain(..end + 2).collect();
             answer.take_event(&event);
+            ask.heard.store(answer.pieces, Ordering::Relaxed);
             if ask.leave_after.is_some_and(|pieces| answer.pieces >= pieces) {
                 answer.left = true;
                 return Ok(());

@@ -41,22 +41,12 @@ use crate::config::{GrpcTls, Tls};
 use crate::exchange::Chat;
 use crate::tls::{TlsError, chain, server_config};
 use crate::translate;
-use crate::worker::Incoming;
+use crate::worker::{Incoming, bounded};
 
 /// The name by which health is asked for.
 const SERVICE: &str = "pointsman.chat.v1.ChatService";
 /// How often health looks at readiness.
 const HEALTH_EVERY: Duration = Duration::from_millis(250);
-/// Calls on one connection at once: a gateway holds one connection.
-const STREAMS_MAX: u32 = 16_384;
-/// As for a worker: so that a long prompt does not wait for a round trip every few pages, and none holds the others up.
-const STREAM_WINDOW: u32 = 1 << 20;
-const CONNECTION_WINDOW: u32 = 64 << 20;
-/// A caller that has vanished without a word is noticed after both together.
-const PING_EVERY: Duration = Duration::from_secs(10);
-const PING_WITHIN: Duration = Duration::from_secs(5);
-/// Gateways whose clients all leave at once cancel many calls before they are looked at.
-const RESETS_MAX: usize = 4_096;
 
 /// Why a gRPC front stopped serving.
 #[derive(Debug, thiserror::Error)]
@@ -157,13 +147,7 @@ impl<C: Chat> Front<C> {
             Some(tls) => Server::builder().tls_config(tls)?,
         };
         let mut server = Box::pin(
-            builder
-                .max_concurrent_streams(STREAMS_MAX)
-                .http2_max_pending_accept_reset_streams(Some(RESETS_MAX))
-                .initial_stream_window_size(STREAM_WINDOW)
-                .initial_connection_window_size(CONNECTION_WINDOW)
-                .http2_keepalive_interval(Some(PING_EVERY))
-                .http2_keepalive_timeout(Some(PING_WITHIN))
+            bounded(builder)
                 .add_service(chat)
                 .add_service(health_service)
                 .add_service(reflection)
@@ -176,7 +160,7 @@ impl<C: Chat> Front<C> {
             ended = &mut server => return ended.map_err(Into::into),
             () = stopping => closing.cancel(),
         }
-        // What still runs after the grace is cut with its connection.
+        // What still runs after the grace ends with the process.
         tokio::time::timeout(grace, server).await.unwrap_or(Ok(())).map_err(Into::into)
     }
 }

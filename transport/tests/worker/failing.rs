@@ -8,7 +8,7 @@ use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use transport::worker::{Backend, Echo, Hash, Settings, serve};
 
-use crate::world::{Answer, LONG, SECOND, Worker, World, streamed, words};
+use crate::world::{Answer, LONG, SECOND, Worker, World, kill_whoever_is_asked, streamed, words};
 
 const SLOW: Duration = Duration::from_millis(50);
 
@@ -71,19 +71,7 @@ async fn a_worker_killed_before_the_first_token_costs_nothing() {
     let mut workers = [0, 1].map(|_| Worker::echo(SECOND));
     let world = World::before(&[workers[0].url(), workers[1].url()], "").await;
     let asking = async { world.ask("one", json!({"stream": true})).await };
-    let killing = async {
-        let began = Instant::now();
-        loop {
-            assert!(began.elapsed() < LONG, "nobody was asked");
-            for (at, worker) in workers.iter_mut().enumerate() {
-                if worker.running_now().await == 1 {
-                    worker.kill();
-                    return format!("w{}", 1 - at);
-                }
-            }
-        }
-    };
-    let (answer, survivor) = tokio::join!(asking, killing);
+    let (answer, survivor) = tokio::join!(asking, kill_whoever_is_asked(&mut workers));
     assert_eq!((answer.status.as_u16(), answer.told()), (200, "one".to_owned()), "{answer:?}");
     assert!(answer.is_done());
     assert_eq!(answer.header("x-pointsman-replica"), survivor);

@@ -202,6 +202,7 @@ async fn a_reader_that_does_not_read_holds_the_backend_up_and_loses_nothing() {
     asked.body = body.to_string().into();
     let answer = client.call(&target, asked, limits).await.unwrap();
     let Answer::Stream(mut stream) = answer else { panic!("a stream was asked for") };
+    // Many times what it takes to write all of it, where nothing holds it up.
     sleep(SECOND).await;
     assert_eq!(worker.running_now().await, 1, "it wrote on although nobody reads");
     let (mut tokens, mut done) = (0, false);

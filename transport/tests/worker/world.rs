@@ -186,6 +186,20 @@ impl Drop for Worker {
     }
 }
 
+/// Kills the one of two that answers, as soon as it does. Returns the other's name.
+pub async fn kill_whoever_is_asked(workers: &mut [Worker; 2]) -> String {
+    let began = Instant::now();
+    loop {
+        assert!(began.elapsed() < LONG, "nobody was asked");
+        for (at, worker) in workers.iter_mut().enumerate() {
+            if worker.running_now().await == 1 {
+                worker.kill();
+                return format!("w{}", 1 - at);
+            }
+        }
+    }
+}
+
 /// A question of a user, on the wire.
 pub fn question(text: &str, parameters: Parameters) -> StreamInferenceRequest {
     let content = Some(Content::Text(text.to_owned()));
