@@ -26,9 +26,8 @@ use crate::sources::Instance;
 use crate::tls::TlsError;
 use crate::upstream::{BadSecret, BadUrl, Failed, Secret, Target};
 
-/// Endpoints without a stated maximum take this many attempts at once: more than one inference server runs, so that it
-/// limits only what has gone astray.
-const IN_FLIGHT_MAX: u32 = 1_024;
+/// Endpoints without a stated maximum take what comes: how much that may be is said for connections, models and accounts.
+const NO_LIMIT: u32 = u32::MAX;
 
 /// The plane's part of a configuration, under the version by which the plane will know it.
 #[must_use]
@@ -262,7 +261,7 @@ fn route(configured: &Configured) -> Result<Route, RouteError> {
         provider: configured.provider.clone().unwrap_or_else(|| "pointsman".to_owned()),
         weight: configured.weight,
         tier: u8::try_from(configured.priority).unwrap_or(u8::MAX),
-        in_flight_max: configured.in_flight_max.unwrap_or(IN_FLIGHT_MAX),
+        in_flight_max: configured.in_flight_max.unwrap_or(NO_LIMIT),
         rps_max: configured.max_rps,
         attempt_max: configured.timeout,
         models,
@@ -305,7 +304,7 @@ pub(crate) fn found(source: &str, instance: &Instance) -> Result<Route, String> 
         provider: "pointsman".to_owned(),
         weight: *weight,
         tier: 1,
-        in_flight_max: IN_FLIGHT_MAX,
+        in_flight_max: NO_LIMIT,
         rps_max: None,
         attempt_max: None,
         models: BTreeMap::from([(model.as_str().into(), None)]),

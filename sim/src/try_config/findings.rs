@@ -194,8 +194,10 @@ fn crowded(
         cause.word()
     );
     let pool = subject.pool(model);
-    let room: u32 =
-        pool.iter().map(|at| subject.topology.replicas[*at as usize].in_flight_max).sum();
+    let room: u64 = pool
+        .iter()
+        .map(|at| u64::from(subject.topology.replicas[*at as usize].in_flight_max))
+        .sum();
     let longest = quantile(&counts.whole_ms, 99);
     match cause {
         Cause::Full => Some(Finding {

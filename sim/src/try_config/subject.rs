@@ -191,7 +191,7 @@ fn replica_of(
         weight,
         tier,
         // As the transport fills it in.
-        in_flight_max: in_flight_max.unwrap_or(1_024),
+        in_flight_max: in_flight_max.unwrap_or(u32::MAX),
         rps_max,
         prefill_rate: PREFILL_RATE,
         rate: WRITE_RATE,

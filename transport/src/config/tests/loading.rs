@@ -254,3 +254,11 @@ fn only_what_a_process_is_built_on_needs_a_restart() {
     let told = ["server.http.addr", "data.dir", "journal.fsync", "log.format"];
     assert_eq!(restart_required(&old, &dead), told);
 }
+
+#[test]
+fn an_endpoint_without_a_stated_maximum_has_none() {
+    let text = "upstreams: [{url: 'http://a:1'}, {url: 'http://b:1', in_flight_max: 7}]";
+    let routes = crate::convert::routes(&config(text)).unwrap();
+    let most: Vec<u32> = routes.values().map(|route| route.in_flight_max).collect();
+    assert_eq!(most, [u32::MAX, 7]);
+}
