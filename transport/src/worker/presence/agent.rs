@@ -213,7 +213,9 @@ fn trouble(at: &str, failed: &Failed) -> Trouble {
         return Trouble::Down(format!("{at} does not answer: {failed}"));
     };
     let words = String::from_utf8_lossy(&said.body).to_lowercase();
-    let unknown = words.contains("unknown check") || words.contains("unknown service");
+    // An older agent says so in three ways, a newer one with 404.
+    let unknown = ["unknown check", "unknown service", "does not have associated ttl"];
+    let unknown = unknown.iter().any(|phrase| words.contains(phrase));
     match said.status {
         404 => Trouble::Forgotten,
         500 if unknown => Trouble::Forgotten,

@@ -65,7 +65,7 @@ async fn answer(
         match &mut known.worker {
             Some(worker) => body["Status"].as_str().unwrap().clone_into(&mut worker.1),
             None => {
-                let words = r#"Unknown check "w 1:ttl""#;
+                let words = r#"CheckID "w 1:ttl" does not have associated TTL"#;
                 return (StatusCode::INTERNAL_SERVER_ERROR, words).into_response();
             }
         }
