@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod asked;
+mod certificates;
 mod discovering;
 mod failing;
 mod gateway;
