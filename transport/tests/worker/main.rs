@@ -14,5 +14,6 @@ mod quic_lines;
 mod resuming;
 mod roles;
 mod serving;
+mod skewed;
 mod telling;
 mod world;
