@@ -3,10 +3,10 @@
 import itertools
 import json
 import re
+import shutil
 import socket
 import threading
 import time
-import urllib.request
 
 import httpx2
 import openai
@@ -36,31 +36,33 @@ return {spent, running, ahead}
 class Consul(Server):
     """One server that is its own leader."""
 
-    def __init__(self, world, host=HERE):
+    def __init__(self, world, host=HERE, more="", name="consul"):
         port, gossip, server = free_port(), free_port(), free_port()
         arguments = ["agent", "-server", "-bootstrap-expect=1", "-node=pointsman", "-bind=127.0.0.1"]
         arguments += [f"-client={host.address}", "-dns-port=-1", "-grpc-port=-1", "-serf-wan-port=-1"]
         arguments += [f"-http-port={port}", f"-serf-lan-port={gossip}", f"-server-port={server}"]
         # It elects itself in one second instead of five.
-        arguments += ["-hcl", "performance { raft_multiplier = 1 }", f"-data-dir={world.home / 'consul'}"]
+        arguments += ["-hcl", f"performance {{ raft_multiplier = 1 }} {more}", f"-data-dir={world.home / name}"]
         ready = "/v1/catalog/services"  # Refused until there is a leader.
-        log = world.logs / "consul.log"
-        super().__init__("consul", arguments, log, port, ready, program=programs.consul(), host=host)
+        self._data, log = world.home / name, world.logs / f"{name}.log"
+        super().__init__(name, arguments, log, port, ready, program=programs.consul(), host=host)
 
-    def register(self, worker):
-        """A worker that does not do so itself; Consul looks every second whether its port is open."""
-        name, model, address = worker.name, worker.model, worker.host.address
-        check = {"TCP": f"{address}:{worker.port}", "Interval": "1s", "Timeout": "1s", "Status": "passing"}
-        service = {"ID": name, "Name": f"llm-{model}", "Address": address, "Port": worker.port}
-        body = json.dumps({**service, "Meta": {"model": model, "protocol": "grpc"}, "Check": check}).encode()
-        request = urllib.request.Request(f"{self.url}/v1/agent/service/register", body, method="PUT")
-        with urllib.request.urlopen(request, timeout=5) as answer:
-            assert answer.status == 200
-
-    def passing(self, model):
+    def passing(self, model, token=""):
         """The instances of a model whose checks pass."""
-        status, body = get(f"{self.url}/v1/health/service/llm-{model}?passing=true")
-        return {entry["Service"]["ID"] for entry in json.loads(body)} if status == 200 else set()
+        return set(self.services(model, token))
+
+    def services(self, model, token=""):
+        """The same, with what each said of itself."""
+        headers = {"X-Consul-Token": token} if token else {}
+        status, body = get(f"{self.url}/v1/health/service/llm-{model}?passing=true", headers=headers)
+        listed = json.loads(body) if status == 200 else []
+        return {entry["Service"]["ID"]: entry["Service"] for entry in listed}
+
+    def forget(self):
+        """It comes back with nothing, as an agent does whose disk is gone."""
+        self.kill()
+        shutil.rmtree(self._data)
+        self.start()
 
 
 class Redis(Server):
@@ -118,13 +120,14 @@ def _reply(answer):
 
 
 class RustWorker(Process):
-    """`pointsman worker`. It is ready when its port is open."""
+    """`pointsman worker`. It registers itself, and is ready when its port is open."""
 
-    def __init__(self, world, name, model, backend, *more, host=HERE):
+    def __init__(self, world, name, model, backend, consul, *more, host=HERE):
         self.port, self.pages, self.model = free_port(), free_port(), model
         arguments = ["worker", "--model", model, "--backend", backend]
         arguments += ["--listen", f"{host.address}:{self.port}"]
-        arguments += ["--metrics-listen", f"{host.address}:{self.pages}", *more]
+        arguments += ["--metrics-listen", f"{host.address}:{self.pages}"]
+        arguments += ["--consul", consul.url, "--instance-id", name, *more]
         super().__init__(name, arguments, world.logs / f"{name}.log", env=world.env, host=host)
 
     def start(self):
@@ -171,10 +174,9 @@ class Fleet(World):
         return self.network.host(name) if self.network else HERE
 
     def rust(self, name, model=ONE, backend="hash", *more):
-        """A Rust worker, registered on its behalf."""
-        worker = RustWorker(self, name, model, backend, *more, host=self._host(name))
+        """A Rust worker."""
+        worker = RustWorker(self, name, model, backend, self.consul, *more, host=self._host(name))
         self.workers[name] = self.keep(worker)
-        self.consul.register(worker)
         return worker
 
     def python(self, name, model=TWO, backend="hash", **more):

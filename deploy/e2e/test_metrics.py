@@ -120,5 +120,5 @@ def test_both_kinds_of_workers_tell_the_same(pages, role, model):
         "pointsman_worker_backend_ready",
     ):
         assert value(told, series) > 0, f"{series} in\n{told}"
-    for name in ("pointsman_worker_running", "pointsman_worker_queued", "pointsman_worker_draining"):
-        assert f"# TYPE {name} gauge\n" in told, name
+    for name in ("running", "queued", "draining", "registered"):
+        assert f"# TYPE pointsman_worker_{name} gauge\n" in told, name

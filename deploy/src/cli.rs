@@ -134,6 +134,22 @@ pub struct WorkerArgs {
     /// Over QUIC, serve only callers that show a certificate of these authorities, PEM.
     #[arg(long, value_name = "FILE", requires = "quic_listen")]
     pub quic_client_ca: Option<PathBuf>,
+    /// Register with this agent of Consul as `llm-NAME`, for as long as it serves. Default: CONSUL_HTTP_ADDR, else nowhere.
+    #[arg(long, value_name = "URL")]
+    pub consul: Option<String>,
+    /// The agent's ACL token, as file:/path. Default: CONSUL_HTTP_TOKEN.
+    #[arg(long, value_name = "file:PATH")]
+    pub consul_token: Option<String>,
+    /// Authorities to believe about the agent beside the public ones, PEM. Default: CONSUL_CACERT.
+    #[arg(long, value_name = "FILE")]
+    pub consul_ca: Option<PathBuf>,
+    /// Where others reach it: HOST, HOST:PORT, or the same behind grpc:// or quic:// to say which door is registered.
+    /// Default: ADVERTISE_ADDR, else the address that is listened on, else this machine's own; QUIC where that is served.
+    #[arg(long, value_name = "ADDR")]
+    pub advertise: Option<String>,
+    /// Its name in Consul, and what gateways call it. Default: INSTANCE_ID, else the machine's name and a draw.
+    #[arg(long, value_name = "NAME")]
+    pub instance_id: Option<String>,
     /// The most answers at once; who comes then is told when to come back.
     #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub concurrency: u32,

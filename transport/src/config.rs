@@ -63,7 +63,7 @@ pub use server::{Admin, Data, Fsync, GrpcTls, Http, Journal, Server, Tls};
 pub use streams::Streams;
 pub use tracing::{Collector, Sampler, Share, Tracing};
 pub use trust::WorkerTls;
-pub use units::{ByteSize, Secret, Url};
+pub use units::{BadSecret, ByteSize, Secret, Url};
 pub use watch::{Fingerprint, POLL_INTERVAL, watch};
 
 use reader::{Gathered, Section, Sink};

@@ -45,6 +45,7 @@ use axum::Router;
 
 pub use auth::{AuthError, Authenticate, Caller};
 pub use limits::Limits;
+pub(crate) use meta::wants_text;
 pub use meters::Meters;
 pub(crate) use meters::{SPANS, SPANS_HELP};
 pub use rpc::{RpcDoor, RpcError};

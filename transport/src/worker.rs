@@ -13,6 +13,7 @@
 //!   work lives in one task, which is dropped.
 //! - **Drain.** New questions get `UNAVAILABLE` with a time to come back, health says `NOT_SERVING`, what runs may finish
 //!   within the stated grace, and the rest is cut with `UNAVAILABLE`.
+//! - **Presence.** Where there is a registry, the worker is known to it while it serves, and leaves when it drains.
 //!
 //! Nothing here logs a prompt or an answer.
 
@@ -23,6 +24,8 @@ mod echo;
 mod hash;
 mod incoming;
 mod openai;
+mod page;
+mod presence;
 mod quic;
 mod record;
 mod service;
@@ -46,6 +49,7 @@ pub use echo::Echo;
 pub use hash::Hash;
 pub use incoming::Incoming;
 pub use openai::OpenAi;
+pub use presence::{Agent, AgentError, Presence, Registration, service_name};
 pub use quic::{QuicDoor, QuicError};
 pub use telemetry::Telemetry;
 pub use witness::{Begun, Witness};

@@ -1,11 +1,14 @@
 //! `pointsman worker`.
 
+mod consul;
+
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use transport::config::{Env, Errors, Tracing};
 use transport::front::{Limits, Listener, Server};
@@ -16,6 +19,7 @@ use transport::worker::{
     Telemetry, serve_telling,
 };
 
+use self::consul::{ConsulError, Wanted};
 use crate::cli::WorkerArgs;
 use crate::spans::{Spans, SpansError};
 
@@ -59,6 +63,8 @@ enum WorkerError {
     #[error("cannot serve QUIC on {addr}: {source}")]
     Quic { addr: SocketAddr, source: QuicError },
     #[error("{0}")]
+    Consul(#[from] ConsulError),
+    #[error("{0}")]
     Logs(#[from] logs::SettingsError),
     #[error("{0}")]
     Serve(#[from] ServeError),
@@ -87,6 +93,7 @@ fn start(args: &WorkerArgs, env: &Env) -> Result<(), WorkerError> {
         grace: args.grace,
     };
     let (addr, metrics) = (address(args, env)?, metrics_address(args)?);
+    let wanted = Wanted::of(args, env)?;
     let (tracing, odd) = Tracing::of_env(env)?;
     for warning in odd {
         tracing::warn!("{warning}");
@@ -96,7 +103,7 @@ fn start(args: &WorkerArgs, env: &Env) -> Result<(), WorkerError> {
         let spans = Spans::start(&tracing, "pointsman-worker", env)?;
         let telemetry = Telemetry::new(&settings.model, spans.tracer());
         let pages = pages(metrics, &telemetry)?;
-        let served = serve_on(addr, settings, args, telemetry).await;
+        let served = serve_on(addr, settings, (args, wanted), telemetry).await;
         drop(pages);
         spans.stop().await;
         served
@@ -144,7 +151,7 @@ fn metrics_address(args: &WorkerArgs) -> Result<Option<SocketAddr>, WorkerError>
 async fn serve_on(
     addr: SocketAddr,
     settings: Settings,
-    args: &WorkerArgs,
+    (args, wanted): (&WorkerArgs, Option<Wanted>),
     telemetry: Telemetry,
 ) -> Result<(), WorkerError> {
     let bound = Incoming::bind(addr).await;
@@ -153,12 +160,17 @@ async fn serve_on(
     let (mut terminate, mut interrupt) =
         (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let grace = settings.grace;
-    let stop = async move {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
+    let draining = CancellationToken::new();
+    let stop = {
+        let draining = draining.clone();
+        async move {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            tracing::info!("draining: no new answers; what runs may finish within {grace:?}");
+            draining.cancel();
         }
-        tracing::info!("draining: no new answers; what runs may finish within {grace:?}");
     };
     let addr = grpc.local_addr()?;
     let (model, backend) = (&settings.model, &args.backend);
@@ -173,7 +185,28 @@ async fn serve_on(
             );
         }
     }
-    let drained = serve_telling(telemetry, Doors { grpc, quic }, settings, stop).await?;
+    let presence = match wanted {
+        None => None,
+        Some(wanted) => {
+            let quic =
+                quic.as_ref().map(|door| Ok::<_, std::io::Error>((door.local_addr()?, door.pin())));
+            let at = (addr, quic.transpose()?);
+            Some(wanted.join(&settings, args, at, telemetry.clone())?)
+        }
+    };
+    // Nobody is to be sent here while what runs finishes, so leaving does not wait for that.
+    let leaving = async {
+        draining.cancelled().await;
+        if let Some(presence) = presence {
+            presence.leave().await;
+        }
+    };
+    let serving = async {
+        let served = serve_telling(telemetry, Doors { grpc, quic }, settings, stop).await;
+        draining.cancel();
+        served
+    };
+    let drained = tokio::join!(serving, leaving).0?;
     match drained.cut {
         0 => tracing::info!("stopped; everything that ran has finished"),
         cut => tracing::warn!(answers = cut, "stopped; the grace time was over and these were cut"),
@@ -246,7 +279,7 @@ mod tests {
     use super::*;
     use crate::cli::{Cli, Command};
 
-    fn args(line: &str) -> WorkerArgs {
+    pub(super) fn args(line: &str) -> WorkerArgs {
         let line = format!("pointsman worker --model m {line}");
         match Cli::try_parse_from(line.split(' ')).unwrap().command {
             Some(Command::Worker(args)) => args,

@@ -25,7 +25,7 @@ const START_MAX: Duration = Duration::from_secs(60);
 /// Longer than any grace time the tests configure.
 const STOP_MAX: Duration = Duration::from_secs(40);
 /// Variables that would change what the program does, if whoever runs the tests has them set.
-const OURS: [&str; 13] = [
+const OURS: [&str; 16] = [
     "OPENAI",
     "ALIYUN",
     "GATEWAY",
@@ -39,6 +39,9 @@ const OURS: [&str; 13] = [
     "LLM",
     "MODEL_NAME",
     "WORKER",
+    "CONSUL",
+    "ADVERTISE",
+    "INSTANCE_ID",
 ];
 
 /// A folder for one test, with a gateway's data and configuration in it; gone with the test.

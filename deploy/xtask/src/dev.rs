@@ -117,8 +117,7 @@ impl Dev<'_> {
         kept.want_ports()?;
         let log = self.log(role)?;
         let mut child = kept.spawn(&mut role.command(&kept, around)?, &log)?;
-        wait_ready(kept.name, &mut child, &log, START_MAX, || role.lives(&kept))?;
-        role.register(&kept, around)
+        wait_ready(kept.name, &mut child, &log, START_MAX, || role.lives(&kept))
     }
 
     /// Until each has somebody to ask: a worker that registered is known within moments.
@@ -143,12 +142,6 @@ impl Dev<'_> {
             if roles.is_empty() || roles.contains(role) {
                 let kept = self.kept(*role)?;
                 let marks = role.marks(&kept);
-                if kept.process(&marks).is_some() {
-                    // Where Consul is down there is nobody to tell, and nothing that it could be asked for.
-                    if let Ok(consul) = services::running(self.workspace, services::CONSUL) {
-                        role.deregister(&kept, &consul);
-                    }
-                }
                 stopped |= kept.stop(&marks, STOP_MAX)?;
             }
         }

@@ -31,6 +31,21 @@ impl Secret {
         Self(text)
     }
 
+    /// As a command line or a variable gives it: `file:/path`, or the text itself.
+    ///
+    /// # Errors
+    /// [`BadSecret`], which does not show it.
+    pub fn given(text: &str) -> Result<Self, BadSecret> {
+        let found = match text.strip_prefix("file:").map(PathBuf::from) {
+            None => one_line(text).map(str::to_owned),
+            Some(path) => {
+                let why = |why| BadSecret(format!("cannot read {}: {why}", path.display()));
+                one_line(read_small(&path).map_err(why)?.trim()).map(str::to_owned)
+            }
+        };
+        found.map(Self).map_err(|_| BadSecret(NOT_ONE_LINE.to_owned()))
+    }
+
     /// The secret itself, for the one who presents it.
     #[must_use]
     pub fn expose(&self) -> &str {
@@ -43,6 +58,13 @@ impl fmt::Debug for Secret {
         f.write_str("Secret(..)")
     }
 }
+
+/// Why a text is no secret: in words that do not show it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct BadSecret(String);
+
+const NOT_ONE_LINE: &str = "a secret is one line that is not empty";
 
 /// Longer than any key or password; a certificate chain given by mistake is refused.
 const SECRET_MAX: u64 = 16 * 1024;
@@ -73,7 +95,7 @@ impl Value for Secret {
 /// A secret ends up in a header or a password prompt: a line break in it is a mistake, and an attack on the former.
 fn one_line(secret: &str) -> Result<&str, Wrong> {
     if secret.is_empty() || secret.chars().any(char::is_control) {
-        return Err(Wrong::Because("a secret is one line that is not empty".into()));
+        return Err(Wrong::Because(NOT_ONE_LINE.into()));
     }
     Ok(secret)
 }

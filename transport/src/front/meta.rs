@@ -159,7 +159,7 @@ fn reasons(checks: &Checks) -> Vec<String> {
 }
 
 /// Only who names plain text and no JSON: `*/*` gets the JSON that the contract states.
-fn wants_text(headers: &HeaderMap) -> bool {
+pub(crate) fn wants_text(headers: &HeaderMap) -> bool {
     let accept = headers.get(ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or("");
     accept.contains("text/plain") && !accept.contains("json")
 }

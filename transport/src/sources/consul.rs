@@ -292,7 +292,7 @@ fn index_of(headers: &HeaderMap) -> u64 {
 }
 
 /// For a part of a path or a query: everything but what needs no escape is escaped.
-fn escaped(text: &str) -> String {
+pub(crate) fn escaped(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for byte in text.bytes() {
         if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {

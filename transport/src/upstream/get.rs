@@ -1,8 +1,9 @@
-//! Plain questions to an HTTP API: a service registry, a metrics page.
+//! Plain calls of an HTTP API: a service registry, a metrics page.
 
 use bytes::Bytes;
 use http::header::HeaderMap;
-use http::{Method, Uri};
+use http::{Method, Request, Uri};
+use http_body_util::Full;
 
 use super::connect::Client;
 use super::failed::{self, Failed};
@@ -37,6 +38,19 @@ impl Client {
         Ok(got.body)
     }
 
+    /// Puts `body` at `path` below `target`. Limits as for [`Client::get`].
+    pub(crate) async fn put(
+        &self,
+        target: &Target,
+        path: &str,
+        body: Bytes,
+        limits: Limits,
+    ) -> Result<Got, Failed> {
+        let uri = target.base_url.join(path);
+        let request = bare_request(target, Method::PUT, uri, body, HeaderMap::new())?;
+        self.perform(target, request, limits).await
+    }
+
     pub(super) async fn fetch(
         &self,
         target: &Target,
@@ -44,6 +58,15 @@ impl Client {
         limits: Limits,
     ) -> Result<Got, Failed> {
         let request = bare_request(target, Method::GET, uri, Bytes::new(), HeaderMap::new())?;
+        self.perform(target, request, limits).await
+    }
+
+    async fn perform(
+        &self,
+        target: &Target,
+        request: Request<Full<Bytes>>,
+        limits: Limits,
+    ) -> Result<Got, Failed> {
         let response = self.exchange(target, request, limits.whole_answer, &limits).await?;
         if !response.status().is_success() {
             return Err(failed::refused(response, limits.deadline).await);

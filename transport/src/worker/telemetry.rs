@@ -2,7 +2,7 @@
 //!
 //! The same names and words as the worker in Python has, so that one dashboard shows both.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use axum::Router;
 use axum::extract::State;
@@ -16,7 +16,11 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
+use tokio::sync::watch;
+
 use super::desk::Desk;
+use super::page;
+use super::presence::Standing;
 use super::record::Ended;
 use super::witness::Witness;
 use crate::front::{SPANS, SPANS_HELP, exposition};
@@ -48,6 +52,10 @@ struct Inner {
     running_max: Gauge,
     draining: Gauge,
     backend_ready: Gauge,
+    registered: Gauge,
+    /// Whether the backend answers, for those who wait for that to change.
+    readiness: watch::Sender<bool>,
+    standing: Mutex<Standing>,
     desk: OnceLock<Arc<Desk>>,
 }
 
@@ -91,6 +99,9 @@ impl Telemetry {
             running_max: Gauge::default(),
             draining: Gauge::default(),
             backend_ready: Gauge::default(),
+            registered: Gauge::default(),
+            readiness: watch::Sender::new(false),
+            standing: Mutex::default(),
             desk: OnceLock::new(),
         };
         inner.register();
@@ -100,8 +111,8 @@ impl Telemetry {
     /// The pages for probes and scrapes: `/health`, `/ready` and `/metrics`.
     pub fn router(&self) -> Router {
         Router::new()
-            .route("/health", get(async || "ok"))
-            .route("/ready", get(ready))
+            .route("/health", get(page::health))
+            .route("/ready", get(page::ready))
             .route("/metrics", get(metrics))
             .fallback(nothing)
             .with_state(self.clone())
@@ -138,6 +149,27 @@ impl Telemetry {
     /// Whether the backend answers.
     pub(super) fn backend_is_ready(&self, ready: bool) {
         self.0.backend_ready.set(ready.into());
+        self.0.readiness.send_replace(ready);
+    }
+
+    /// That, as it changes.
+    pub(super) fn backend_readiness(&self) -> watch::Receiver<bool> {
+        self.0.readiness.subscribe()
+    }
+
+    /// What the registry knows of the worker from now on.
+    pub(super) fn stands(&self, now: Standing) {
+        self.0.registered.set((now == Standing::Known).into());
+        *self.0.standing.lock().unwrap_or_else(PoisonError::into_inner) = now;
+    }
+
+    pub(super) fn standing(&self) -> Standing {
+        self.0.standing.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Nobody is let in: not yet, or no more.
+    pub(super) fn is_closed(&self) -> bool {
+        self.0.desk.get().is_none_or(|desk| desk.is_draining())
     }
 
     pub(super) fn ended(&self, ended: &Ended) {
@@ -181,19 +213,15 @@ impl Inner {
                 "1 while the backend can answer",
                 &self.backend_ready,
             ),
+            (
+                "pointsman_worker_registered",
+                "1 while the registry knows the worker",
+                &self.registered,
+            ),
         ] {
             r.register(name, help, gauge.clone());
         }
         r.register(SPANS, SPANS_HELP, self.tracer.counts().0);
-    }
-}
-
-async fn ready(State(told): State<Telemetry>) -> impl IntoResponse {
-    let draining = told.0.desk.get().is_none_or(|desk| desk.is_draining());
-    match (draining, told.0.backend_ready.get()) {
-        (true, _) => (StatusCode::SERVICE_UNAVAILABLE, "starting or draining"),
-        (false, 0) => (StatusCode::SERVICE_UNAVAILABLE, "the backend does not answer"),
-        (false, _) => (StatusCode::OK, "ready"),
     }
 }
 

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod asked;
+mod certificates;
 mod discovering;
 mod failing;
 mod gateway;
@@ -13,5 +14,6 @@ mod quic_lines;
 mod resuming;
 mod roles;
 mod serving;
+mod skewed;
 mod telling;
 mod world;

@@ -53,31 +53,31 @@ fn ask(text: &str, stream: bool) -> Ask {
     }
 }
 
-fn target(url: &str, trust: Trust) -> Target {
+pub fn target(url: &str, trust: Trust) -> Target {
     let mut target = Target::new(url.parse().unwrap());
     target.trust = Some(Arc::new(trust));
     target
 }
 
-async fn whole(client: &Client, target: &Target) -> Result<String, Failed> {
+pub async fn whole(client: &Client, target: &Target) -> Result<String, Failed> {
     match client.call(target, ask("hello", false), limits()).await? {
         Answer::Whole(whole) => Ok(String::from_utf8(whole.body.to_vec()).unwrap()),
         Answer::Stream(_) => panic!("no stream was asked for"),
     }
 }
 
-fn client() -> Client {
+pub fn client() -> Client {
     Client::new(&Settings::default()).unwrap()
 }
 
 /// A certificate in files, which vouches for itself.
-struct Files {
-    own: Identity,
+pub struct Files {
+    pub own: Identity,
     cert: PathBuf,
     _dir: tempfile::TempDir,
 }
 
-fn files() -> Files {
+pub fn files() -> Files {
     let dir = tempfile::tempdir().unwrap();
     let (cert, key) = (dir.path().join("c.pem"), dir.path().join("k.pem"));
     Files { own: Identity::read_or_made(&cert, &key).unwrap(), cert, _dir: dir }
@@ -302,7 +302,7 @@ async fn stranger(own: &Files, url: &str, early: bool) -> (quinn::Endpoint, Sock
     (endpoint, url.replace("quic://localhost", "127.0.0.1").parse().unwrap())
 }
 
-fn frame(kind: u8, message: &impl Message) -> Vec<u8> {
+pub fn frame(kind: u8, message: &impl Message) -> Vec<u8> {
     let body = message.encode_to_vec();
     let mut bytes = vec![kind];
     bytes.extend(u32::try_from(body.len()).unwrap().to_be_bytes());
@@ -369,7 +369,7 @@ async fn a_caller_that_does_not_keep_to_the_wire_is_told_so_and_hurts_nobody() {
 }
 
 /// What a lying worker writes instead of an answer, and whether it then resets the stream.
-async fn liar(own: &Files, answer: Vec<u8>, reset: bool) -> (String, AbortOnDropHandle<()>) {
+pub async fn liar(own: &Files, answer: Vec<u8>, reset: bool) -> (String, AbortOnDropHandle<()>) {
     let key = own.cert.with_file_name("k.pem");
     let pem = |path: &Path| std::fs::read(path).unwrap();
     let key = rustls::pki_types::pem::PemObject::from_pem_slice(&pem(&key)).unwrap();

@@ -16,7 +16,7 @@ pub const MODEL: &str = "words";
 const PYTHON_MODEL: &str = "parrot";
 
 /// Variables that would overrule what is configured here, if whoever runs this has them set.
-const OVERRULING: [&str; 9] = [
+const OVERRULING: [&str; 13] = [
     "GATEWAY",
     "GATEWAY_HTTP_ADDR",
     "GATEWAY_GRPC_ADDR",
@@ -26,6 +26,10 @@ const OVERRULING: [&str; 9] = [
     "LLM_ADDR",
     "OPENAI_API_KEY",
     "OPENAI_MODEL",
+    "METRICS_ADDR",
+    "CONSUL_HTTP_TOKEN",
+    "CONSUL_CACERT",
+    "ADVERTISE_ADDR",
 ];
 
 /// One of our processes, in the order in which they are started.
@@ -111,6 +115,9 @@ impl Role {
                 let mut command = Command::new(&around.program);
                 command.args(["worker", "--model", MODEL, "--backend", "hash", "--delay", "20ms"]);
                 command.args(["--grace", "10s", "--listen", &kept.address()]);
+                command.args(["--metrics-listen", &format!("127.0.0.1:{}", kept.second)]);
+                command.args(["--consul", &format!("http://{}", around.consul)]);
+                command.args(["--instance-id", kept.name]);
                 command
             }
             Self::WorkerPython => python(kept, around)?,
@@ -146,41 +153,6 @@ impl Role {
             None => "does not answer".to_owned(),
         }
     }
-
-    /// Tells Consul of a worker that does not do so itself.
-    pub fn register(self, kept: &Kept, around: &Around<'_>) -> Result<(), String> {
-        if !self.is_told_of() {
-            return Ok(());
-        }
-        let (name, port) = (kept.name, kept.port);
-        let body = format!(
-            r#"{{"ID": "{name}", "Name": "llm-{MODEL}", "Address": "127.0.0.1", "Port": {port},
-               "Meta": {{"model": "{MODEL}", "protocol": "grpc"}},
-               "Check": {{"TCP": "127.0.0.1:{port}", "Interval": "1s", "Status": "passing"}}}}"#
-        );
-        let said = ask(port_of(&around.consul), "PUT", "/v1/agent/service/register", &body);
-        match said {
-            Some((200, _)) => Ok(()),
-            Some((status, why)) => Err(format!("Consul does not take {name}: {status} {why}")),
-            None => Err(format!("Consul does not answer, so nobody finds {name}")),
-        }
-    }
-
-    /// Tells Consul that it goes. Where that is not heard, the check finds it out.
-    pub fn deregister(self, kept: &Kept, consul: &str) {
-        if self.is_told_of() {
-            let path = format!("/v1/agent/service/deregister/{}", kept.name);
-            let _ = ask(port_of(consul), "PUT", &path, "");
-        }
-    }
-
-    fn is_told_of(self) -> bool {
-        matches!(self, Self::Worker1 | Self::Worker2)
-    }
-}
-
-fn port_of(address: &str) -> u16 {
-    address.rsplit(':').next().and_then(|port| port.parse().ok()).unwrap_or_default()
 }
 
 /// The whole of a gateway's configuration.
@@ -230,6 +202,5 @@ mod tests {
         let mut ports: Vec<u16> = Role::value_variants().iter().map(|role| role.port()).collect();
         ports.dedup();
         assert_eq!(ports.len(), Role::value_variants().len());
-        assert_eq!(port_of("127.0.0.1:17500"), 17_500);
     }
 }

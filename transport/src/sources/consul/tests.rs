@@ -2,6 +2,8 @@
 
 //! Against an agent in this process that answers as Consul does: blocking queries with an index.
 
+mod nonsense;
+
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 

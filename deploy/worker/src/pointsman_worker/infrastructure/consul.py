@@ -28,6 +28,8 @@ FORGET_AFTER = "10m"
 CALL_SECONDS = 5.0
 ANSWER_BYTES_MAX = 64 * 1024
 OUTPUT_CHARACTERS_MAX = 200
+UNKNOWN = ("unknown check", "unknown service", "does not have associated ttl")
+"""How an older agent says that it does not know a worker; a newer one says 404."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +95,7 @@ class ConsulAgent:
             status, answer = await asyncio.to_thread(self._call, path, body)
         except (OSError, ValueError, http.client.HTTPException) as error:
             raise RegistryDown(f"consul cannot be reached: {type(error).__name__}") from error
-        if status == 404 or (status == 500 and "unknown check" in answer.lower()):
+        if status == 404 or (status == 500 and any(words in answer.lower() for words in UNKNOWN)):
             raise RegistryLost
         if status in (401, 403):
             raise RegistryDown(f"consul answered {status}: CONSUL_HTTP_TOKEN may not write this service")
