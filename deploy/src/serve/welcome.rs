@@ -23,7 +23,7 @@ pub fn print(
     let chat = if config.server.grpc_tls.is_some() { "chats" } else { "chat" };
     let place = match config.role {
         Role::All | Role::Gateway => format!("{scheme}://{addr}/v1"),
-        Role::Chat => format!("{chat}://{addr} (gRPC)"),
+        Role::Chat | Role::Auth => format!("{chat}://{addr} (gRPC)"),
     };
     println!("pointsman {} serves {place}", env!("CARGO_PKG_VERSION"));
     if let Some(grpc) = grpc.filter(|grpc| *grpc != addr) {
