@@ -103,6 +103,12 @@ impl Role {
         Checks { ready, parts }
     }
 
+    /// Its figures, in the text format.
+    #[must_use]
+    pub fn figures(&self) -> String {
+        exposition::text(&self.registry, "")
+    }
+
     /// `/health`, `/ready` and `/metrics`.
     pub fn router(self: &Arc<Self>) -> Router {
         pages(Arc::clone(self))
@@ -150,7 +156,7 @@ impl Page for Role {
     }
 
     fn metrics(&self) -> String {
-        exposition::text(&self.registry, "")
+        self.figures()
     }
 }
 

@@ -132,7 +132,7 @@ impl KeyEntry {
         judged: bool,
     ) -> Option<Self> {
         let hash = match judged {
-            true => Some(section.required::<HashText>("hash")?),
+            true => section.required::<HashText>("hash"),
             false => section.maybe("hash", "the auth role has it"),
         };
         let tenant = section.get("tenant", DEFAULT_TENANT.to_owned());
@@ -145,6 +145,9 @@ impl KeyEntry {
         let limits = Limits::read(section);
         let models = section.texts("models", "every model");
         let hash = hash.map(|HashText(hash)| hash);
+        if judged {
+            hash?;
+        }
         if let (None, None) = (&name, hash) {
             let expected = "the key's name at the auth role, whose limits these are".to_owned();
             section.problem("name", ProblemKind::Missing { expected });

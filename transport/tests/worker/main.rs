@@ -2,7 +2,9 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod asked;
+mod auth;
 mod discovering;
+mod embedding;
 mod failing;
 mod gateway;
 mod lines;
