@@ -74,7 +74,7 @@ pub(super) fn of_older(words: &str) -> Failed {
         status: 501,
         body: json!({ "error": error }).to_string().into(),
         content_type: Some("application/json".to_owned()),
-        verdict: None,
+        verdict: Some(Verdict { retry_after: None, should_retry: Some(false) }),
     }));
     failed
 }
