@@ -51,17 +51,20 @@ def test_who_is_asked_starts_before_who_asks():
     order = in_order(SERVICES)
     for earlier, later in [
         ("consul", "worker"),
-        ("worker", "gateway-1"),
-        ("redis", "gateway-1"),
+        ("worker", "chat-1"),
+        ("redis", "chat-2"),
+        ("auth", "chat-1"),
+        ("auth", "gateway-1"),
+        ("chat-2", "gateway-1"),
         ("gateway-2", "nginx"),
     ]:
         assert order.index(earlier) < order.index(later), order
 
 
 def test_who_drains_is_given_more_time_than_that_takes():
-    config = (ROOT / "deploy/compose/gateway.yaml").read_text()
-    drain = seconds(re.search(r"drain_grace: (\w+)", config).group(1))
-    for name in ("gateway-1", "gateway-2"):
+    for name in ("gateway-1", "gateway-2", "chat-1", "chat-2", "auth"):
+        config = (FILE.parent / "compose" / f"{SERVICES[name]['configs'][0]['source']}.yaml").read_text()
+        drain = seconds(re.search(r"drain_grace: (\w+)", config).group(1))
         assert seconds(SERVICES[name]["stop_grace_period"]) > drain + 5
     worker = SERVICES["worker"]
     assert seconds(worker["stop_grace_period"]) > int(worker["environment"]["DRAIN_SECONDS"]) + 5
@@ -93,8 +96,14 @@ def test_every_variable_of_the_file_is_documented_and_no_other():
     assert named == {name for row in rows for name in re.findall(r"\w+", row)}
 
 
+def test_keys_are_at_the_auth_role_alone():
+    having = {name for name, service in SERVICES.items() if "api_key_hash" in service.get("secrets", [])}
+    assert having == {"auth"}
+    assert "hash" not in re.sub(r"#.*", "", (ROOT / "deploy/compose/roles.yaml").read_text())
+
+
 def ask(url, key, session):
-    """The worker that answered, through nginx."""
+    """The chat role that answered, through nginx."""
     body = {"model": "demo", "messages": [{"role": "user", "content": "Say this again."}], "max_tokens": 8}
     headers = {"authorization": f"Bearer {key}", "x-session-id": session, "content-type": "application/json"}
     request = urllib.request.Request(f"{url}/v1/chat/completions", json.dumps(body).encode(), headers)
@@ -111,19 +120,46 @@ def answered_at_all(url, key):
         return None
 
 
+def refused(url, key):
+    """With which status."""
+    with pytest.raises(urllib.error.HTTPError) as error:
+        ask(url, key, "stranger")
+    return error.value.code
+
+
+def while_auth_is_away(composed, url, key):
+    """Who was let in goes on, strangers are told to come back; then all is as before."""
+    stranger, _ = new_key()
+    assert refused(url, stranger) == 401
+    auth = composed.containers["auth"]
+    auth.process.kill()
+    until("a stranger is told to come back", lambda: refused(url, new_key()[0]) == 503)
+    assert ask(url, key, "known")
+    auth.process.start()
+    auth.await_health()
+    until("a stranger is told that he is one", lambda: refused(url, new_key()[0]) == 401)
+
+
 def test_all_of_it_starts_in_order_serves_and_leaves_in_time(tmp_path):
     key, digest = new_key()
     hidden = {"redis_password": secrets.token_hex(24) + "\n", "api_key_hash": digest + "\n"}
     with Network("10.213.80") as network, Composed(tmp_path, network, hidden) as composed:
         url = f"http://{composed.containers['nginx'].host.address}:8080"
         answered = {ask(url, key, f"session-{number}") for number in range(24)}
-        assert len(answered) == 3, answered
-        for name in ("gateway-1", "gateway-2"):
-            gateway = composed.containers[name].host.address
-            said = json.loads(get(f"http://{gateway}:8080/health")[1])
+        assert answered == {"chat-1", "chat-2"}, answered
+        asked = set()
+        for name in ("gateway-1", "gateway-2", "chat-1", "chat-2"):
+            admin = f"http://{composed.containers[name].host.address}:9090"
+            said = json.loads(get(f"{admin}/health")[1])
             assert said["healthy"], said
-            assert said["checks"]["registry consul"]["detail"] == "3 workers", said
-            assert "gateway_requests_total" in get(f"http://{gateway}:9090/metrics")[1]
+            assert said["checks"]["auth"]["detail"] == "auth://auth:8082 answers", said
+            figures = get(f"{admin}/metrics")[1]
+            assert "gateway_requests_total" in figures
+            if name.startswith("chat"):
+                assert said["checks"]["registry consul"]["detail"] == "3 workers", said
+                asked |= set(re.findall(r'pointsman_attempts_total\{instance="([^"]+)",outcome="completed"', figures))
+        assert len(asked) == 3, asked
+        while_auth_is_away(composed, url, key)
         # Healthy means more than alive: without its Redis nobody would be let wait for it.
         redis = composed.containers["redis"]
         redis.process.kill()

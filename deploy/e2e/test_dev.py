@@ -78,7 +78,7 @@ def test_everything_starts_serves_is_restarted_and_stops(dev):
     servers = dev.running("deps", "up")
     assert set(servers) == {"redis", "consul", "nginx"}
     ours = dev.running("up")
-    assert set(ours) == {"worker-1", "worker-2", "gateway-1", "gateway-2"}
+    assert set(ours) == {"worker-1", "worker-2", "auth", "chat-1", "chat-2", "gateway-1", "gateway-2"}
     assert dev.running("up") == ours, "what runs stays"
     key = (dev.place / "dev" / "key").read_text().strip()
     assert (dev.place / "dev" / "key").stat().st_mode & 0o077 == 0
@@ -88,9 +88,14 @@ def test_everything_starts_serves_is_restarted_and_stops(dev):
         headers = {"X-Session-Id": f"s{number}"}
         return raw_chat(client, model="words", max_tokens=2, extra_headers=headers).headers["x-pointsman-replica"]
 
-    assert {home(number) for number in range(16)} == {"worker-1", "worker-2"}
+    assert {home(number) for number in range(16)} == {"chat-1", "chat-2"}
     for name in ("gateway-1", "gateway-2"):
         assert degraded(Through(ours[name][0])) == ""
+
+    os.kill(ours["auth"][1], signal.SIGKILL)
+    until("it is missed", lambda: "down: auth" in dev("status")[1])
+    assert home(0) == home(0), "a key that is known goes on"
+    assert dev.running("up", "auth")["auth"][0] == ours["auth"][0]
 
     after = dev.running("restart", "gateway-1")
     assert after["gateway-1"][0] == ours["gateway-1"][0] and after["gateway-1"][1] != ours["gateway-1"][1]

@@ -1,5 +1,6 @@
 //! The command line.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -17,6 +18,28 @@ use crate::demo::{DemoReplicaArgs, parse_duration};
 pub struct Cli {
     #[command(subcommand)]
     pub command: Option<Command>,
+}
+
+impl Cli {
+    /// A command line. Ends the process where it is none.
+    pub fn of(args: impl IntoIterator<Item = OsString>) -> Self {
+        Self::parse_from(worker_named(args.into_iter().collect()))
+    }
+}
+
+/// A worker shares no flag with the other roles, and has no configuration file: so it is a command. Whoever starts it as the
+/// role that it is means that command.
+fn worker_named(mut args: Vec<OsString>) -> Vec<OsString> {
+    if args.get(1).is_none_or(|command| command != "serve") {
+        return args;
+    }
+    let apart = args.windows(2).position(|pair| pair[0] == "--role" && pair[1] == "worker");
+    let joined = args.iter().position(|arg| arg == "--role=worker");
+    if let Some(said) = apart.map(|at| at..at + 2).or_else(|| joined.map(|at| at..at + 1)) {
+        args.drain(said);
+        args[1] = "worker".into();
+    }
+    args
 }
 
 #[derive(Debug, Subcommand)]
@@ -70,12 +93,12 @@ pub struct ServeArgs {
     /// A configuration file; changes to it are applied while running.
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// What this process does: everything; or, in front, keys, rates and protocols (`gateway`, which asks the chat roles of
-    /// `chats` or `--upstream chat://host:port`); or, behind, quota, sessions and workers (`chat`, asked over gRPC). A worker is a
-    /// command of its own.
+    /// What this process does: everything; or, in front, rates and protocols (`gateway`, which asks the chat roles of `chats`
+    /// or `--upstream chat://host:port`); or, behind, quota, sessions and workers (`chat`, asked over gRPC); or keys for both
+    /// (`auth`, named as `auth.url`). With `worker`, all other flags are those of `pointsman worker`.
     #[arg(long, value_enum, default_value_t)]
     pub role: RoleArg,
-    /// Where to listen. Default: 127.0.0.1:8080; the chat role, over gRPC, 127.0.0.1:8081.
+    /// Where to listen. Default: 127.0.0.1:8080; over gRPC, the chat role 127.0.0.1:8081, the auth role 127.0.0.1:8082.
     #[arg(long, value_name = "ADDR")]
     pub listen: Option<String>,
     /// Where to keep the journal. Default: ./pointsman-data.
@@ -90,6 +113,7 @@ pub enum RoleArg {
     All,
     Gateway,
     Chat,
+    Auth,
 }
 
 impl From<RoleArg> for Role {
@@ -98,6 +122,7 @@ impl From<RoleArg> for Role {
             RoleArg::All => Self::All,
             RoleArg::Gateway => Self::Gateway,
             RoleArg::Chat => Self::Chat,
+            RoleArg::Auth => Self::Auth,
         }
     }
 }
@@ -250,4 +275,30 @@ pub enum QuotaCommand {
         #[command(flatten)]
         which: Which,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn meant(line: &str) -> String {
+        let words = worker_named(line.split(' ').map(Into::into).collect());
+        words.join(std::ffi::OsStr::new(" ")).into_string().unwrap_or_default()
+    }
+
+    #[test]
+    fn a_worker_that_is_started_as_a_role_is_the_command() {
+        let worker = "pointsman worker --model m --backend echo";
+        for line in [
+            "pointsman serve --role worker --model m --backend echo",
+            "pointsman serve --model m --role=worker --backend echo",
+        ] {
+            assert_eq!(meant(line), worker);
+            let command = Cli::of(line.split(' ').map(Into::into)).command;
+            assert!(matches!(command, Some(Command::Worker(args)) if args.model == "m"));
+        }
+        for line in ["pointsman serve --role chat", "pointsman check --role worker", "pointsman"] {
+            assert_eq!(meant(line), line);
+        }
+    }
 }

@@ -8,12 +8,10 @@ mod spans;
 
 use std::process::ExitCode;
 
-use clap::Parser;
-
 use cli::{Cli, Command};
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = Cli::of(std::env::args_os());
     match cli.command.unwrap_or_default() {
         Command::Serve(args) => serve::run(&args),
         Command::Check(args) => commands::check::run(&args),

@@ -2,6 +2,7 @@
 
 mod demo_fleet;
 mod doors;
+mod keys;
 mod own_key;
 mod reload;
 mod welcome;
@@ -83,7 +84,12 @@ fn start(args: &ServeArgs) -> Result<(), StartError> {
         .enable_all()
         .build()
         .map_err(StartError::Runtime)?;
-    runtime.block_on(serve(args, flags, env, loaded))
+    runtime.block_on(async {
+        match loaded.config.role {
+            Role::Auth => keys::serve(args.config.clone(), flags, env, loaded).await,
+            Role::All | Role::Gateway | Role::Chat => serve(args, flags, env, loaded).await,
+        }
+    })
 }
 
 async fn serve(args: &ServeArgs, flags: Flags, env: Env, loaded: Loaded) -> Result<(), StartError> {
@@ -110,7 +116,7 @@ async fn serve(args: &ServeArgs, flags: Flags, env: Env, loaded: Loaded) -> Resu
         tracer: spans.tracer(),
         edge: config.role == Role::Gateway,
     };
-    let front = Front::with(Arc::new(gateway.chat()), gateway.accounts(), settings);
+    let front = Front::with(Arc::new(gateway.chat()), gateway.auth(), settings);
     let admin = admin_server(&config, &front, limits(&config))?;
     let health = gateway.health();
     health.set_serving(true);
@@ -223,10 +229,10 @@ fn admin_server(
     let bound = match Listener::bind(addr) {
         _ if !config.monitoring.prometheus_enabled => None,
         Ok(listener) => Some(listener),
-        Err(error) if addr == config::Admin::default_addr() => {
+        Err(error) if addr == config::Admin::default_addr(config.role) => {
             let instead = match config.role {
                 Role::All | Role::Gateway => "they are at /metrics of the API's port too",
-                Role::Chat => "give this process a server.admin.addr of its own",
+                Role::Chat | Role::Auth => "give this process a server.admin.addr of its own",
             };
             tracing::warn!(%error, "no metrics on {addr}: somebody else listens there; {instead}");
             None
@@ -247,6 +253,12 @@ fn admin_server(
 
 /// Resolves when the process should stop, having said so to `/ready`.
 async fn stopping(health: Arc<transport::health::Health>) {
+    told().await;
+    health.set_serving(false);
+}
+
+/// Resolves when the process is told to stop.
+async fn told() {
     let mut terminate = signal(SignalKind::terminate()).expect("signals can be listened to");
     let mut interrupt = signal(SignalKind::interrupt()).expect("signals can be listened to");
     tokio::select! {
@@ -254,5 +266,4 @@ async fn stopping(health: Arc<transport::health::Health>) {
         _ = interrupt.recv() => {}
     }
     tracing::info!("draining: no new requests; what runs may finish");
-    health.set_serving(false);
 }

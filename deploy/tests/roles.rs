@@ -125,5 +125,10 @@ fn a_role_that_lacks_what_it_needs_says_what() {
     assert!(lacks.contains("needs keys that the other roles know too"), "{lacks}");
     let wrong = said("--upstream chat://127.0.0.1:1:2");
     assert!(wrong.contains("--upstream"), "{wrong}");
-    assert!(said("--role worker").contains("possible values: all, gateway, chat"));
+    assert!(said("--role nobody").contains("possible values: all, gateway, chat, auth"));
+    let lacks = said("--role auth");
+    assert!(lacks.contains("keys: missing") && lacks.contains("pointsman key new"), "{lacks}");
+    // A worker is the command, with that command's own flags and words.
+    let lacks = said("--role worker");
+    assert!(lacks.contains("pointsman worker") && lacks.contains("--config"), "{lacks}");
 }

@@ -16,6 +16,15 @@ pub mod inference {
     }
 }
 
+/// Between the roles that serve and the auth role.
+pub mod auth {
+    /// Version 1.
+    #[allow(missing_docs, clippy::all, reason = "made by prost and tonic from the .proto")]
+    pub mod v1 {
+        tonic::include_proto!("pointsman.auth.v1");
+    }
+}
+
 /// Between clients, the gateway role and the chat role.
 pub mod chat {
     /// Version 1.
@@ -55,8 +64,10 @@ mod tests {
     }
 
     #[test]
-    fn the_descriptors_name_the_service() {
-        let name = b"InferenceService";
-        assert!(super::DESCRIPTORS.windows(name.len()).any(|window| window == name));
+    fn the_descriptors_name_the_services() {
+        for name in ["InferenceService", "ChatService", "AuthService"] {
+            let name = name.as_bytes();
+            assert!(super::DESCRIPTORS.windows(name.len()).any(|window| window == name));
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! Who may ask: the keys of the configuration in effect, and the names of the accounts they stand for.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -9,8 +9,9 @@ use arc_swap::ArcSwap;
 use control::id::{AccountId, Digest, Principal, SessionKey};
 
 use crate::config::{Config, DEFAULT_TENANT, KeyEntry};
-use crate::front::{AuthError, Authenticate, Caller};
-use crate::keys::{AccountIds, KeyRing, Names, Refused};
+use crate::front::{AuthError, Authenticate, Caller, Judged};
+use crate::keys::{AccountIds, Identity, KeyRing, Names, Refused};
+use crate::trace::Trace;
 
 /// Names by account, for `quota show` on a running or stopped gateway.
 const NAMES_FILE: &str = "accounts.json";
@@ -19,6 +20,7 @@ const NAMES_FILE: &str = "accounts.json";
 pub struct Accounts {
     ids: AccountIds,
     ring: ArcSwap<KeyRing>,
+    tenants: ArcSwap<BTreeSet<String>>,
     /// A key that this gateway made for itself; see [`Accounts::set_own_key`].
     own: ArcSwap<Vec<KeyEntry>>,
     /// Where the names of accounts are kept, if anywhere.
@@ -32,6 +34,7 @@ impl Accounts {
         let accounts = Self {
             ids,
             ring: ArcSwap::default(),
+            tenants: ArcSwap::default(),
             own: ArcSwap::default(),
             file: dir.map(|dir| dir.join(NAMES_FILE)),
         };
@@ -41,6 +44,7 @@ impl Accounts {
 
     /// Takes the keys of a new configuration.
     pub fn set_config(&self, config: &Config) {
+        self.tenants.store(Arc::new(config.tenants.keys().cloned().collect()));
         let own = self.own.load();
         // A file that names keys decides alone who is let in.
         let keys = if config.keys.is_empty() { own.as_slice() } else { &config.keys };
@@ -75,11 +79,23 @@ impl Accounts {
 }
 
 impl Authenticate for Accounts {
-    fn authenticate(
-        &self,
-        bearer: Option<&str>,
-        user_id: Option<&str>,
-    ) -> Result<Caller, AuthError> {
+    fn authenticate(&self, bearer: Option<&str>, user_id: Option<&str>, _: &Trace) -> Judged {
+        Judged::now(self.judge(bearer, user_id))
+    }
+
+    fn session_key(&self, principal: &Principal, name: &str) -> SessionKey {
+        let tenant = principal.tenant.0.to_le_bytes();
+        let digest = self.ids.digest("session", &[&tenant, name.as_bytes()]);
+        SessionKey(digest.0 as u64)
+    }
+
+    fn digest(&self, bytes: &[u8]) -> Digest {
+        self.ids.digest("request", &[bytes])
+    }
+}
+
+impl Accounts {
+    fn judge(&self, bearer: Option<&str>, user_id: Option<&str>) -> Result<Caller, AuthError> {
         let ring = self.ring.load();
         if ring.is_empty() {
             return Ok(self.anybody(user_id));
@@ -88,6 +104,15 @@ impl Authenticate for Accounts {
         let identity = ring.lookup(presented).map_err(|refused| match refused {
             Refused::Mistyped | Refused::Unknown => AuthError::KeyUnknown,
         })?;
+        self.caller(identity, user_id)
+    }
+
+    /// Whoever holds this key, on behalf of this user.
+    pub(crate) fn caller(
+        &self,
+        identity: &Identity,
+        user_id: Option<&str>,
+    ) -> Result<Caller, AuthError> {
         let mut principal = identity.principal;
         match (&identity.user, user_id) {
             // A user's own key speaks for nobody else.
@@ -99,14 +124,9 @@ impl Authenticate for Accounts {
         Ok(Caller { principal, models, tenant_name: identity.tenant.as_str().into() })
     }
 
-    fn session_key(&self, principal: &Principal, name: &str) -> SessionKey {
-        let tenant = principal.tenant.0.to_le_bytes();
-        let digest = self.ids.digest("session", &[&tenant, name.as_bytes()]);
-        SessionKey(digest.0 as u64)
-    }
-
-    fn digest(&self, bytes: &[u8]) -> Digest {
-        self.ids.digest("request", &[bytes])
+    /// Whether the configuration has this tenant, and with it its limits.
+    pub(crate) fn knows_tenant(&self, name: &str) -> bool {
+        name == DEFAULT_TENANT || self.tenants.load().contains(name)
     }
 }
 

@@ -14,6 +14,7 @@
 //! - Secrets appear in no error, no warning, no `Debug` and no `--print`.
 
 mod accounts;
+mod auth;
 mod catalogue;
 mod discovery;
 mod effective;
@@ -45,6 +46,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use accounts::{DEFAULT_TENANT, KeyEntry, Limits, Tenant};
+pub use auth::{Auth, AuthRole};
 pub use catalogue::{Endpoint, Model, Provider, Rule, Upstream};
 pub use discovery::{Consul, Discovery, DnsName};
 pub use effective::{Effective, Entry};
@@ -97,6 +99,8 @@ pub struct Config {
     pub rules: Vec<Rule>,
     /// Tenants by name.
     pub tenants: BTreeMap<String, Tenant>,
+    /// Who judges keys.
+    pub auth: Auth,
     /// The API keys that are let in. Without any, only loopback is served.
     pub keys: Vec<KeyEntry>,
     /// What is measured.
@@ -240,7 +244,9 @@ fn read(root: &Section<'_>) -> Config {
     let (upstreams, chats) = catalogue::read_upstreams(root);
     let rules = catalogue::read_rules(root, &providers);
     let tenants = accounts::read_tenants(root);
-    let keys = accounts::read_keys(root, &tenants);
+    let auth = root.section("auth", Auth::read);
+    let asks = matches!(root.role(), Role::Gateway | Role::Chat) && auth.remote.is_some();
+    let keys = accounts::read_keys(root, &tenants, !asks);
     let monitoring = root.section("monitoring", Monitoring::read);
     let log = root.section("log", Log::read);
     one_admin_address(root, &mut server, &monitoring);
@@ -258,6 +264,7 @@ fn read(root: &Section<'_>) -> Config {
         chats,
         rules,
         tenants,
+        auth,
         keys,
         monitoring,
         log,
@@ -281,7 +288,7 @@ fn read_version(root: &Section<'_>) {
 fn one_admin_address(root: &Section<'_>, server: &mut Server, monitoring: &Monitoring) {
     let (addr, other) = ("server.admin.addr", "monitoring.prometheus.addr");
     if let Some(metrics) = monitoring.prometheus_addr {
-        let default = Admin::default_addr();
+        let default = Admin::default_addr(root.role());
         if server.admin.addr != default && server.admin.addr != metrics {
             let kind = ProblemKind::Contradicts { other: addr.to_owned() };
             root.problem_of(&["monitoring", "prometheus", "addr"], kind);

@@ -18,7 +18,8 @@ use tonic::{Code, Status};
 
 use crate::catalog::{CONFIGURED, Route, Silence};
 use crate::config::{
-    Config, Fallback, Limits, LoadBalancer, Route as Configured, Serves, Timeouts, WorkerTls,
+    AuthRole, Config, Fallback, Limits, LoadBalancer, Route as Configured, Serves, Timeouts,
+    WorkerTls,
 };
 use crate::keys::AccountIds;
 use crate::quic::{Identity, Pin, Trust};
@@ -272,6 +273,20 @@ fn route(configured: &Configured) -> Result<Route, RouteError> {
         fingerprint: None,
         described: false,
     })
+}
+
+/// The auth role, as it is called.
+///
+/// # Errors
+/// Where its certificates cannot be read.
+pub(crate) fn auth_target(role: &AuthRole) -> Result<Target, RouteError> {
+    let name = || "auth.url".to_owned();
+    let base_url = role.url.to_string().parse();
+    let mut target = Target::new(base_url.map_err(|error| RouteError::Url(name(), error))?);
+    if let Some(tls) = &role.tls {
+        target.trust = Some(trust(tls).map_err(|error| RouteError::Tls(name(), error))?);
+    }
+    Ok(target)
 }
 
 fn trust(tls: &WorkerTls) -> Result<Arc<Trust>, TlsError> {

@@ -28,6 +28,7 @@ mod limits;
 mod meta;
 mod meters;
 mod page;
+mod pages;
 mod record;
 mod refusal;
 mod resumable;
@@ -43,11 +44,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use axum::Router;
 
-pub use auth::{AuthError, Authenticate, Caller};
+pub use auth::{AuthError, Authenticate, Caller, Judged};
 pub use limits::Limits;
 pub(crate) use meta::wants_text;
 pub use meters::Meters;
 pub(crate) use meters::{SPANS, SPANS_HELP};
+pub(crate) use pages::{Page, pages};
+pub(crate) use rpc::serve_routes;
 pub use rpc::{RpcDoor, RpcError};
 pub use server::{Drained, Listener, Server};
 

@@ -21,19 +21,21 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::accounts::Accounts;
 use crate::admin::{self, Running};
+use crate::auth::Remote;
 use crate::cache::{CacheError, ModelCache};
 use crate::catalog::{CONFIGURED, Catalog, SharedCatalog};
 use crate::chat::Local;
 use crate::config::{Config, Fsync, Role};
 use crate::convert::{self, RouteError};
 use crate::driver::{Clock, Driver, Recovered, RecoveryError, Shadow, recover};
+use crate::front::Authenticate;
 use crate::health::Health;
 use crate::journal::{FsyncPolicy, Journal, Options};
 use crate::keys::{AccountIds, SaltError};
 use crate::redis::{Desk, JoinError, Shared};
 use crate::seam::{Beside, World};
 use crate::streams::Streams;
-use crate::upstream::{Client, Settings, SetupError};
+use crate::upstream::{Client, Failed, Settings, SetupError};
 use follower::Follower;
 
 /// Why a gateway cannot start. Each says what to do.
@@ -57,6 +59,9 @@ pub enum StartError {
     /// The upstream client cannot be set up.
     #[error("{0}")]
     Upstream(#[from] SetupError),
+    /// The auth role cannot be asked at all.
+    #[error("auth: {0}")]
+    Auth(Failed),
     /// Its admin socket cannot be bound.
     #[error("cannot bind the admin socket {path}: {source}", path = path.display())]
     Socket {
@@ -70,7 +75,7 @@ pub enum StartError {
     Entropy(getrandom::Error),
 }
 
-/// A gateway at work. Serve its [`chat`](Self::chat) with its [`accounts`](Self::accounts); then [`stop`](Self::stop).
+/// A gateway at work. Serve its [`chat`](Self::chat) for whom its [`auth`](Self::auth) lets in; then [`stop`](Self::stop).
 pub struct Gateway {
     world: World,
     chat: Local,
@@ -93,6 +98,8 @@ pub struct Gateway {
     /// Its part in a quota ledger that is shared.
     shared: Option<Shared>,
     streams: Arc<Streams>,
+    /// Who judges keys.
+    auth: Arc<dyn Authenticate>,
 }
 
 /// An answer that does not stream: 64 MiB hold a million tokens of text, or ten thousand embeddings.
@@ -140,6 +147,7 @@ impl Gateway {
             ANSWER_BYTES_MAX,
         );
         let socket = config.server.admin.socket.clone();
+        let auth = auth_of(config, &upstream, &accounts, &health)?;
         let streams = streams::of(config, joined.as_ref(), &health);
         // The gateway role calls everybody by the names that all use, and spends nothing.
         let shared = joined.filter(|_| config.role != Role::Gateway);
@@ -163,6 +171,7 @@ impl Gateway {
             socket: has_files.then(|| socket.unwrap_or_else(|| admin::socket_path(dir))),
             shared,
             streams,
+            auth,
         });
         gateway.start_desk();
         gateway.reconfigure(config)?;
@@ -221,7 +230,13 @@ impl Gateway {
         Arc::clone(&self.streams)
     }
 
-    /// Who may ask.
+    /// Who may ask: the keys of this process, or those of the auth role.
+    #[must_use]
+    pub fn auth(&self) -> Arc<dyn Authenticate> {
+        Arc::clone(&self.auth)
+    }
+
+    /// The keys of this process, and the names of accounts.
     #[must_use]
     pub fn accounts(&self) -> Arc<Accounts> {
         Arc::clone(&self.accounts)
@@ -382,6 +397,22 @@ fn join(config: &Config, world: &World) -> Result<Option<Shared>, StartError> {
             Shared::given(redis, ids, owner, (salt, world.network.clone()))?
         }
     }))
+}
+
+/// Who judges keys, as the configuration says.
+fn auth_of(
+    config: &Config,
+    client: &Client,
+    accounts: &Arc<Accounts>,
+    health: &Arc<Health>,
+) -> Result<Arc<dyn Authenticate>, StartError> {
+    let Some(role) = &config.auth.remote else {
+        return Ok(Arc::<Accounts>::clone(accounts));
+    };
+    let target = convert::auth_target(role)?;
+    let (accounts, health) = (Arc::clone(accounts), Arc::clone(health));
+    let remote = Remote::new(client, &target, &config.auth, accounts, health);
+    Ok(Arc::new(remote.map_err(StartError::Auth)?))
 }
 
 fn journal_options(config: &Config, world: &World) -> Result<Options, StartError> {

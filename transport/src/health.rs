@@ -1,6 +1,6 @@
 //! What goes on, in figures and in words: the plane's observations as metrics, and the state of each part.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -15,6 +15,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
+use crate::auth;
 use crate::driver::{Driver, Observer, Progress};
 use crate::exchange::Checks;
 use crate::front::exposition;
@@ -49,6 +50,7 @@ pub struct Health {
     replayed: Gauge,
     store_asks: Family<Asked, Counter>,
     quota_degraded: Gauge,
+    auth: auth::Meters,
     notes: Mutex<Notes>,
 }
 
@@ -61,6 +63,8 @@ struct Notes {
     shadow: Option<Arc<Progress>>,
     draining: bool,
     started: bool,
+    /// Parts without which nobody can be served, and that cannot do their work.
+    unable: BTreeSet<&'static str>,
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -125,6 +129,7 @@ impl Health {
             replayed: Gauge::default(),
             store_asks: Family::default(),
             quota_degraded: Gauge::default(),
+            auth: auth::Meters::default(),
             notes: Mutex::default(),
         };
         health.register();
@@ -133,6 +138,7 @@ impl Health {
 
     fn register(&mut self) {
         let r = &mut self.registry;
+        self.auth.register(r);
         let mut counter = |name: &str, help: &str, metric: &Counter| {
             r.register(name, help, metric.clone());
         };
@@ -187,6 +193,20 @@ impl Health {
             Some(state) => drop(notes.parts.insert(part.to_owned(), state)),
             None => drop(notes.parts.remove(part)),
         }
+    }
+
+    /// A part without which nobody can be served is able to do its work, or not.
+    pub(crate) fn set_able(&self, part: &'static str, able: bool) {
+        let mut notes = self.notes();
+        match able {
+            true => drop(notes.unable.remove(part)),
+            false => drop(notes.unable.insert(part)),
+        }
+    }
+
+    /// Figures of who asks for keys.
+    pub(crate) fn auth(&self) -> &auth::Meters {
+        &self.auth
     }
 
     /// What a registry said last is so old; nothing while it is heard.
@@ -279,7 +299,11 @@ impl Health {
         if able == 0 {
             parts.push(("endpoints".into(), false, "nobody can be asked".into()));
         }
-        let ready = notes.started && !notes.draining && journal.is_ok() && able > 0;
+        let ready = notes.started
+            && !notes.draining
+            && notes.unable.is_empty()
+            && journal.is_ok()
+            && able > 0;
         if notes.draining {
             parts.push(("process".into(), false, "draining".into()));
         }

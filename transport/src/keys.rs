@@ -103,6 +103,12 @@ impl KeyHash {
         Self(Sha256::digest(presented.as_bytes()).into())
     }
 
+    /// The hash itself.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+
     /// Its first 12 hex digits: enough to tell keys apart in a log.
     #[must_use]
     pub fn short(&self) -> String {
@@ -113,6 +119,12 @@ impl KeyHash {
         let mut head = [0; 8];
         head.copy_from_slice(&self.0[..8]);
         u64::from_be_bytes(head)
+    }
+}
+
+impl From<[u8; 32]> for KeyHash {
+    fn from(sha256: [u8; 32]) -> Self {
+        Self(sha256)
     }
 }
 

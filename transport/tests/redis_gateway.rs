@@ -24,6 +24,7 @@ use transport::exchange::{Call, Chat, Operation, ReplyBody, Why};
 use transport::front::Authenticate;
 use transport::gateway::{Gateway, StartError};
 use transport::redis::{JoinError, Settings, Store};
+use transport::trace::Trace;
 
 /// What every answer costs: 3 tokens of prompt and 5 of completion.
 const COST: u64 = 8;
@@ -232,7 +233,7 @@ fn says(gateway: &Gateway, well: bool) -> bool {
 
 /// One request of so many output tokens at most.
 async fn ask(gateway: &Gateway, output_max: u64) -> Result<(), Why> {
-    let caller = gateway.accounts().authenticate(None, None).unwrap();
+    let caller = gateway.accounts().authenticate(None, None, &Trace::default()).await.unwrap();
     let call = Call {
         operation: Operation::ChatCompletions,
         model: "m".to_owned(),

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use transport::config::{self, Config, Env, Flags, Loaded};
+use transport::config::{self, Config, Env, Flags, Loaded, Role};
 use transport::convert;
 use transport::gateway::discovery_limits;
 use transport::upstream::{Client, Settings};
@@ -30,6 +30,9 @@ pub fn run(args: &CheckArgs) -> ExitCode {
     }
     let file = args.config.display();
     match loaded.config.routes().len() {
+        _ if loaded.config.role == Role::Auth => {
+            println!("{file}: fine ({} keys)", loaded.config.keys.len());
+        }
         0 if loaded.config.discovery.is_some() => {
             println!("{file}: fine; whom to ask is found by its discovery");
         }

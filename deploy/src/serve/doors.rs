@@ -20,7 +20,7 @@ impl Doors {
     pub async fn bind(config: &Config) -> Result<Self, StartError> {
         let http = match config.role {
             Role::All | Role::Gateway => Some(http(config)?),
-            Role::Chat => None,
+            Role::Chat | Role::Auth => None,
         };
         let grpc = match config.server.grpc_addr {
             None => None,
@@ -36,7 +36,7 @@ impl Doors {
         let addr = match (&http, &grpc) {
             (Some(http), _) => http.local_addr(),
             (None, Some(grpc)) => grpc.local_addr(),
-            (None, None) => unreachable!("the chat role always has an address for gRPC"),
+            (None, None) => unreachable!("a role without HTTP always has an address for gRPC"),
         };
         Ok(Self { addr: addr.map_err(StartError::Runtime)?, http, grpc })
     }

@@ -35,7 +35,7 @@ pub enum OwnKeyError {
 
 /// The key, where one is needed: beyond loopback, without any configured.
 pub fn if_needed(config: &Config, addr: SocketAddr) -> Result<Option<OwnKey>, OwnKeyError> {
-    if addr.ip().is_loopback() || !config.keys.is_empty() {
+    if addr.ip().is_loopback() || !config.keys.is_empty() || config.auth.remote.is_some() {
         return Ok(None);
     }
     if config.role != Role::All {
@@ -64,7 +64,7 @@ fn keep(dir: &Path, path: &Path, hash: KeyHash) -> std::io::Result<()> {
 
 fn entry(hash: KeyHash) -> KeyEntry {
     KeyEntry {
-        hash,
+        hash: Some(hash),
         tenant: DEFAULT_TENANT.to_owned(),
         user: None,
         name: "own".to_owned(),
@@ -96,10 +96,10 @@ mod tests {
         let config = config(dir.path(), "version: 1");
         let first = if_needed(&config, NETWORK).expect("made").expect("needed");
         let fresh = first.fresh.expect("shown in the life that made it");
-        assert_eq!(first.entry.hash, fresh.hash());
+        assert_eq!(first.entry.hash, Some(fresh.hash()));
         let again = if_needed(&config, NETWORK).expect("read").expect("needed");
         assert!(again.fresh.is_none(), "and only then");
-        assert_eq!(again.entry.hash, fresh.hash());
+        assert_eq!(again.entry.hash, Some(fresh.hash()));
     }
 
     #[test]

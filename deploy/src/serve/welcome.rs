@@ -23,7 +23,7 @@ pub fn print(
     let chat = if config.server.grpc_tls.is_some() { "chats" } else { "chat" };
     let place = match config.role {
         Role::All | Role::Gateway => format!("{scheme}://{addr}/v1"),
-        Role::Chat => format!("{chat}://{addr} (gRPC)"),
+        Role::Chat | Role::Auth => format!("{chat}://{addr} (gRPC)"),
     };
     println!("pointsman {} serves {place}", env!("CARGO_PKG_VERSION"));
     if let Some(grpc) = grpc.filter(|grpc| *grpc != addr) {
@@ -42,6 +42,11 @@ pub fn print(
         println!("  the demo replicas are built in: `serve --upstream URL` asks your own server");
     }
     let key = match own_key.map(|own| &own.fresh) {
+        None if config.auth.remote.is_some() => {
+            let url = config.auth.remote.as_ref().map(|role| role.url.to_string());
+            println!("  keys: those of the auth role at {}", url.unwrap_or_default());
+            Some("YOUR_KEY")
+        }
         None if config.keys.is_empty() => {
             println!("  keys: none in use; only this machine can reach it");
             None

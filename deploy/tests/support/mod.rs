@@ -69,9 +69,14 @@ impl World {
 
     /// Replaces the configuration in one step, as an editor does.
     pub fn write_config(&self, text: &str) {
+        self.write("config.yaml", text);
+    }
+
+    /// The same of another file.
+    pub fn write(&self, name: &str, text: &str) {
         let draft = self.path("config.draft");
         std::fs::write(&draft, text).unwrap();
-        std::fs::rename(draft, self.config()).unwrap();
+        std::fs::rename(draft, self.path(name)).unwrap();
     }
 
     /// A demo replica of its own process, running.
@@ -105,13 +110,18 @@ impl World {
 
     /// A role of several, under this world's configuration, not started. Its first flag is where it listens.
     pub fn role(&self, name: &str, port: u16, flags: &str) -> Process {
+        self.role_under(&self.config(), name, port, flags)
+    }
+
+    /// The same under another configuration.
+    pub fn role_under(&self, config: &Path, name: &str, port: u16, flags: &str) -> Process {
         let mut arguments = words(&format!("serve --listen 127.0.0.1:{port} {flags} --data"));
         arguments.push(self.path(&format!("{name}-data")).into());
-        arguments.extend(["--config".into(), self.config().into_os_string()]);
+        arguments.extend(["--config".into(), config.into()]);
         self.process(name, arguments)
     }
 
-    fn process(&self, name: &str, arguments: Vec<OsString>) -> Process {
+    pub fn process(&self, name: &str, arguments: Vec<OsString>) -> Process {
         let log = self.path(&format!("{name}.log"));
         Process { name: name.to_owned(), arguments, log, child: None }
     }

@@ -1,8 +1,8 @@
 //! `cargo xtask dev up|down|restart|status|logs [ROLE]`: our own processes on this machine, over the servers that `dev deps`
 //! starts.
 //!
-//! Two gateways share Redis and Consul; nginx stands before them; two workers of one model serve behind them, and a third,
-//! in Python, when it is named. Each has a directory with its configuration, its data, its ports and its process id
+//! nginx stands before two gateway roles, those before two chat roles, which share Redis and Consul; one auth role has the key;
+//! two workers of one model serve behind them, and a third, in Python, when it is named. Each has a directory with its configuration, its data, its ports and its process id
 //! ([`crate::kept`]), and a log in `logs/`. A role is a row in [`role`]: what it is started with, how it is known, when it is
 //! ready.
 //!
@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use clap::{Subcommand, ValueEnum};
 
-use crate::kept::{Kept, ask, at, wait_ready};
+use crate::kept::{Kept, at, wait_ready};
 use crate::process::{Workspace, run};
 use crate::{sdk, services};
 use role::Role;
@@ -97,13 +97,16 @@ impl Dev<'_> {
         let consul = services::running(self.workspace, services::CONSUL)?;
         let program = sdk::binary(self.workspace)?;
         let hash = self.key(&program)?;
-        let around = role::Around { program, redis, consul, hash, workspace: self.workspace };
+        let auth = self.kept(Role::Auth)?.address();
+        let chats = [self.kept(Role::Chat1)?.address(), self.kept(Role::Chat2)?.address()];
+        let workspace = self.workspace;
+        let around = role::Around { program, redis, consul, hash, auth, chats, workspace };
         let wanted = if roles.is_empty() { &Role::USUAL } else { roles };
         for role in Role::value_variants().iter().filter(|role| wanted.contains(role)) {
             self.start(*role, &around)?;
         }
         if roles.is_empty() {
-            self.await_gateways()?;
+            self.await_ready()?;
         }
         self.status_of(wanted)?;
         self.tell_how_to_ask()
@@ -121,11 +124,11 @@ impl Dev<'_> {
     }
 
     /// Until each has somebody to ask: a worker that registered is known within moments.
-    fn await_gateways(&self) -> Result<(), String> {
+    fn await_ready(&self) -> Result<(), String> {
         let started = Instant::now();
-        for role in [Role::Gateway1, Role::Gateway2] {
+        for role in [Role::Chat1, Role::Chat2, Role::Gateway1, Role::Gateway2] {
             let kept = self.kept(role)?;
-            while ask(kept.port, "GET", "/ready", "").is_none_or(|(status, _)| status != 200) {
+            while role.state(&kept) != "ready" {
                 if started.elapsed() > START_MAX {
                     let why = role.state(&kept);
                     return Err(format!("{} cannot serve: {why}", kept.name));

@@ -57,8 +57,8 @@ pub struct Tenant {
 /// An API key that is let in.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeyEntry {
-    /// The key's hash; the key itself is nowhere.
-    pub hash: KeyHash,
+    /// The key's hash; the key itself is nowhere. `None` where the auth role has it, and only the limits are here.
+    pub hash: Option<KeyHash>,
     /// Who pays.
     pub tenant: String,
     /// The user it belongs to, where it is one's.
@@ -86,11 +86,16 @@ pub(super) fn read_tenants(root: &Section<'_>) -> BTreeMap<String, Tenant> {
     })
 }
 
-pub(super) fn read_keys(root: &Section<'_>, tenants: &BTreeMap<String, Tenant>) -> Vec<KeyEntry> {
+/// Where another role judges them, `judged` is false: an entry is then a name with its limits, and needs no hash.
+pub(super) fn read_keys(
+    root: &Section<'_>,
+    tenants: &BTreeMap<String, Tenant>,
+    judged: bool,
+) -> Vec<KeyEntry> {
     let (names, hashes) = (RefCell::new(BTreeSet::new()), RefCell::new(BTreeSet::new()));
     root.list("keys", KEYS_MAX, |section| {
-        let key = KeyEntry::read(section, tenants)?;
-        if !hashes.borrow_mut().insert(key.hash.to_string()) {
+        let key = KeyEntry::read(section, tenants, judged)?;
+        if key.hash.is_some_and(|hash| !hashes.borrow_mut().insert(hash.to_string())) {
             let reason = "this key is listed twice".to_owned();
             section.problem("hash", ProblemKind::Invalid(reason));
         } else if !names.borrow_mut().insert(key.name.clone()) {
@@ -121,8 +126,15 @@ impl Limits {
 }
 
 impl KeyEntry {
-    fn read(section: &Section<'_>, tenants: &BTreeMap<String, Tenant>) -> Option<Self> {
-        let hash = section.required::<HashText>("hash");
+    fn read(
+        section: &Section<'_>,
+        tenants: &BTreeMap<String, Tenant>,
+        judged: bool,
+    ) -> Option<Self> {
+        let hash = match judged {
+            true => section.required::<HashText>("hash"),
+            false => section.maybe("hash", "the auth role has it"),
+        };
         let tenant = section.get("tenant", DEFAULT_TENANT.to_owned());
         if tenant != DEFAULT_TENANT {
             // One that is not there would have no limits, which is not what a misspelling means.
@@ -132,8 +144,15 @@ impl KeyEntry {
         let name = section.maybe("name", "the hash's first 12 digits");
         let limits = Limits::read(section);
         let models = section.texts("models", "every model");
-        let HashText(hash) = hash?;
-        let name = name.unwrap_or_else(|| hash.short());
+        let hash = hash.map(|HashText(hash)| hash);
+        if judged {
+            hash?;
+        }
+        if let (None, None) = (&name, hash) {
+            let expected = "the key's name at the auth role, whose limits these are".to_owned();
+            section.problem("name", ProblemKind::Missing { expected });
+        }
+        let name = name.or_else(|| hash.map(|hash| hash.short()))?;
         Some(Self { hash, tenant, user, name, limits, models })
     }
 }

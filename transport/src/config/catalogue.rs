@@ -169,6 +169,11 @@ pub(super) fn read_upstreams(root: &Section<'_>) -> (Vec<Upstream>, Vec<Upstream
     for given in root.upstream_flags() {
         match given.parse::<Url>() {
             Ok(url) if url.is_chat() => chats.push(Upstream::at(url)),
+            Ok(url) if url.is_auth() => {
+                let reason = "auth:// is the auth role: name it as auth.url in a configuration";
+                let kind = ProblemKind::Invalid(reason.to_owned());
+                root.problem_from(Origin::Flag("--upstream".into()), "upstreams", kind);
+            }
             Ok(url) => upstreams.push(Upstream::at(url)),
             Err(reason) => {
                 let origin = Origin::Flag("--upstream".into());
@@ -182,14 +187,16 @@ pub(super) fn read_upstreams(root: &Section<'_>) -> (Vec<Upstream>, Vec<Upstream
 
 /// Whether `url` is of the kind that belongs here.
 fn expect_chat(section: &Section<'_>, key: &str, url: &Url, chat: bool) -> bool {
-    if url.is_chat() != chat {
+    let fits = url.is_chat() == chat && !url.is_auth();
+    if !fits {
         let reason = match chat {
+            false if url.is_auth() => "auth:// is the auth role: name it as auth.url",
             true => "the chat role is reached at chat://host:port or chats://host:port",
             false => "chat:// is the chat role: name it under chats, for --role gateway",
         };
         section.problem(key, ProblemKind::Invalid(reason.to_owned()));
     }
-    url.is_chat() == chat
+    fits
 }
 
 pub(super) fn read_rules(root: &Section<'_>, providers: &BTreeMap<String, Provider>) -> Vec<Rule> {

@@ -118,7 +118,12 @@ impl Overrides {
         all.stores(env);
         let listens = match role {
             Role::Chat => {
-                all.chat_service(env);
+                all.role_port(env, "CHAT_SERVICE", "server.grpc.addr");
+                "server.grpc.addr"
+            }
+            Role::Auth => {
+                all.role_port(env, "AUTH_GRPC", "server.grpc.addr");
+                all.role_port(env, "AUTH_HTTP_HEALTH", "server.admin.addr");
                 "server.grpc.addr"
             }
             Role::All | Role::Gateway => "server.http.addr",
@@ -174,12 +179,11 @@ impl Overrides {
         }
     }
 
-    /// Where the chat role listens: an address, or a port alone.
-    fn chat_service(&mut self, env: &Env) {
-        for (name, host) in [("CHAT_SERVICE", "127.0.0.1:"), ("CHAT_SERVICE_ADDR", "")] {
-            if let Some(value) = env.said(name) {
-                let origin = Origin::Environment(name.into());
-                self.set("server.grpc.addr", origin, format!("{host}{value}"));
+    /// Where a role listens: `NAME` is a port alone, `NAME_ADDR` an address.
+    fn role_port(&mut self, env: &Env, name: &str, path: &str) {
+        for (name, host) in [(name.to_owned(), "127.0.0.1:"), (format!("{name}_ADDR"), "")] {
+            if let Some(value) = env.said(&name) {
+                self.set(path, Origin::Environment(name.clone()), format!("{host}{value}"));
             }
         }
     }

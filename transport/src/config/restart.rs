@@ -17,6 +17,7 @@ pub fn restart_required(old: &Config, new: &Config) -> Vec<String> {
         ("server.grpc.tls", o.grpc_tls != n.grpc_tls),
         ("server.admin.addr", o.admin.addr != n.admin.addr),
         ("server.admin.socket", o.admin.socket != n.admin.socket),
+        ("auth", old.auth != new.auth),
         ("discovery", old.discovery != new.discovery),
         ("streams", old.streams != new.streams),
         ("data.dir", old.data.dir != new.data.dir),

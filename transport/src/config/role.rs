@@ -4,6 +4,10 @@
 //! ([`Config::played`]): the gateway role who may ask and how fast, and nothing of quota, retry or placement on workers; the
 //! chat role all of that, and no rates, which its gateways hold already. No two layers retry: the gateway role asks again
 //! only where a connection was refused.
+//!
+//! Keys are judged by the auth role where there is one, and what each may use is not: limits stand in the file of the roles
+//! that count, by the names of tenants, users and keys. Carried in the auth role's answers they would be inputs of the plane
+//! that arrive with requests, differ from role to role for as long as an answer is used, and be a second truth beside the file.
 
 use super::problem::ProblemKind;
 use super::reader::Section;
@@ -19,12 +23,15 @@ pub enum Role {
     Gateway,
     /// Sessions, quota, placement and workers; asked by gateways over gRPC.
     Chat,
+    /// Holds the keys; asked by the other roles over gRPC.
+    Auth,
 }
 
 impl Config {
     /// What `role` takes of it.
     pub(super) fn played(mut self, role: Role, root: &Section<'_>) -> Self {
         self.role = role;
+        self.keys_apart(root);
         match role {
             Role::All if !self.chats.is_empty() => root.warn(
                 "chats",
@@ -36,12 +43,49 @@ impl Config {
                 root.problem("chats", ProblemKind::Missing { expected: expected.to_owned() });
             }
             Role::Gateway => self.at_the_edge(),
+            Role::Auth if self.keys.is_empty() => {
+                let expected = "for --role auth: the keys that are let in, keys: [{hash: sha256:...}] (`pointsman key new`)";
+                root.problem("keys", ProblemKind::Missing { expected: expected.to_owned() });
+            }
+            Role::Auth => {
+                self.server.grpc_addr.get_or_insert(super::server::auth_addr());
+                if self.server.grpc_addr == Some(self.server.admin.addr)
+                    && self.server.admin.addr.port() != 0
+                {
+                    let reason = "the same address as server.grpc.addr; give each its own";
+                    let kind = ProblemKind::Invalid(reason.to_owned());
+                    root.problem_of(&["server", "admin", "addr"], kind);
+                }
+            }
             Role::Chat => {
                 self.each_limit(|limits| (limits.rpm, limits.tpm) = (None, None));
                 self.server.grpc_addr.get_or_insert(super::server::chat_addr());
             }
         }
         self
+    }
+
+    /// Who judges keys: one role, or this process.
+    fn keys_apart(&mut self, root: &Section<'_>) {
+        let remote = self.auth.remote.is_some();
+        match self.role {
+            Role::All | Role::Auth => {
+                if remote && self.role == Role::All {
+                    let words = "url has no effect without --role gateway or chat: this process judges keys itself";
+                    root.warn("auth", words.into());
+                }
+                self.auth.remote = None;
+            }
+            Role::Gateway | Role::Chat if remote => {
+                if self.keys.iter().any(|key| key.hash.is_some()) {
+                    let words = "the auth role of auth.url judges keys: of these entries only the limits hold, by name; keep \
+                                 hashes in the auth role's file alone";
+                    root.warn("keys", words.into());
+                }
+                self.keys.iter_mut().for_each(|key| key.hash = None);
+            }
+            Role::Gateway | Role::Chat => {}
+        }
     }
 
     fn at_the_edge(&mut self) {

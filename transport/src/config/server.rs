@@ -4,6 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::Role;
 use super::problem::ProblemKind;
 use super::reader::Section;
 use super::redis::Redis;
@@ -112,7 +113,7 @@ impl Server {
                 let (cert, key) = (tls.required("cert"), tls.required("key"));
                 Some(GrpcTls { own: Tls { cert: cert?, key: key? }, client_ca })
             });
-            (grpc.maybe("addr", "gRPC is not served; with --role chat, 127.0.0.1:8081"), tls)
+            (grpc.maybe("addr", "gRPC is not served; with --role chat, 127.0.0.1:8081, with --role auth, 127.0.0.1:8082"), tls)
         });
         Self { http, grpc_addr, grpc_tls, admin: section.section("admin", Admin::read) }
     }
@@ -146,7 +147,7 @@ impl Http {
 impl Admin {
     fn read(section: &Section<'_>) -> Self {
         Self {
-            addr: section.get("addr", Self::default_addr()),
+            addr: section.get("addr", Self::default_addr(section.role())),
             socket: section.maybe("socket", "`admin.sock` in the data directory"),
         }
     }
@@ -227,9 +228,14 @@ pub(super) const fn seconds(count: u64) -> Duration {
 impl Admin {
     /// Where it listens unless told otherwise.
     #[must_use]
-    pub fn default_addr() -> SocketAddr {
-        loopback(9090)
+    pub fn default_addr(role: Role) -> SocketAddr {
+        loopback(if role == Role::Auth { 8083 } else { 9090 })
     }
+}
+
+/// Where the auth role is asked unless told otherwise.
+pub(super) fn auth_addr() -> SocketAddr {
+    loopback(8082)
 }
 
 /// Where the chat role listens unless told otherwise.

@@ -5,6 +5,7 @@ mod documents;
 mod errors;
 mod hostile;
 mod loading;
+mod roles;
 mod tracing;
 mod watching;
 

@@ -23,19 +23,35 @@ pub struct WorkerTls {
 impl WorkerTls {
     /// For the endpoint at `url`.
     pub(super) fn of(section: &Section<'_>, url: Option<&Url>) -> Option<Self> {
-        let tls = section.maybe_section("tls", Self::read);
-        let ours = |url: &Url| (url.is_worker() || url.is_chat()) && url.is_tls();
+        Self::at(section, url, Self::read)
+    }
+
+    /// For the auth role: an authority vouches for it, so that several may stand behind one name.
+    pub(super) fn vouched(section: &Section<'_>, url: Option<&Url>) -> Option<Self> {
+        Self::at(section, url, |tls| Self::read_over(tls, None))
+    }
+
+    fn at(
+        section: &Section<'_>,
+        url: Option<&Url>,
+        read: impl FnOnce(&Section<'_>) -> Option<Self>,
+    ) -> Option<Self> {
+        let tls = section.maybe_section("tls", read);
+        let ours = |url: &Url| (url.is_worker() || url.is_role()) && url.is_tls();
         if section.gives("tls") && url.is_some_and(|url| !ours(url)) {
-            let reason = "only quic://, grpcs:// and chats:// have this; other endpoints with TLS are \
-                          believed where a public authority vouches for them";
+            let reason = "only quic://, grpcs://, chats:// and auths:// have this; other endpoints with TLS \
+                          are believed where a public authority vouches for them";
             section.problem("tls", ProblemKind::Invalid(reason.into()));
         }
         tls
     }
 
     fn read(section: &Section<'_>) -> Option<Self> {
-        let (pin, ca) =
-            (section.maybe("pin", "none"), section.maybe("ca", "the public authorities"));
+        Self::read_over(section, section.maybe("pin", "none"))
+    }
+
+    fn read_over(section: &Section<'_>, pin: Option<Pin>) -> Option<Self> {
+        let ca = section.maybe("ca", "the public authorities");
         let cert = section.maybe("cert", "nothing is shown");
         let key = section.maybe("key", "nothing is shown");
         if pin.is_some() && ca.is_some() {

@@ -128,7 +128,7 @@ impl Url {
     /// Whether TLS is spoken.
     #[must_use]
     pub fn is_tls(&self) -> bool {
-        ["https", "grpcs", "quic", "chats"].contains(&self.scheme)
+        ["https", "grpcs", "quic", "chats", "auths"].contains(&self.scheme)
     }
 
     /// Whether it is a worker's, which speaks Pointsman's own wire.
@@ -141,6 +141,18 @@ impl Url {
     #[must_use]
     pub fn is_chat(&self) -> bool {
         self.scheme.starts_with("chat")
+    }
+
+    /// Whether it is the auth role's.
+    #[must_use]
+    pub fn is_auth(&self) -> bool {
+        self.scheme.starts_with("auth")
+    }
+
+    /// Whether it is another role's.
+    #[must_use]
+    pub fn is_role(&self) -> bool {
+        self.is_chat() || self.is_auth()
     }
 
     /// Whether it is spoken to over QUIC.
@@ -179,7 +191,7 @@ impl FromStr for Url {
 
     fn from_str(given: &str) -> Result<Self, Self::Err> {
         let (given, rest) = given.split_once("://").unwrap_or_default();
-        let known = ["http", "https", "grpc", "grpcs", "quic", "chat", "chats"];
+        let known = ["http", "https", "grpc", "grpcs", "quic", "chat", "chats", "auth", "auths"];
         let scheme = known.into_iter().find(|known| *known == given);
         let scheme =
             scheme.ok_or("a URL begins with http://, https://, grpc://, grpcs:// or quic://")?;

@@ -14,6 +14,7 @@ use super::head::{self, Head};
 use super::record::Record;
 use super::{Shared, body, unknown};
 use crate::exchange::{Behalf, Call, Chat, Model, Operation};
+use crate::trace::Trace;
 use crate::upstream::Secret;
 
 /// Everything that is judged before the plane is asked. What becomes known on the way is noted in `record`, so that
@@ -25,7 +26,7 @@ pub(super) async fn admit<C: Chat>(
     content: Body,
     record: &mut Record,
 ) -> Result<Call, ApiError> {
-    let (head, stranger) = match first_look(shared, parts) {
+    let (head, stranger) = match first_look(shared, parts, &record.trace()).await {
         Ok(known) => known,
         Err(error) => {
             body::discard(&parts.headers, content, &shared.limits).await;
@@ -36,7 +37,9 @@ pub(super) async fn admit<C: Chat>(
     let bytes = body::read(&parts.headers, content, &shared.limits).await?;
     let asked = ask::parse(operation, &bytes)?;
     let caller = match &asked.user_id {
-        Some(user) => shared.auth.authenticate(head.bearer.as_deref(), Some(user))?,
+        Some(user) => {
+            shared.auth.authenticate(head.bearer.as_deref(), Some(user), &record.trace()).await?
+        }
         None => stranger,
     };
     let models = shared.chat.models();
@@ -67,9 +70,13 @@ pub(super) async fn admit<C: Chat>(
 }
 
 /// What can be refused without reading the body.
-fn first_look<C: Chat>(shared: &Shared<C>, parts: &Parts) -> Result<(Head, Caller), ApiError> {
+async fn first_look<C: Chat>(
+    shared: &Shared<C>,
+    parts: &Parts,
+    trace: &Trace,
+) -> Result<(Head, Caller), ApiError> {
     let head = Head::read(&parts.headers)?;
-    let caller = shared.auth.authenticate(head.bearer.as_deref(), None)?;
+    let caller = shared.auth.authenticate(head.bearer.as_deref(), None, trace).await?;
     head::check_content(&parts.headers)?;
     Ok((head, caller))
 }

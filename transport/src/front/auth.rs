@@ -1,33 +1,66 @@
 //! Who asks: the seam to whatever holds the keys.
 //!
 //! Keys live in configuration as hashes and may change while the process runs, so the front asks a trait and keeps
-//! nothing. The implementation also owns the secret that turns users' text (session ids, idempotency keys) into
+//! nothing. There are two: [`Accounts`](crate::accounts::Accounts) has the keys in this process, and
+//! [`Remote`](crate::auth::Remote) asks the role that has them. An answer is therefore a future, but one that is mostly there
+//! already ([`Judged::Now`]): what is known here costs no allocation and no turn of the scheduler.
+//!
+//! The implementation also owns the secret that turns users' text (session ids, idempotency keys) into
 //! keyed hashes: beyond this seam nobody sees the text.
 
+use core::future::{Ready, ready};
+use core::pin::Pin;
+use core::task::{Context, Poll};
 use std::sync::Arc;
+use std::time::Duration;
 
 use control::id::{Digest, Principal, SessionKey};
 
+use futures_util::future::BoxFuture;
+use http::StatusCode;
+
 use super::error::{self, ApiError};
+use crate::trace::Trace;
 
 /// Looks keys up and hides users' text.
 pub trait Authenticate: Send + Sync + 'static {
     /// Who presents this key, on behalf of this user. Called before the body is read (`user_id` is `None` then), and
-    /// once more when the body names a user.
-    ///
-    /// # Errors
-    /// [`AuthError`] where nobody may ask with this key, or this user may not be named with it.
-    fn authenticate(
-        &self,
-        bearer: Option<&str>,
-        user_id: Option<&str>,
-    ) -> Result<Caller, AuthError>;
+    /// once more when the body names a user. [`AuthError`] where nobody may ask with this key, or this user may not be
+    /// named with it. Whoever has to be asked hears of the trace.
+    fn authenticate(&self, bearer: Option<&str>, user_id: Option<&str>, trace: &Trace) -> Judged;
 
     /// Keyed hash of (tenant, name): equal names of two tenants never meet.
     fn session_key(&self, principal: &Principal, name: &str) -> SessionKey;
 
     /// Keyed hash of anything else that is to be compared and not known.
     fn digest(&self, bytes: &[u8]) -> Digest;
+}
+
+/// What comes of a key: known now, or once the role that knows has been asked.
+#[must_use]
+pub enum Judged {
+    /// Known; see [`Judged::now`].
+    Now(Ready<Result<Caller, AuthError>>),
+    /// Asked for. Bounded in time by whoever made it.
+    Later(BoxFuture<'static, Result<Caller, AuthError>>),
+}
+
+impl Judged {
+    /// Without asking anybody.
+    pub fn now(known: Result<Caller, AuthError>) -> Self {
+        Self::Now(ready(known))
+    }
+}
+
+impl Future for Judged {
+    type Output = Result<Caller, AuthError>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        match self.get_mut() {
+            Self::Now(known) => Pin::new(known).poll(cx),
+            Self::Later(asked) => asked.as_mut().poll(cx),
+        }
+    }
 }
 
 /// Somebody who may ask.
@@ -60,7 +93,12 @@ pub enum AuthError {
     KeyExpired,
     /// The key may not speak for the user that the body names (403).
     UserForbidden,
+    /// Whoever knows the keys cannot be asked (503).
+    Unknowable,
 }
+
+/// When to come back where keys cannot be judged: by then a connection has been tried again.
+const AGAIN_AFTER: Duration = Duration::from_secs(1);
 
 impl From<AuthError> for ApiError {
     fn from(error: AuthError) -> Self {
@@ -80,6 +118,13 @@ impl From<AuthError> for ApiError {
                 "The API key may not speak for this user_id. Leave user_id out, or use a key of that user.",
             )
             .param("user_id"),
+            AuthError::Unknowable => error::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                error::SERVER,
+                "auth_unavailable",
+                "The API key cannot be judged right now: the auth role does not answer. Send the request again in a moment.",
+            )
+            .retry_after(AGAIN_AFTER),
         }
     }
 }

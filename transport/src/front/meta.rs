@@ -15,18 +15,19 @@ use super::auth::Caller;
 use super::error::{self, ApiError};
 use super::{Shared, admit, exposition, head};
 use crate::exchange::{Chat, Checks, Model};
+use crate::trace::Trace;
 
 type Front<C> = State<Arc<Shared<C>>>;
 type Answer = Result<Json<Value>, ApiError>;
 
 /// `GET /v1/models`: those that the caller may use.
 pub(super) async fn models<C: Chat>(State(shared): Front<C>, headers: HeaderMap) -> Answer {
-    list(&shared, &headers, plain)
+    list(&shared, &headers, plain).await
 }
 
 /// `GET /api/v1/models`: the same with provider and prices.
 pub(super) async fn priced_models<C: Chat>(State(shared): Front<C>, headers: HeaderMap) -> Answer {
-    list(&shared, &headers, priced)
+    list(&shared, &headers, priced).await
 }
 
 /// `GET /v1/models/{id}`
@@ -35,7 +36,7 @@ pub(super) async fn model<C: Chat>(
     name: Result<Path<String>, PathRejection>,
     headers: HeaderMap,
 ) -> Answer {
-    one(&shared, name, &headers, plain)
+    one(&shared, name, &headers, plain).await
 }
 
 /// `GET /api/v1/models/{id}`
@@ -44,16 +45,21 @@ pub(super) async fn priced_model<C: Chat>(
     name: Result<Path<String>, PathRejection>,
     headers: HeaderMap,
 ) -> Answer {
-    one(&shared, name, &headers, priced)
+    one(&shared, name, &headers, priced).await
 }
 
 /// `GET /health`: 200 while the process lives. Restarting a gateway heals no replica, so what is wrong is said and
 /// does not fail the probe.
 pub(super) async fn health<C: Chat>(State(shared): Front<C>, headers: HeaderMap) -> Response {
-    if wants_text(&headers) {
+    told_health(|| shared.chat.checks(), &headers)
+}
+
+/// `GET /health`.
+pub(super) fn told_health(checks: impl FnOnce() -> Checks, headers: &HeaderMap) -> Response {
+    if wants_text(headers) {
         return "ok".into_response();
     }
-    let checks = shared.chat.checks();
+    let checks = checks();
     let healthy = checks.parts.iter().all(|(_, healthy, _)| *healthy);
     let parts: Map<String, Value> = checks
         .parts
@@ -73,11 +79,15 @@ pub(super) async fn health<C: Chat>(State(shared): Front<C>, headers: HeaderMap)
 
 /// `GET /ready`: whether to send requests here.
 pub(super) async fn ready<C: Chat>(State(shared): Front<C>, headers: HeaderMap) -> Response {
-    let checks = shared.chat.checks();
+    told_ready(&shared.chat.checks(), &headers)
+}
+
+/// `GET /ready`.
+pub(super) fn told_ready(checks: &Checks, headers: &HeaderMap) -> Response {
     let status = if checks.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     let word = if checks.ready { "ready" } else { "not ready" };
-    let reasons = reasons(&checks);
-    if wants_text(&headers) {
+    let reasons = reasons(checks);
+    if wants_text(headers) {
         let lines = if checks.ready { word.to_owned() } else { reasons.join("\n") };
         return (status, lines).into_response();
     }
@@ -92,26 +102,30 @@ pub(super) async fn metrics<C: Chat>(State(shared): Front<C>) -> Response {
     ([(CONTENT_TYPE, HeaderValue::from_static(exposition::CONTENT_TYPE))], text).into_response()
 }
 
-fn caller<C: Chat>(shared: &Shared<C>, headers: &HeaderMap) -> Result<Caller, ApiError> {
+async fn caller<C: Chat>(shared: &Shared<C>, headers: &HeaderMap) -> Result<Caller, ApiError> {
     let bearer = head::bearer(headers)?;
-    Ok(shared.auth.authenticate(bearer.as_deref(), None)?)
+    Ok(shared.auth.authenticate(bearer.as_deref(), None, &Trace::default()).await?)
 }
 
-fn list<C: Chat>(shared: &Shared<C>, headers: &HeaderMap, show: fn(&Model) -> Value) -> Answer {
-    let caller = caller(shared, headers)?;
+async fn list<C: Chat>(
+    shared: &Shared<C>,
+    headers: &HeaderMap,
+    show: fn(&Model) -> Value,
+) -> Answer {
+    let caller = caller(shared, headers).await?;
     let models = shared.chat.models();
     let shown: Vec<Value> =
         models.iter().filter(|model| caller.may_use(&model.name)).map(show).collect();
     Ok(Json(json!({"object": "list", "data": shown})))
 }
 
-fn one<C: Chat>(
+async fn one<C: Chat>(
     shared: &Shared<C>,
     name: Result<Path<String>, PathRejection>,
     headers: &HeaderMap,
     show: fn(&Model) -> Value,
 ) -> Answer {
-    let caller = caller(shared, headers)?;
+    let caller = caller(shared, headers).await?;
     let Path(name) = name.map_err(|_| {
         let words =
             "The model's name in the path is not UTF-8. Encode it as UTF-8 with percent signs.";

@@ -26,6 +26,7 @@ use super::record::Record;
 use super::{Shared, head, stream};
 use crate::exchange::{Call, Chat, Part};
 use crate::streams::{Full, Last, Missed, Next, Place, Reach, Reader, Scribe, Streams, Whose};
+use crate::trace::Trace;
 
 /// Asks for a resumable stream; in the answer, says where it can be resumed.
 const RESUMABLE: &str = "x-pointsman-resumable";
@@ -199,7 +200,7 @@ async fn resumed<C: Chat>(
     query: Option<&str>,
 ) -> Result<Response, ApiError> {
     let bearer = head::bearer(headers)?;
-    let caller = shared.auth.authenticate(bearer.as_deref(), None)?;
+    let caller = shared.auth.authenticate(bearer.as_deref(), None, &Trace::default()).await?;
     let after = last_event_id(headers, query)?;
     let is_id = |byte: u8| byte.is_ascii_alphanumeric() || b"_-.".contains(&byte);
     if id.len() > ID_MAX || !id.bytes().all(is_id) {

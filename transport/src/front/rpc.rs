@@ -7,12 +7,10 @@
 //!
 //! Health and reflection are served beside it. `Check` follows `/ready`.
 
+mod door;
 mod pieces;
 pub(crate) mod status;
 
-use std::io;
-use std::net::SocketAddr;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,93 +21,26 @@ use http::header::{CONTENT_TYPE, HeaderName, HeaderValue};
 use http::{HeaderMap, Request as HttpRequest, Response as HttpResponse};
 use proto::chat::v1::chat_service_server::{ChatService, ChatServiceServer};
 use proto::chat::v1::{
-    ListModelsRequest, ListModelsResponse, Model as ModelSaid, StreamChatRequest,
-    StreamChatResponse,
+    EmbedRequest, EmbedResponse, ListModelsRequest, ListModelsResponse, Model as ModelSaid,
+    StreamChatRequest, StreamChatResponse,
 };
-use rustls::pki_types::pem;
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::AbortOnDropHandle;
 use tonic::metadata::MetadataMap;
-use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
+use tonic::service::Routes;
 use tonic::{Request, Response, Status};
-use tonic_health::ServingStatus;
 use tower::ServiceExt;
+
+pub(crate) use door::serve_routes;
+pub use door::{RpcDoor, RpcError};
 
 use super::error::ApiError;
 use super::{Front, Shared, head, routes};
-use crate::config::{GrpcTls, Tls};
 use crate::exchange::Chat;
-use crate::tls::{TlsError, chain, server_config};
+use crate::members::{Members, Writer};
+use crate::trace::Trace;
 use crate::translate;
-use crate::worker::{Incoming, bounded};
 
 /// The name by which health is asked for.
 const SERVICE: &str = "pointsman.chat.v1.ChatService";
-/// How often health looks at readiness.
-const HEALTH_EVERY: Duration = Duration::from_millis(250);
-
-/// Why a gRPC front stopped serving.
-#[derive(Debug, thiserror::Error)]
-pub enum RpcError {
-    /// What reflection tells cannot be read. A mistake of the build.
-    #[error("the service's description is unreadable: {0}")]
-    Description(#[from] tonic_reflection::server::Error),
-    /// The server failed as a whole.
-    #[error("the gRPC server failed: {0}")]
-    Server(#[from] tonic::transport::Error),
-}
-
-/// Where callers over gRPC come in.
-pub struct RpcDoor {
-    incoming: Incoming,
-    tls: Option<ServerTlsConfig>,
-}
-
-/// A caller that connects and does not speak TLS is let go.
-const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
-
-impl RpcDoor {
-    /// Without TLS.
-    #[must_use]
-    pub fn plain(incoming: Incoming) -> Self {
-        Self { incoming, tls: None }
-    }
-
-    /// With TLS, and callers that have to show a certificate where the configuration says so.
-    ///
-    /// # Errors
-    /// Where a file cannot be read, or certificate and key are no pair.
-    pub fn with_tls(incoming: Incoming, tls: &GrpcTls) -> Result<Self, TlsError> {
-        let GrpcTls { own: Tls { cert, key }, client_ca } = tls;
-        // What is wrong with them is found out here, in words.
-        server_config(cert, key)?;
-        let text = |path: &Path, what| {
-            let bad = |error| TlsError::File {
-                what,
-                path: path.to_owned(),
-                source: pem::Error::Io(error),
-            };
-            std::fs::read(path).map_err(bad)
-        };
-        let identity = Identity::from_pem(text(cert, "certificate")?, text(key, "private key")?);
-        let mut config = ServerTlsConfig::new().identity(identity).timeout(HANDSHAKE_WITHIN);
-        if let Some(authorities) = client_ca {
-            chain(authorities)?;
-            let known = Certificate::from_pem(text(authorities, "certificate")?);
-            config = config.client_ca_root(known);
-        }
-        Ok(Self { incoming, tls: Some(config) })
-    }
-
-    /// Where it listens.
-    ///
-    /// # Errors
-    /// Where the socket has no address any more.
-    pub fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.incoming.local_addr()
-    }
-}
-
 impl<C: Chat> Front<C> {
     /// Serves `ChatService` on a port until `stopping` resolves; calls under way may then go on for `grace`.
     ///
@@ -122,46 +53,10 @@ impl<C: Chat> Front<C> {
         grace: Duration,
     ) -> Result<(), RpcError> {
         let shared = Arc::clone(&self.shared);
-        let (health, health_service) = tonic_health::server::health_reporter();
         let chat = Rpc { router: routes::router(Arc::clone(&shared)), shared: Arc::clone(&shared) };
         let chat = ChatServiceServer::new(chat).max_decoding_message_size(shared.limits.body_max);
-        let reflection = tonic_reflection::server::Builder::configure()
-            .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
-            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-            .build_v1()?;
-        let _watching = AbortOnDropHandle::new(tokio::spawn(async move {
-            loop {
-                let status = match shared.chat.checks().ready {
-                    true => ServingStatus::Serving,
-                    false => ServingStatus::NotServing,
-                };
-                health.set_service_status("", status).await;
-                health.set_service_status(SERVICE, status).await;
-                tokio::time::sleep(HEALTH_EVERY).await;
-            }
-        }));
-        let closing = CancellationToken::new();
-        let RpcDoor { incoming, tls } = door;
-        let builder = match tls {
-            None => Server::builder(),
-            Some(tls) => Server::builder().tls_config(tls)?,
-        };
-        let mut server = Box::pin(
-            bounded(builder)
-                .add_service(chat)
-                .add_service(health_service)
-                .add_service(reflection)
-                .serve_with_incoming_shutdown(
-                    incoming.connections(),
-                    closing.clone().cancelled_owned(),
-                ),
-        );
-        tokio::select! {
-            ended = &mut server => return ended.map_err(Into::into),
-            () = stopping => closing.cancel(),
-        }
-        // What still runs after the grace ends with the process.
-        tokio::time::timeout(grace, server).await.unwrap_or(Ok(())).map_err(Into::into)
+        let ready = move || shared.chat.checks().ready;
+        serve_routes(door, (SERVICE, Routes::new(chat)), ready, stopping, grace).await
     }
 }
 
@@ -175,10 +70,15 @@ const PASSED: [&str; 4] = ["authorization", "idempotency-key", "traceparent", "t
 
 impl<C> Rpc<C> {
     /// Through the routes of HTTP.
-    async fn post(&self, headers: HeaderMap, body: String) -> HttpResponse<Body> {
-        let mut request = HttpRequest::new(Body::from(body));
+    async fn post(
+        &self,
+        path: &'static str,
+        headers: HeaderMap,
+        body: impl Into<Body>,
+    ) -> HttpResponse<Body> {
+        let mut request = HttpRequest::new(body.into());
         *request.method_mut() = http::Method::POST;
-        *request.uri_mut() = http::Uri::from_static("/v1/chat/completions");
+        *request.uri_mut() = http::Uri::from_static(path);
         *request.headers_mut() = headers;
         match self.router.clone().oneshot(request).await {
             Ok(response) => response,
@@ -203,11 +103,30 @@ impl<C: Chat> ChatService for Rpc<C> {
         if !asked.whole {
             translate::streamed(&mut body);
         }
-        let response = self.post(headers, body.end()).await;
+        let response = self.post("/v1/chat/completions", headers, body.end()).await;
         if !response.status().is_success() {
             return Err(status::of_response(response).await);
         }
         Ok(Response::new(pieces::of(response, said, asked.whole)))
+    }
+
+    async fn embed(
+        &self,
+        request: Request<EmbedRequest>,
+    ) -> Result<Response<EmbedResponse>, Status> {
+        let (metadata, _, asked) = request.into_parts();
+        let headers = headers(&metadata, &asked.session_id)?;
+        let body = on_behalf_of(&asked.user_id, asked.body);
+        let response = self.post("/v1/embeddings", headers, body).await;
+        if !response.status().is_success() {
+            return Err(status::of_response(response).await);
+        }
+        let (head, body) = response.into_parts();
+        let begun = Some(pieces::begun(&head.headers));
+        // It is in memory already, and bounded by whoever read it.
+        let body = axum::body::to_bytes(body, usize::MAX).await;
+        let body = body.map_err(|_| Status::internal("the answer broke off"))?.into();
+        Ok(Response::new(EmbedResponse { begun, body }))
     }
 
     async fn list_models(
@@ -221,8 +140,8 @@ impl<C: Chat> ChatService for Rpc<C> {
         let caller = match bearer {
             None => None,
             Some(key) => {
-                let caller = self.shared.auth.authenticate(Some(&key), None);
-                Some(caller.map_err(|error| refuse(error.into()))?)
+                let caller = self.shared.auth.authenticate(Some(&key), None, &Trace::default());
+                Some(caller.await.map_err(|error| refuse(error.into()))?)
             }
         };
         let models = self.shared.chat.models().into_iter();
@@ -231,6 +150,18 @@ impl<C: Chat> ChatService for Rpc<C> {
             .map(|model| ModelSaid { name: model.name, owned_by: model.provider });
         Ok(Response::new(ListModelsResponse { models: models.collect() }))
     }
+}
+
+/// The body with its caller's user, who stands in it over HTTP. What is no object stays as it is: it is refused as it is there.
+fn on_behalf_of(user: &str, body: Vec<u8>) -> Vec<u8> {
+    let members = std::str::from_utf8(&body).ok().and_then(Members::read);
+    let Some(Members(members)) = members.filter(|_| !user.is_empty()) else { return body };
+    let mut named = Writer::new();
+    for (key, value) in members.iter().filter(|(key, _)| key != "user_id") {
+        named.raw(key, value.get());
+    }
+    named.text("user_id", user);
+    named.end().into_bytes()
 }
 
 /// What HTTP takes for a client's patience.

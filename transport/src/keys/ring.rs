@@ -50,15 +50,17 @@ impl KeyRing {
     pub fn new(keys: &[KeyEntry], ids: &AccountIds) -> Self {
         let mut ring = Self::default();
         for key in keys {
+            // The auth role has it.
+            let Some(hash) = key.hash else { continue };
             let identity = Identity {
-                hash: key.hash,
+                hash,
                 tenant: key.tenant.clone(),
                 user: key.user.clone(),
                 name: key.name.clone(),
                 principal: ids.principal(&key.tenant, key.user.as_deref(), Some(&key.name)),
                 models: key.models.clone(),
             };
-            ring.by_head.entry(key.hash.head()).or_default().push(identity);
+            ring.by_head.entry(hash.head()).or_default().push(identity);
             ring.count += 1;
         }
         ring
@@ -76,14 +78,19 @@ impl KeyRing {
         self.count
     }
 
+    /// Whom the key of this hash names.
+    #[must_use]
+    pub fn find(&self, hash: &KeyHash) -> Option<&Identity> {
+        let candidates = self.by_head.get(&hash.head()).map_or(&[][..], Vec::as_slice);
+        candidates.iter().find(|identity| identity.hash == *hash)
+    }
+
     /// Whom `presented` names.
     ///
     /// # Errors
     /// See [`Refused`]. A key that is known is let in whatever its form: it may have been made elsewhere.
     pub fn lookup(&self, presented: &str) -> Result<&Identity, Refused> {
-        let hash = KeyHash::of(presented);
-        let candidates = self.by_head.get(&hash.head()).map_or(&[][..], Vec::as_slice);
-        match candidates.iter().find(|identity| identity.hash == hash) {
+        match self.find(&KeyHash::of(presented)) {
             Some(identity) => Ok(identity),
             None if presented.starts_with(PREFIX) && !Key::is_well_formed(presented) => {
                 Err(Refused::Mistyped)

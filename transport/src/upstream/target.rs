@@ -36,7 +36,8 @@ impl Target {
 
 /// The beginning of an endpoint's API: `http://host:port` (then `/v1` is added) or with a path (`https://host/api/v1`);
 /// or a worker that speaks Pointsman's own wire: `grpc://host:port`, `grpcs://host:port` with TLS, `quic://host:port`; or,
-/// for the gateway role, the chat role: `chat://host:port`, `chats://host:port` with TLS.
+/// for the gateway role, the chat role: `chat://host:port`, `chats://host:port` with TLS. The auth role is
+/// `auth://host:port` or `auths://host:port`; it is called for keys alone.
 #[derive(Clone, PartialEq, Eq)]
 pub struct BaseUrl {
     speaks: Speaks,
@@ -57,6 +58,8 @@ enum Speaks {
     Quic,
     /// `ChatService`, as the chat role serves it.
     Chat,
+    /// `AuthService`, as the auth role serves it.
+    Auth,
 }
 
 /// Where a worker listens whose URL names no port.
@@ -65,6 +68,8 @@ const WORKER_PORT: u16 = 50055;
 const QUIC_PORT: u16 = 50056;
 /// Where the chat role listens.
 const CHAT_PORT: u16 = 8081;
+/// Where the auth role is asked.
+const AUTH_PORT: u16 = 8082;
 
 /// Why a text is no [`BaseUrl`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -102,6 +107,8 @@ impl FromStr for BaseUrl {
             "quic" => (Speaks::Quic, true),
             "chat" => (Speaks::Chat, false),
             "chats" => (Speaks::Chat, true),
+            "auth" => (Speaks::Auth, false),
+            "auths" => (Speaks::Auth, true),
             _ => return Err(BadUrl::Scheme),
         };
         let authority = parts.authority.ok_or(BadUrl::Malformed)?;
@@ -115,8 +122,10 @@ impl FromStr for BaseUrl {
         let prefix = match (speaks, path.path().trim_end_matches('/')) {
             (Speaks::OpenAi, "") => "/v1".to_owned(),
             (Speaks::OpenAi, prefix) => prefix.to_owned(),
-            (Speaks::Grpc | Speaks::Quic | Speaks::Chat, "") => String::new(),
-            (Speaks::Grpc | Speaks::Quic | Speaks::Chat, _) => return Err(BadUrl::Path),
+            (Speaks::Grpc | Speaks::Quic | Speaks::Chat | Speaks::Auth, "") => String::new(),
+            (Speaks::Grpc | Speaks::Quic | Speaks::Chat | Speaks::Auth, _) => {
+                return Err(BadUrl::Path);
+            }
         };
         Ok(Self { speaks, tls, authority, prefix })
     }
@@ -145,6 +154,11 @@ impl BaseUrl {
     #[must_use]
     pub fn is_chat(&self) -> bool {
         self.speaks == Speaks::Chat
+    }
+
+    /// Whether another role is behind it, which is called over gRPC.
+    pub(super) fn is_role(&self) -> bool {
+        matches!(self.speaks, Speaks::Chat | Speaks::Auth)
     }
 
     /// Host and port, as written.
@@ -183,6 +197,7 @@ impl BaseUrl {
             (Speaks::Grpc, _) => WORKER_PORT,
             (Speaks::Quic, _) => QUIC_PORT,
             (Speaks::Chat, _) => CHAT_PORT,
+            (Speaks::Auth, _) => AUTH_PORT,
         };
         let host = self.authority.host().trim_start_matches('[').trim_end_matches(']');
         (host, self.authority.port_u16().unwrap_or(usual))
@@ -199,6 +214,8 @@ impl fmt::Display for BaseUrl {
             (Speaks::Quic, _) => "quic",
             (Speaks::Chat, false) => "chat",
             (Speaks::Chat, true) => "chats",
+            (Speaks::Auth, false) => "auth",
+            (Speaks::Auth, true) => "auths",
         };
         write!(f, "{scheme}://{}{}", self.authority, self.prefix)
     }

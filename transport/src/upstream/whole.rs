@@ -47,6 +47,16 @@ pub(super) async fn read(
         return Err(Failed::new(Failure::Garbage, "the answer is not JSON by its content-type"));
     }
     let body = collect(body, limits).await?;
+    judge(body, path, head.status, &head.headers)
+}
+
+/// Whether it is an answer, and what it says of itself.
+pub(super) fn judge(
+    body: Bytes,
+    path: Path,
+    status: StatusCode,
+    headers: &HeaderMap,
+) -> Result<Whole, Failed> {
     let chunk = Chunk::read(&body).map_err(|why| Failed::new(Failure::Garbage, why))?;
     if chunk.is_error() {
         return Err(Failed::in_answer(body.clone()));
@@ -61,9 +71,9 @@ pub(super) async fn read(
     let finished = chunk.choices().iter().all(|choice| choice.finish_reason == Finish::Finished);
     let (usage, estimated) = (chunk.usage(), chunk.tokens());
     Ok(Whole {
-        status: head.status,
-        upstream_request_id: upstream_request_id(&head.headers),
-        headers: passed_on(&head.headers),
+        status,
+        upstream_request_id: upstream_request_id(headers),
+        headers: passed_on(headers),
         usage,
         estimated,
         finished,

@@ -27,10 +27,11 @@ mod tally;
 mod text;
 mod whole;
 
-use http::HeaderMap;
-use http::header::{HeaderName, HeaderValue};
+use http::header::{CONTENT_TYPE, HeaderName, HeaderValue};
+use http::{HeaderMap, StatusCode};
 use proto::inference::v1::{Load, Resume, StreamInferenceRequest};
 use tokio::time::{Instant, sleep_until, timeout_at};
+use tonic::transport::Channel;
 
 use control::outcome::{Failure, Stage};
 
@@ -38,10 +39,12 @@ use super::connect::Client;
 use super::failed::Failed;
 use super::models::{Described, ModelInfo};
 use super::target::Target;
+use super::whole::{Whole, judge};
 use super::{Answer, Ask, Limits, Path, laid_over, late};
 use crate::convert;
 use crate::exchange::Behalf;
 pub(super) use line::Workers;
+use line::{Line, Road};
 pub(super) use stream::WireStream;
 
 /// How busy a worker says it is.
@@ -77,6 +80,15 @@ impl Client {
     }
 }
 
+impl Client {
+    /// The connection to another role, made when it is first used and again when it broke.
+    pub(crate) fn to_role(&self, target: &Target) -> Result<Channel, Failed> {
+        let line = self.workers.line(target)?;
+        let channel = line.to_role().cloned();
+        channel.ok_or_else(|| Failed::new(Failure::Connect, "no role is behind this URL"))
+    }
+}
+
 /// Asks a worker: [`Client::call`] for targets that are one.
 pub(super) async fn call(
     client: &Client,
@@ -85,26 +97,52 @@ pub(super) async fn call(
     limits: Limits,
 ) -> Result<Answer, Failed> {
     let began = Instant::now();
+    let line = client.workers.line(target)?;
     if ask.path == Path::Embeddings {
-        let words = "this model is reached over Pointsman's own wire, which has no embeddings: ask a model that an OpenAI-compatible server serves, and there";
-        return Err(refusal::of_request(words, None));
+        return embeddings(&line, target, ask, (began, limits)).await.map(Answer::Whole);
     }
     let question = asked(&ask)?;
     let mut envelope = text::Envelope::new(&ask.request_id, &question.model, client.wall.now());
     let tokens_max = question.parameters.as_ref().and_then(|said| said.max_tokens);
-    let line = client.workers.line(target)?;
-    let asking = |question| {
+    let mut question = Some(question);
+    let asking = || {
         let headers = headers(target, ask.headers.clone(), &ask.request_id);
+        let question = question.take().map_or_else(|| asked(&ask), Ok)?;
         let (behalf, whole) = (ask.behalf.clone(), !ask.stream);
-        stream::open(&line, Asking { headers, question, behalf, whole }, &limits)
+        Ok(stream::open(&line, Asking { headers, question, behalf, whole }, &limits))
     };
+    let opened = opened(&line, asking, began, &limits).await;
+    let mut tally = tally::Tally::new(tokens_max);
+    if let Some(resume) = &ask.resume {
+        tally = tally.after(resume.seq);
+        envelope = envelope.since(resume.origin.created);
+    }
+    let stream = WireStream::new(opened?, line.clone(), envelope, tally, began, &limits);
+    if let Some(resume) = &ask.resume
+        && stream.origin().is_none_or(|own| own.fingerprint != resume.origin.fingerprint)
+    {
+        return Err(Failed::new(Failure::Garbage, "the worker that goes on is of another model"));
+    }
+    if ask.stream {
+        return Ok(Answer::Stream(Box::new(stream.into())));
+    }
+    whole::collect(stream).await.map(Answer::Whole)
+}
+
+/// Waits for the connection, and then for a first word, each as long as it may take.
+async fn opened<T, F: Future<Output = Result<T, Failed>>>(
+    line: &Line,
+    mut asking: impl FnMut() -> Result<F, Failed>,
+    began: Instant,
+    limits: &Limits,
+) -> Result<T, Failed> {
     let dialing = line.dial();
     // Boxed: what it takes to open a stream is large, and is over soon.
     let mut opening = Box::pin(async {
-        match asking(question).await {
+        match asking()?.await {
             // Nothing was sent: the connection that failed was begun for an earlier call, which gave it up.
             Err(failed) if failed.failure == Failure::Connect && dialing.was_given_up() => {
-                asking(asked(&ask)?).await
+                asking()?.await
             }
             opened => opened,
         }
@@ -128,21 +166,31 @@ pub(super) async fn call(
     };
     drop(opening);
     dialing.ended();
-    let mut tally = tally::Tally::new(tokens_max);
-    if let Some(resume) = &ask.resume {
-        tally = tally.after(resume.seq);
-        envelope = envelope.since(resume.origin.created);
-    }
-    let stream = WireStream::new(opened?, line.clone(), envelope, tally, began, &limits);
-    if let Some(resume) = &ask.resume
-        && stream.origin().is_none_or(|own| own.fingerprint != resume.origin.fingerprint)
-    {
-        return Err(Failed::new(Failure::Garbage, "the worker that goes on is of another model"));
-    }
-    if ask.stream {
-        return Ok(Answer::Stream(Box::new(stream.into())));
-    }
-    whole::collect(stream).await.map(Answer::Whole)
+    opened
+}
+
+/// Embeddings: the chat role carries them as they are; a worker has none.
+async fn embeddings(
+    line: &Line,
+    target: &Target,
+    ask: Ask,
+    (began, limits): (Instant, Limits),
+) -> Result<Whole, Failed> {
+    let Road::Chat(channel) = line.road() else {
+        let words = "this model is reached over Pointsman's own wire, which has no embeddings: ask a model that an OpenAI-compatible server serves, and there";
+        return Err(refusal::of_request(words, None));
+    };
+    let asking = || {
+        let headers = headers(target, ask.headers.clone(), &ask.request_id);
+        let (body, behalf) = (ask.body.clone(), ask.behalf.clone());
+        Ok(chat::embed(channel, headers, body, behalf, &limits))
+    };
+    let answer = opened(line, asking, began, &limits).await?;
+    let mut headers = HeaderMap::new();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    let mut whole = judge(answer.body.into(), ask.path, StatusCode::OK, &headers)?;
+    whole.upstream_request_id = answer.begun.map(|begun| begun.request_id);
+    Ok(whole)
 }
 
 /// All that a call for an answer carries.

@@ -23,9 +23,11 @@ use transport::exchange::{
     Call, Chat, Checks, End, Model, Part, Refused, Reply, ReplyBody, Tally, Why,
 };
 use transport::front::{
-    AuthError, Authenticate, Caller, Drained, Front, Limits, Listener, Meters, Server, Settings,
+    AuthError, Authenticate, Caller, Drained, Front, Judged, Limits, Listener, Meters, Server,
+    Settings,
 };
 use transport::streams::Streams;
+use transport::trace::Trace;
 use transport::upstream::UpstreamError;
 
 /// The plane's id of every scripted request.
@@ -131,26 +133,8 @@ pub fn said(status: u16, body: &'static str) -> Box<UpstreamError> {
 struct Keys;
 
 impl Authenticate for Keys {
-    fn authenticate(
-        &self,
-        bearer: Option<&str>,
-        user_id: Option<&str>,
-    ) -> Result<Caller, AuthError> {
-        let models: Option<Arc<[String]>> = match bearer {
-            None => return Err(AuthError::KeyMissing),
-            Some(KEY) => None,
-            Some("sk-demo-only") => Some(Arc::from(["demo".to_owned()])),
-            Some("sk-other-tenant") => None,
-            Some("sk-old") => return Err(AuthError::KeyExpired),
-            Some(_) => return Err(AuthError::KeyUnknown),
-        };
-        if user_id == Some("mallory") {
-            return Err(AuthError::UserForbidden);
-        }
-        let user = user_id.map(|name| AccountId(u64::try_from(name.len()).unwrap()));
-        let tenant = AccountId(if bearer == Some("sk-other-tenant") { 7 } else { 1 });
-        let principal = Principal { tenant, user, key: Some(AccountId(2)) };
-        Ok(Caller { principal, models, tenant_name: Arc::from("acme") })
+    fn authenticate(&self, bearer: Option<&str>, user_id: Option<&str>, _: &Trace) -> Judged {
+        Judged::now(judge(bearer, user_id))
     }
 
     fn session_key(&self, principal: &Principal, name: &str) -> SessionKey {
@@ -161,6 +145,24 @@ impl Authenticate for Keys {
     fn digest(&self, bytes: &[u8]) -> Digest {
         Digest(u128::from_be_bytes(Sha256::digest(bytes)[..16].try_into().unwrap()))
     }
+}
+
+fn judge(bearer: Option<&str>, user_id: Option<&str>) -> Result<Caller, AuthError> {
+    let models: Option<Arc<[String]>> = match bearer {
+        None => return Err(AuthError::KeyMissing),
+        Some(KEY) => None,
+        Some("sk-demo-only") => Some(Arc::from(["demo".to_owned()])),
+        Some("sk-other-tenant") => None,
+        Some("sk-old") => return Err(AuthError::KeyExpired),
+        Some(_) => return Err(AuthError::KeyUnknown),
+    };
+    if user_id == Some("mallory") {
+        return Err(AuthError::UserForbidden);
+    }
+    let user = user_id.map(|name| AccountId(u64::try_from(name.len()).unwrap()));
+    let tenant = AccountId(if bearer == Some("sk-other-tenant") { 7 } else { 1 });
+    let principal = Principal { tenant, user, key: Some(AccountId(2)) };
+    Ok(Caller { principal, models, tenant_name: Arc::from("acme") })
 }
 
 pub struct World {

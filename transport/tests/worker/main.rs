@@ -3,7 +3,9 @@
 
 mod asked;
 mod certificates;
+mod auth;
 mod discovering;
+mod embedding;
 mod failing;
 mod gateway;
 mod lines;

@@ -273,7 +273,7 @@ impl World {
         gateway.health().set_serving(true);
         gateway.discover().await;
         let limits = Limits::default();
-        let (chat, accounts) = (Arc::new(gateway.chat()), gateway.accounts());
+        let (chat, accounts) = (Arc::new(gateway.chat()), gateway.auth());
         let (streams, edge) = (gateway.streams(), role == Role::Gateway);
         let settings = FrontSettings { limits: limits.clone(), streams, tracer, edge };
         let front = Front::with(chat, accounts, settings);

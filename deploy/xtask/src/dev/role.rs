@@ -16,7 +16,7 @@ pub const MODEL: &str = "words";
 const PYTHON_MODEL: &str = "parrot";
 
 /// Variables that would overrule what is configured here, if whoever runs this has them set.
-const OVERRULING: [&str; 13] = [
+const OVERRULING: [&str; 19] = [
     "GATEWAY",
     "GATEWAY_HTTP_ADDR",
     "GATEWAY_GRPC_ADDR",
@@ -30,6 +30,12 @@ const OVERRULING: [&str; 13] = [
     "CONSUL_HTTP_TOKEN",
     "CONSUL_CACERT",
     "ADVERTISE_ADDR",
+    "CHAT_SERVICE",
+    "CHAT_SERVICE_ADDR",
+    "AUTH_GRPC",
+    "AUTH_GRPC_ADDR",
+    "AUTH_HTTP_HEALTH",
+    "AUTH_HTTP_HEALTH_ADDR",
 ];
 
 /// One of our processes, in the order in which they are started.
@@ -43,7 +49,15 @@ pub enum Role {
     Worker2,
     /// A worker of another model, in Python.
     WorkerPython,
-    /// A gateway.
+    /// Who has the keys.
+    Auth,
+    /// A chat role.
+    #[value(name = "chat-1")]
+    Chat1,
+    /// The other.
+    #[value(name = "chat-2")]
+    Chat2,
+    /// A gateway role.
     #[value(name = "gateway-1")]
     Gateway1,
     /// The other.
@@ -61,13 +75,25 @@ pub struct Around<'a> {
     pub consul: String,
     /// Of the key that is let in.
     pub hash: String,
+    /// Where the auth role is asked.
+    pub auth: String,
+    /// Where the chat roles are.
+    pub chats: [String; 2],
     /// Where the Python worker's environment is.
     pub workspace: &'a Workspace,
 }
 
 impl Role {
     /// Those that are started unless others are named.
-    pub const USUAL: [Self; 4] = [Self::Worker1, Self::Worker2, Self::Gateway1, Self::Gateway2];
+    pub const USUAL: [Self; 7] = [
+        Self::Worker1,
+        Self::Worker2,
+        Self::Auth,
+        Self::Chat1,
+        Self::Chat2,
+        Self::Gateway1,
+        Self::Gateway2,
+    ];
 
     /// As people call it.
     pub const fn name(self) -> &'static str {
@@ -75,6 +101,9 @@ impl Role {
             Self::Worker1 => "worker-1",
             Self::Worker2 => "worker-2",
             Self::WorkerPython => "worker-python",
+            Self::Auth => "auth",
+            Self::Chat1 => "chat-1",
+            Self::Chat2 => "chat-2",
             Self::Gateway1 => "gateway-1",
             Self::Gateway2 => "gateway-2",
         }
@@ -88,13 +117,18 @@ impl Role {
             Self::WorkerPython => 17_057,
             Self::Gateway1 => 17_081,
             Self::Gateway2 => 17_082,
+            Self::Chat1 => 17_083,
+            Self::Chat2 => 17_084,
+            Self::Auth => 17_085,
         }
     }
 
     /// What the command line of its process contains.
     pub fn marks(self, kept: &Kept) -> Vec<String> {
         match self {
-            Self::Gateway1 | Self::Gateway2 => vec!["pointsman serve".into(), kept.address()],
+            Self::Auth | Self::Chat1 | Self::Chat2 | Self::Gateway1 | Self::Gateway2 => {
+                vec!["pointsman serve".into(), kept.address()]
+            }
             Self::Worker1 | Self::Worker2 => vec!["pointsman worker".into(), kept.address()],
             // It is told by its environment alone.
             Self::WorkerPython => vec!["-m pointsman_worker".into()],
@@ -104,12 +138,10 @@ impl Role {
     /// How it is started.
     pub fn command(self, kept: &Kept, around: &Around<'_>) -> Result<Command, String> {
         let mut command = match self {
+            Self::Auth => served("auth", kept, around, &auth(kept, around))?,
+            Self::Chat1 | Self::Chat2 => served("chat", kept, around, &shared(kept, around))?,
             Self::Gateway1 | Self::Gateway2 => {
-                let config = kept.place.join("config.yaml");
-                fs::write(&config, gateway(kept, around)).map_err(|why| at(&config, why))?;
-                let mut command = Command::new(&around.program);
-                command.args(["serve", "--listen", &kept.address(), "--config"]).arg(config);
-                command
+                served("gateway", kept, around, &shared(kept, around))?
             }
             Self::Worker1 | Self::Worker2 => {
                 let mut command = Command::new(&around.program);
@@ -133,6 +165,7 @@ impl Role {
         let page = |port, path| ask(port, "GET", path, "").is_some_and(|(status, _)| status == 200);
         match self {
             Self::Gateway1 | Self::Gateway2 => page(kept.port, "/health"),
+            Self::Auth | Self::Chat1 | Self::Chat2 => page(kept.second, "/health"),
             Self::Worker1 | Self::Worker2 => listens(kept.port),
             Self::WorkerPython => page(kept.second, "/ready"),
         }
@@ -145,7 +178,9 @@ impl Role {
                 return if listens(kept.port) { "listens" } else { "does not listen" }.to_owned();
             }
             Self::Gateway1 | Self::Gateway2 => ask(kept.port, "GET", "/ready", ""),
-            Self::WorkerPython => ask(kept.second, "GET", "/ready", ""),
+            Self::Auth | Self::Chat1 | Self::Chat2 | Self::WorkerPython => {
+                ask(kept.second, "GET", "/ready", "")
+            }
         };
         match said {
             Some((200, _)) => "ready".to_owned(),
@@ -155,16 +190,42 @@ impl Role {
     }
 }
 
-/// The whole of a gateway's configuration.
-fn gateway(kept: &Kept, around: &Around<'_>) -> String {
-    let Around { redis, consul, hash, .. } = around;
+/// A role of the one binary, with a configuration of its own.
+fn served(role: &str, kept: &Kept, around: &Around<'_>, text: &str) -> Result<Command, String> {
+    let config = kept.place.join("config.yaml");
+    fs::write(&config, text).map_err(|why| at(&config, why))?;
+    let mut command = Command::new(&around.program);
+    command.args(["serve", "--role", role, "--listen", &kept.address(), "--config"]).arg(config);
+    Ok(command)
+}
+
+/// What gateway roles and chat roles read: each takes what it decides.
+fn shared(kept: &Kept, around: &Around<'_>) -> String {
+    let Around { redis, consul, auth, chats: [one, two], .. } = around;
     let (data, admin) = (kept.place.join("data"), kept.second);
+    let (first, second) = (Role::Chat1.name(), Role::Chat2.name());
     format!(
         "version: 1
 server: {{http: {{drain_grace: 10s}}, admin: {{addr: \"127.0.0.1:{admin}\"}}}}
 data: {{dir: {data:?}, redis: {{addr: \"{redis}\"}}}}
+auth: {{url: \"auth://{auth}\"}}
+chats:
+  - {{url: \"chat://{one}\", name: {first}}}
+  - {{url: \"chat://{two}\", name: {second}}}
 discovery: {{consul: {{addr: \"http://{consul}\"}}}}
 tenants: {{dev: {{daily_tokens: 10000000}}}}
+log: {{level: info, format: json}}
+"
+    )
+}
+
+/// The keys.
+fn auth(kept: &Kept, around: &Around<'_>) -> String {
+    let (hash, admin) = (&around.hash, kept.second);
+    format!(
+        "version: 1
+server: {{http: {{drain_grace: 5s}}, admin: {{addr: \"127.0.0.1:{admin}\"}}}}
+tenants: {{dev: {{}}}}
 keys: [{{name: dev, hash: \"{hash}\", tenant: dev}}]
 log: {{level: info, format: json}}
 "
@@ -200,6 +261,7 @@ mod tests {
     #[test]
     fn no_two_roles_prefer_the_same_port() {
         let mut ports: Vec<u16> = Role::value_variants().iter().map(|role| role.port()).collect();
+        ports.sort_unstable();
         ports.dedup();
         assert_eq!(ports.len(), Role::value_variants().len());
     }

@@ -11,7 +11,7 @@ const TOLD: &[(&str, &str)] = &[
     ("colour: red", "p.yaml:2:1: colour: unknown key"),
     (
         "upstreams: [{url: 'grpc://h', tls: {ca: a.pem}}, {url: 'quic://h', tls: {pin: '5f', cert: a}}]",
-        "p.yaml:2:31: upstreams[0].tls: only quic://, grpcs:// and chats:// have this; other endpoints \
+        "p.yaml:2:31: upstreams[0].tls: only quic://, grpcs://, chats:// and auths:// have this; other endpoints \
          with TLS are believed where a public authority vouches for them\n\
          p.yaml:2:79: upstreams[1].tls.pin: a fingerprint is sha256: and 64 hexadecimal digits, as the \
          worker prints it when it starts\n\

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, VecDeque};
 
 use axum::body::{Body, BodyDataStream};
 use futures_util::stream::{BoxStream, StreamExt, unfold};
-use http::Response;
 use http::header::HeaderName;
+use http::{HeaderMap, Response};
 use proto::chat::v1::{Begun, StreamChatResponse};
 use proto::inference::v1::{Parameters, StreamInferenceResponse as Chunk};
 use serde::Deserialize;
@@ -25,20 +25,11 @@ pub(super) fn of(
     whole: bool,
 ) -> BoxStream<'static, Result<StreamChatResponse, Status>> {
     let (head, body) = response.into_parts();
-    let text = |name: HeaderName| {
-        let value = head.headers.get(name).and_then(|value| value.to_str().ok());
-        value.unwrap_or_default().to_owned()
-    };
-    let begun = Begun {
-        request_id: text(REQUEST_ID),
-        replica: text(REPLICA),
-        attempts: text(ATTEMPTS).parse().unwrap_or_default(),
-    };
     let pieces = Pieces {
         body: body.into_data_stream(),
         events: sse::Parser::default(),
         reader: Reader::new(said),
-        begun: Some(begun),
+        begun: Some(begun(&head.headers)),
         next: BTreeMap::new(),
         held: None,
         ready: VecDeque::new(),
@@ -46,6 +37,19 @@ pub(super) fn of(
         whole,
     };
     unfold(pieces, async |mut pieces| Some((pieces.next().await?, pieces))).boxed()
+}
+
+/// Who answers, as HTTP's headers say it.
+pub(super) fn begun(headers: &HeaderMap) -> Begun {
+    let text = |name: HeaderName| {
+        let value = headers.get(name).and_then(|value| value.to_str().ok());
+        value.unwrap_or_default().to_owned()
+    };
+    Begun {
+        request_id: text(REQUEST_ID),
+        replica: text(REPLICA),
+        attempts: text(ATTEMPTS).parse().unwrap_or_default(),
+    }
 }
 
 struct Pieces {

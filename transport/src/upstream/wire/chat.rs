@@ -1,14 +1,17 @@
 //! Calls to the chat role: a worker's calls, with whom they are for.
 
+use bytes::Bytes;
 use http::HeaderMap;
 use http::header::{AUTHORIZATION, HeaderName, HeaderValue};
 use proto::chat::v1::chat_service_client::ChatServiceClient;
-use proto::chat::v1::{Begun, ListModelsRequest, StreamChatRequest, StreamChatResponse};
+use proto::chat::v1::{
+    Begun, EmbedRequest, EmbedResponse, ListModelsRequest, StreamChatRequest, StreamChatResponse,
+};
 use proto::inference::v1::{
     DescribeResponse, StreamInferenceRequest, StreamInferenceResponse as Chunk,
 };
 use tonic::transport::Channel;
-use tonic::{Response, Streaming};
+use tonic::{Code, Response, Streaming};
 
 use super::{grpc, refusal};
 use crate::exchange::Behalf;
@@ -41,6 +44,36 @@ fn service(channel: &Channel, limits: &Limits) -> ChatServiceClient<Channel> {
         .max_encoding_message_size(usize::MAX)
 }
 
+/// The headers of a call, and what of its caller stands in the message: session and user.
+fn shown(headers: &mut HeaderMap, behalf: Option<Box<Behalf>>) -> (String, String) {
+    let Behalf { key, session, user, idempotency_key } =
+        behalf.map(|behalf| *behalf).unwrap_or_default();
+    let idempotency_key = idempotency_key.and_then(|key| HeaderValue::from_str(&key).ok());
+    headers.extend(idempotency_key.map(|key| (HeaderName::from_static("idempotency-key"), key)));
+    headers.extend(key.map(|key| (AUTHORIZATION, key.bearer())));
+    (session.unwrap_or_default(), user.unwrap_or_default())
+}
+
+/// Asks for embeddings: the answer's body, and who answers there.
+pub(super) async fn embed(
+    channel: &Channel,
+    mut headers: HeaderMap,
+    body: Bytes,
+    behalf: Option<Box<Behalf>>,
+    limits: &Limits,
+) -> Result<EmbedResponse, Failed> {
+    let (session_id, user_id) = shown(&mut headers, behalf);
+    let question = EmbedRequest { body: body.into(), session_id, user_id };
+    let request = grpc::request(headers, question, limits);
+    let said = service(channel, limits).embed(request).await;
+    said.map(Response::into_inner).map_err(|status| match status.code() == Code::Unimplemented {
+        true => refusal::of_older(
+            "the chat role is of an older version, which carries no embeddings: its operator must upgrade it",
+        ),
+        false => refusal::of_chat(&status, false, limits),
+    })
+}
+
 /// Asks for a turn.
 pub(super) async fn ask(
     channel: &Channel,
@@ -50,19 +83,8 @@ pub(super) async fn ask(
     limits: &Limits,
 ) -> Result<Answer, Failed> {
     let StreamInferenceRequest { model, messages, parameters, .. } = question;
-    let Behalf { key, session, user, idempotency_key } =
-        behalf.map(|behalf| *behalf).unwrap_or_default();
-    let idempotency_key = idempotency_key.and_then(|key| HeaderValue::from_str(&key).ok());
-    headers.extend(idempotency_key.map(|key| (HeaderName::from_static("idempotency-key"), key)));
-    headers.extend(key.map(|key| (AUTHORIZATION, key.bearer())));
-    let question = StreamChatRequest {
-        model,
-        messages,
-        parameters,
-        session_id: session.unwrap_or_default(),
-        user_id: user.unwrap_or_default(),
-        whole,
-    };
+    let (session_id, user_id) = shown(&mut headers, behalf);
+    let question = StreamChatRequest { model, messages, parameters, session_id, user_id, whole };
     let request = grpc::request(headers, question, limits);
     let asked = service(channel, limits).stream_chat(request).await;
     let pieces = asked.map_err(|status| refusal::of_chat(&status, false, limits))?.into_inner();

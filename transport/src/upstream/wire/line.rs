@@ -125,7 +125,7 @@ pub(super) struct Line {
 pub(super) enum Road {
     Grpc(Channel),
     Quic(quic::Road),
-    /// To the chat role.
+    /// To another role.
     Chat(Channel),
 }
 
@@ -162,12 +162,20 @@ impl Line {
         }
         let dialer = Dialer { connector, tls, state: Arc::clone(&state) };
         let channel = endpoint.connect_with_connector_lazy(dialer);
-        let road = if url.is_chat() { Road::Chat(channel) } else { Road::Grpc(channel) };
+        let road = if url.is_role() { Road::Chat(channel) } else { Road::Grpc(channel) };
         Ok(Self { road, state })
     }
 
     pub fn road(&self) -> &Road {
         &self.road
+    }
+
+    /// To another role.
+    pub fn to_role(&self) -> Option<&Channel> {
+        match &self.road {
+            Road::Chat(channel) => Some(channel),
+            Road::Grpc(_) | Road::Quic(_) => None,
+        }
     }
 
     /// Whether there is a connection.

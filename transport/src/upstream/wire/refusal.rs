@@ -64,6 +64,21 @@ pub(super) fn of_chat(status: &Status, begun: bool, limits: &Limits) -> Failed {
     failed
 }
 
+/// The other process is of a version that cannot do what it is asked: nobody's fault, and no reason to ask again.
+pub(super) fn of_older(words: &str) -> Failed {
+    let error = json!({
+        "message": words, "type": "server_error", "param": null, "code": "not_implemented",
+    });
+    let mut failed = Failed::new(Failure::ClientError(501), words);
+    failed.upstream = Some(Box::new(UpstreamError {
+        status: 501,
+        body: json!({ "error": error }).to_string().into(),
+        content_type: Some("application/json".to_owned()),
+        verdict: Some(Verdict { retry_after: None, should_retry: Some(false) }),
+    }));
+    failed
+}
+
 /// The request itself is at fault, in these words.
 pub(super) fn of_request(words: &str, param: Option<&str>) -> Failed {
     let words = &words[..words.floor_char_boundary(WORDS_MAX)];

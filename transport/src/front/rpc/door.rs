@@ -1,0 +1,128 @@
+//! A port for callers over gRPC, and what every service on one has beside it: health, reflection, bounds, a drain.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use rustls::pki_types::pem;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+use tonic::service::Routes;
+use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
+use tonic_health::ServingStatus;
+
+use crate::config::{GrpcTls, Tls};
+use crate::tls::{TlsError, chain, server_config};
+use crate::worker::{Incoming, bounded};
+
+/// How often health looks at readiness.
+const HEALTH_EVERY: Duration = Duration::from_millis(250);
+
+/// Why a gRPC server stopped serving.
+#[derive(Debug, thiserror::Error)]
+pub enum RpcError {
+    /// What reflection tells cannot be read. A mistake of the build.
+    #[error("the service's description is unreadable: {0}")]
+    Description(#[from] tonic_reflection::server::Error),
+    /// The server failed as a whole.
+    #[error("the gRPC server failed: {0}")]
+    Server(#[from] tonic::transport::Error),
+}
+
+/// Where callers over gRPC come in.
+pub struct RpcDoor {
+    incoming: Incoming,
+    tls: Option<ServerTlsConfig>,
+}
+
+/// A caller that connects and does not speak TLS is let go.
+const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
+
+impl RpcDoor {
+    /// Without TLS.
+    #[must_use]
+    pub fn plain(incoming: Incoming) -> Self {
+        Self { incoming, tls: None }
+    }
+
+    /// With TLS, and callers that have to show a certificate where the configuration says so.
+    ///
+    /// # Errors
+    /// Where a file cannot be read, or certificate and key are no pair.
+    pub fn with_tls(incoming: Incoming, tls: &GrpcTls) -> Result<Self, TlsError> {
+        let GrpcTls { own: Tls { cert, key }, client_ca } = tls;
+        // What is wrong with them is found out here, in words.
+        server_config(cert, key)?;
+        let text = |path: &Path, what| {
+            let bad = |error| TlsError::File {
+                what,
+                path: path.to_owned(),
+                source: pem::Error::Io(error),
+            };
+            std::fs::read(path).map_err(bad)
+        };
+        let identity = Identity::from_pem(text(cert, "certificate")?, text(key, "private key")?);
+        let mut config = ServerTlsConfig::new().identity(identity).timeout(HANDSHAKE_WITHIN);
+        if let Some(authorities) = client_ca {
+            chain(authorities)?;
+            let known = Certificate::from_pem(text(authorities, "certificate")?);
+            config = config.client_ca_root(known);
+        }
+        Ok(Self { incoming, tls: Some(config) })
+    }
+
+    /// Where it listens.
+    ///
+    /// # Errors
+    /// Where the socket has no address any more.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.incoming.local_addr()
+    }
+}
+
+/// Serves `service`, known by its name, until `stopping` resolves; calls under way may then go on for `grace`.
+pub(crate) async fn serve_routes(
+    door: RpcDoor,
+    (name, service): (&'static str, Routes),
+    ready: impl Fn() -> bool + Send + 'static,
+    stopping: impl Future<Output = ()>,
+    grace: Duration,
+) -> Result<(), RpcError> {
+    let (health, health_service) = tonic_health::server::health_reporter();
+    let reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        .build_v1()?;
+    let _watching = AbortOnDropHandle::new(tokio::spawn(async move {
+        loop {
+            let status = match ready() {
+                true => ServingStatus::Serving,
+                false => ServingStatus::NotServing,
+            };
+            health.set_service_status("", status).await;
+            health.set_service_status(name, status).await;
+            tokio::time::sleep(HEALTH_EVERY).await;
+        }
+    }));
+    let closing = CancellationToken::new();
+    let RpcDoor { incoming, tls } = door;
+    let builder = match tls {
+        None => Server::builder(),
+        Some(tls) => Server::builder().tls_config(tls)?,
+    };
+    let mut server = Box::pin(
+        bounded(builder)
+            .add_routes(service.add_service(health_service).add_service(reflection))
+            .serve_with_incoming_shutdown(
+                incoming.connections(),
+                closing.clone().cancelled_owned(),
+            ),
+    );
+    tokio::select! {
+        ended = &mut server => return ended.map_err(Into::into),
+        () = stopping => closing.cancel(),
+    }
+    // What still runs after the grace ends with the process.
+    tokio::time::timeout(grace, server).await.unwrap_or(Ok(())).map_err(Into::into)
+}
