@@ -9,6 +9,7 @@ use std::sync::Arc;
 use control::id::{Digest, Principal, SessionKey};
 
 use super::error::{self, ApiError};
+use crate::sessions::Owner;
 
 /// Looks keys up and hides users' text.
 pub trait Authenticate: Send + Sync + 'static {
@@ -39,6 +40,8 @@ pub struct Caller {
     pub models: Option<Arc<[String]>>,
     /// The tenant's name in the configuration, for the log line.
     pub tenant_name: Arc<str>,
+    /// Whose stored sessions are meant: the user's, else the key's own.
+    pub owner_name: Arc<str>,
 }
 
 impl Caller {
@@ -46,6 +49,12 @@ impl Caller {
     #[must_use]
     pub fn may_use(&self, model: &str) -> bool {
         self.models.as_ref().is_none_or(|names| names.iter().any(|name| name == model))
+    }
+
+    /// Whose stored sessions are meant.
+    #[must_use]
+    pub fn owner(&self) -> Owner {
+        Owner { tenant: Arc::clone(&self.tenant_name), user: Arc::clone(&self.owner_name) }
     }
 }
 

@@ -8,6 +8,7 @@
 //! Health and reflection are served beside it. `Check` follows `/ready`.
 
 mod pieces;
+mod sessions;
 pub(crate) mod status;
 
 use std::io;
@@ -22,6 +23,11 @@ use futures_util::stream::BoxStream;
 use http::header::{CONTENT_TYPE, HeaderName, HeaderValue};
 use http::{HeaderMap, Request as HttpRequest, Response as HttpResponse};
 use proto::chat::v1::chat_service_server::{ChatService, ChatServiceServer};
+use proto::chat::v1::{
+    ClearSessionRequest, ClearSessionResponse, GetHistoryRequest, GetHistoryResponse,
+    GetSessionMessagesRequest, GetSessionMessagesResponse, GetSessionRequest, GetSessionResponse,
+    ListSessionsRequest, ListSessionsResponse,
+};
 use proto::chat::v1::{
     ListModelsRequest, ListModelsResponse, Model as ModelSaid, StreamChatRequest,
     StreamChatResponse,
@@ -175,10 +181,10 @@ const PASSED: [&str; 4] = ["authorization", "idempotency-key", "traceparent", "t
 
 impl<C> Rpc<C> {
     /// Through the routes of HTTP.
-    async fn post(&self, headers: HeaderMap, body: String) -> HttpResponse<Body> {
+    async fn post(&self, path: &'static str, headers: HeaderMap, body: String) -> HttpResponse<Body> {
         let mut request = HttpRequest::new(Body::from(body));
         *request.method_mut() = http::Method::POST;
-        *request.uri_mut() = http::Uri::from_static("/v1/chat/completions");
+        *request.uri_mut() = http::Uri::from_static(path);
         *request.headers_mut() = headers;
         match self.router.clone().oneshot(request).await {
             Ok(response) => response,
@@ -203,7 +209,8 @@ impl<C: Chat> ChatService for Rpc<C> {
         if !asked.whole {
             translate::streamed(&mut body);
         }
-        let response = self.post(headers, body.end()).await;
+        let path = if asked.stored { STORED } else { PLAIN };
+        let response = self.post(path, headers, body.end()).await;
         if !response.status().is_success() {
             return Err(status::of_response(response).await);
         }
@@ -231,7 +238,46 @@ impl<C: Chat> ChatService for Rpc<C> {
             .map(|model| ModelSaid { name: model.name, owned_by: model.provider });
         Ok(Response::new(ListModelsResponse { models: models.collect() }))
     }
+
+    async fn get_session(
+        &self,
+        request: Request<GetSessionRequest>,
+    ) -> Result<Response<GetSessionResponse>, Status> {
+        sessions::get(&self.shared, request).await
+    }
+
+    async fn list_sessions(
+        &self,
+        request: Request<ListSessionsRequest>,
+    ) -> Result<Response<ListSessionsResponse>, Status> {
+        sessions::list(&self.shared, request).await
+    }
+
+    async fn clear_session(
+        &self,
+        request: Request<ClearSessionRequest>,
+    ) -> Result<Response<ClearSessionResponse>, Status> {
+        sessions::clear(&self.shared, request).await
+    }
+
+    async fn get_session_messages(
+        &self,
+        request: Request<GetSessionMessagesRequest>,
+    ) -> Result<Response<GetSessionMessagesResponse>, Status> {
+        sessions::messages(&self.shared, request).await
+    }
+
+    async fn get_history(
+        &self,
+        request: Request<GetHistoryRequest>,
+    ) -> Result<Response<GetHistoryResponse>, Status> {
+        sessions::history(&self.shared, request).await
+    }
 }
+
+/// Where HTTP takes a turn, and one of a stored session.
+const PLAIN: &str = "/v1/chat/completions";
+const STORED: &str = "/api/v1/chat/completions";
 
 /// What HTTP takes for a client's patience.
 const PATIENCE: (Duration, Duration) = (Duration::from_millis(1), Duration::from_secs(86_400));

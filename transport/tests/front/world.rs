@@ -65,6 +65,7 @@ impl Chat for Scripted {
             attempts: 2,
             content_type: if stream { "text/event-stream" } else { "application/json" }.to_owned(),
             body,
+            session: None,
         };
         match act {
             Act::Whole(text) => Ok(reply(ReplyBody::Whole {
@@ -150,7 +151,8 @@ impl Authenticate for Keys {
         let user = user_id.map(|name| AccountId(u64::try_from(name.len()).unwrap()));
         let tenant = AccountId(if bearer == Some("sk-other-tenant") { 7 } else { 1 });
         let principal = Principal { tenant, user, key: Some(AccountId(2)) };
-        Ok(Caller { principal, models, tenant_name: Arc::from("acme") })
+        let owner_name = Arc::from(user_id.unwrap_or("key/k"));
+        Ok(Caller { principal, models, tenant_name: Arc::from("acme"), owner_name })
     }
 
     fn session_key(&self, principal: &Principal, name: &str) -> SessionKey {
