@@ -26,7 +26,8 @@ use tokio::sync::mpsc;
 use crate::catalog::SharedCatalog;
 use crate::driver::{Driver, Order};
 use crate::exchange::{
-    Call, Chat, Checks, End, Model, Refused, Reply, ReplyBody, SessionAnswer, SessionCall, Tally, Why,
+    Call, Chat, Checks, End, Model, Refused, Reply, ReplyBody, SessionAnswer, SessionCall, Tally,
+    Why,
 };
 use crate::front::exposition;
 use crate::health::Health;

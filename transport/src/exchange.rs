@@ -14,9 +14,7 @@ use control::plane::{Idempotency, Outcome, Refusal, Session};
 use control::units::{Tokens, Usage};
 use tokio::sync::mpsc;
 
-use crate::sessions::{
-    HistoryLine, MessageInfo, Owner, PageOf, Paged, SessionError, SessionInfo,
-};
+use crate::sessions::{HistoryLine, MessageInfo, Owner, PageOf, Paged, SessionError, SessionInfo};
 use crate::trace::Trace;
 use crate::upstream::{Secret, UpstreamError};
 

@@ -366,11 +366,7 @@ impl Sessions {
         found.filter(|(head, _)| head.belongs_to(owner)).ok_or(SessionError::NotFound)
     }
 
-    async fn head(
-        &self,
-        owner: &Owner,
-        id: &str,
-    ) -> Result<Option<(Head, Totals)>, SessionError> {
+    async fn head(&self, owner: &Owner, id: &str) -> Result<Option<(Head, Totals)>, SessionError> {
         match &self.store {
             Store::Embedded(store) => store.head(id).await,
             Store::Shared(store) => store.head(owner, id).await,

@@ -87,7 +87,8 @@ pub enum LogFormat {
 
 choices!(LogFormat, Auto = "auto", Json = "json", Text = "text");
 
-const NO_SUMMARY: &str = "sessions are not summarized: what does not fit session.max_tokens is not sent";
+const NO_SUMMARY: &str =
+    "sessions are not summarized: what does not fit session.max_tokens is not sent";
 
 const JAEGER: &str = "Jaeger takes OTLP now: name its port for that, usually http://HOST:4317, as monitoring.tracing.endpoint";
 

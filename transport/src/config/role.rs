@@ -35,7 +35,13 @@ impl Config {
                 let expected = "for --role gateway: a list of chat roles, chats: [{url: chat://host:8081}], or --upstream chat://host:8081";
                 root.problem("chats", ProblemKind::Missing { expected: expected.to_owned() });
             }
-            Role::Gateway => self.at_the_edge(),
+            Role::Gateway => {
+                if self.chats.len() > 1 && self.data.redis.is_none() {
+                    let words = "without data.redis each of them keeps stored sessions of its own, and a session is found at one alone";
+                    root.warn("chats", words.to_owned());
+                }
+                self.at_the_edge();
+            }
             Role::Chat => {
                 self.each_limit(|limits| (limits.rpm, limits.tpm) = (None, None));
                 self.server.grpc_addr.get_or_insert(super::server::chat_addr());

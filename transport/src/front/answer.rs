@@ -34,10 +34,11 @@ pub(super) async fn answer<C: Chat>(
     let (parts, content) = request.into_parts();
     let span = span(&shared.tracer, operation, &parts);
     let mut record = Record::begin(Arc::clone(&shared.meters), shared.ids.mint(), span);
-    let call = match admit::admit(&shared, (operation, is_stored), &parts, content, &mut record).await {
-        Ok(call) => call,
-        Err(error) => return refuse(error, record),
-    };
+    let call =
+        match admit::admit(&shared, (operation, is_stored), &parts, content, &mut record).await {
+            Ok(call) => call,
+            Err(error) => return refuse(error, record),
+        };
     let place = match resumable::place(&shared.streams, &parts.headers, &call) {
         Ok(place) => place,
         Err(error) => return refuse(error, record),

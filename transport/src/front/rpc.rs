@@ -181,7 +181,12 @@ const PASSED: [&str; 4] = ["authorization", "idempotency-key", "traceparent", "t
 
 impl<C> Rpc<C> {
     /// Through the routes of HTTP.
-    async fn post(&self, path: &'static str, headers: HeaderMap, body: String) -> HttpResponse<Body> {
+    async fn post(
+        &self,
+        path: &'static str,
+        headers: HeaderMap,
+        body: String,
+    ) -> HttpResponse<Body> {
         let mut request = HttpRequest::new(Body::from(body));
         *request.method_mut() = http::Method::POST;
         *request.uri_mut() = http::Uri::from_static(path);

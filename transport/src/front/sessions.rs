@@ -16,9 +16,7 @@ use serde_json::{Value, json};
 use super::error::{self, ApiError, SERVER};
 use super::{Shared, ask, head, refusal};
 use crate::exchange::{Behalf, Chat, SessionAnswer, SessionAsk, SessionCall};
-use crate::sessions::{
-    MessageInfo, PAGE_DEFAULT, PAGE_MAX, PageOf, SessionError, SessionInfo,
-};
+use crate::sessions::{MessageInfo, PAGE_DEFAULT, PAGE_MAX, PageOf, SessionError, SessionInfo};
 use crate::upstream::Secret;
 use crate::wall::rfc3339;
 
@@ -107,7 +105,8 @@ pub(super) async fn history<C: Chat>(
 ) -> Answer<Value> {
     match asked(&shared, &headers, one_of(&uri, "user_id"), SessionAsk::History).await? {
         SessionAnswer::History(lines) => {
-            let line = |line: &crate::sessions::HistoryLine| json!({"role": line.role, "text": line.text});
+            let line =
+                |line: &crate::sessions::HistoryLine| json!({"role": line.role, "text": line.text});
             Ok(Json(lines.iter().map(line).collect()))
         }
         _ => Err(other_answer()),

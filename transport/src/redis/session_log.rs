@@ -135,8 +135,7 @@ impl SessionLog {
         part.arg(user_key(user)).arg(before.min(i64::MAX as u64)).arg(last.min(i64::MAX as u64));
         let mut total = redis::cmd("ZCARD");
         total.arg(user_key(user));
-        let (part, total) =
-            tokio::join!(self.caller.command(&part), self.caller.command(&total));
+        let (part, total) = tokio::join!(self.caller.command(&part), self.caller.command(&total));
         let ids = if count == 0 { Vec::new() } else { texts(&part?)? };
         Ok((ids, number(&total?)?))
     }
@@ -178,6 +177,16 @@ impl SessionLog {
         let mut command = redis::cmd("LRANGE");
         command.arg(format!("history:{user}")).arg(0).arg(most.saturating_sub(1));
         texts(&self.caller.command(&command).await?)
+    }
+
+    /// Removes one of the lines that were said last.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn forget(&self, user: &str, line: &str) -> Result<(), StoreError> {
+        let mut command = redis::cmd("LREM");
+        command.arg(format!("history:{user}")).arg(0).arg(line);
+        self.caller.command(&command).await.map(drop)
     }
 
     /// Takes the turn of a session for so long. False while somebody else has it.

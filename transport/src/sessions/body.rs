@@ -26,7 +26,8 @@ impl Asked {
     pub fn read(body: &[u8]) -> Result<Self, SessionError> {
         let text = core::str::from_utf8(body).unwrap_or_default();
         let members = Members::read(text).unwrap_or_default();
-        let list = members.0.iter().find(|(key, _)| key == "messages").map(|(_, value)| value.get());
+        let list =
+            members.0.iter().find(|(key, _)| key == "messages").map(|(_, value)| value.get());
         let list = list.unwrap_or_default();
         let messages: Vec<Box<RawValue>> = serde_json::from_str(list).unwrap_or_default();
         if messages.len() > TURN_MESSAGES_MAX {

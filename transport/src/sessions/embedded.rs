@@ -30,10 +30,8 @@ impl Embedded {
 
     pub async fn create(&self, id: &str, head: &Head) -> Result<(), SessionError> {
         let owner = Owner::of(head);
-        let changes = vec![
-            (head_key(id), Some(written(head)?)),
-            (index_key(&owner, id), Some(Vec::new())),
-        ];
+        let changes =
+            vec![(head_key(id), Some(written(head)?)), (index_key(&owner, id), Some(Vec::new()))];
         self.0.with(move |kv| kv.write(changes)).await
     }
 
@@ -47,7 +45,8 @@ impl Embedded {
     ) -> Result<(), SessionError> {
         let (id, entries, lines) = (id.to_owned(), entries.to_vec(), lines.to_vec());
         let append = move |kv: &Kv| {
-            let Some(mut head) = kv.get(&head_key(&id))?.map(|head| parsed::<Head>(&head)).transpose()?
+            let Some(mut head) =
+                kv.get(&head_key(&id))?.map(|head| parsed::<Head>(&head)).transpose()?
             else {
                 return Err(SessionError::NotFound);
             };
@@ -71,12 +70,7 @@ impl Embedded {
     }
 
     /// At most so many messages from a place on.
-    pub async fn page(
-        &self,
-        id: &str,
-        from: u64,
-        count: u64,
-    ) -> Result<Vec<Entry>, SessionError> {
+    pub async fn page(&self, id: &str, from: u64, count: u64) -> Result<Vec<Entry>, SessionError> {
         let (first, end) = (message_key(id, from), message_key(id, from.saturating_add(count)));
         let read = move |kv: &Kv| {
             let found = kv.range(&first, &end, Way::Forward, usize::MAX)?;
@@ -102,6 +96,12 @@ impl Embedded {
             let all = (message_key(&id, 0), message_key(&id, u64::MAX));
             let messages = kv.range(&all.0, &all.1, Way::Forward, usize::MAX)?;
             changes.extend(messages.into_iter().map(|(key, _)| (key, None)));
+            let lines = (line_key(&owner, 0), line_key(&owner, u64::MAX));
+            for (key, value) in kv.range(&lines.0, &lines.1, Way::Forward, usize::MAX)? {
+                if parsed::<HistoryLine>(&value)?.session == id {
+                    changes.push((key, None));
+                }
+            }
             kv.write(changes)
         };
         self.0.with(purge).await

@@ -113,12 +113,15 @@ pub struct HistoryLine {
     /// The turn, so that no line is written twice.
     #[serde(default)]
     pub(crate) turn: String,
+    /// Which session it was said in: it goes with that.
+    #[serde(default)]
+    pub(crate) session: String,
 }
 
 impl HistoryLine {
     /// One that somebody else keeps.
     pub(crate) const fn new(role: String, text: String) -> Self {
-        Self { role, text, turn: String::new() }
+        Self { role, text, turn: String::new(), session: String::new() }
     }
 }
 

@@ -87,7 +87,9 @@ impl Said {
         for line in block.split(|byte| *byte == b'\n') {
             let Some(data) = line.strip_prefix(b"data:") else { continue };
             // What is no chunk is the replica's own business.
-            let Ok(chunk) = serde_json::from_slice::<Chunk<'_>>(data.trim_ascii()) else { continue };
+            let Ok(chunk) = serde_json::from_slice::<Chunk<'_>>(data.trim_ascii()) else {
+                continue;
+            };
             for choice in chunk.choices {
                 if let (0, Some(delta)) = (choice.index, choice.delta) {
                     self.delta(delta);
@@ -213,10 +215,14 @@ mod tests {
     #[test]
     fn pieces_of_calls_become_calls() {
         let piece = |json: &str| {
-            format!("data: {{\"choices\":[{{\"index\":0,\"delta\":{{\"tool_calls\":[{json}]}}}}]}}\n\n")
+            format!(
+                "data: {{\"choices\":[{{\"index\":0,\"delta\":{{\"tool_calls\":[{json}]}}}}]}}\n\n"
+            )
         };
         let events = [
-            piece(r#"{"index":0,"id":"c1","type":"function","function":{"name":"f","arguments":""}}"#),
+            piece(
+                r#"{"index":0,"id":"c1","type":"function","function":{"name":"f","arguments":""}}"#,
+            ),
             piece(r#"{"index":0,"function":{"arguments":"{\"a\""}}"#),
             piece(r#"{"index":0,"function":{"arguments":":1}"}}"#),
         ];
@@ -240,7 +246,9 @@ mod tests {
     fn an_answer_beyond_what_is_kept_is_cut_and_says_so() {
         let mut said = Said::default();
         let text = "x".repeat(ANSWER_BYTES_MAX / 2 + 1);
-        let event = format!("data: {{\"choices\":[{{\"index\":0,\"delta\":{{\"content\":\"{text}\"}}}}]}}\n\n");
+        let event = format!(
+            "data: {{\"choices\":[{{\"index\":0,\"delta\":{{\"content\":\"{text}\"}}}}]}}\n\n"
+        );
         said.add(event.as_bytes());
         said.add(event.as_bytes());
         let (message, whole) = said.message().unwrap();

@@ -27,8 +27,7 @@ impl Shared {
         id: &str,
     ) -> Result<Option<(Head, Totals)>, SessionError> {
         let id = owner.scoped(id);
-        let (fields, last) =
-            tokio::join!(self.0.fields(&id, FIELDS), self.0.messages(&id, -1, -1));
+        let (fields, last) = tokio::join!(self.0.fields(&id, FIELDS), self.0.messages(&id, -1, -1));
         let Some(fields) = fields? else { return Ok(None) };
         let last = last?.pop().map(|text| parsed::<Entry>(&text)).transpose()?;
         Ok(Some((head(fields)?, last.map_or(Totals::default(), |entry| entry.totals))))
@@ -111,6 +110,11 @@ impl Shared {
 
     pub async fn purge(&self, owner: &Owner, id: &str) -> Result<(), SessionError> {
         let user = owner.scoped(&owner.user);
+        for line in self.0.remembered(&user, HISTORY_MAX).await? {
+            if parsed::<HistoryLine>(&line)?.session == id {
+                self.0.forget(&user, &line).await?;
+            }
+        }
         // The list holds plain ids, the other keys scoped ones.
         Ok(self.0.purge(&user, id, &owner.scoped(id)).await?)
     }

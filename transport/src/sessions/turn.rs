@@ -132,7 +132,8 @@ impl Turn {
         }
         if from > first {
             let opening = self.entries(first, OPENING_MAX.min(from - first)).await?;
-            let system = |entry: &Entry| line(&entry.message).part == control::session::Part::System;
+            let system =
+                |entry: &Entry| line(&entry.message).part == control::session::Part::System;
             let mut opening: Vec<Entry> = opening.into_iter().take_while(system).collect();
             opening.append(&mut entries);
             entries = opening;
@@ -177,7 +178,11 @@ impl Turn {
         kept.await.unwrap_or_else(|_| Err(SessionError::Store("its task broke".to_owned())))
     }
 
-    async fn keep(mut self, answer: Option<Box<RawValue>>, whole: bool) -> Result<(), SessionError> {
+    async fn keep(
+        mut self,
+        answer: Option<Box<RawValue>>,
+        whole: bool,
+    ) -> Result<(), SessionError> {
         let entries = self.records(answer, whole);
         let lines = self.lines(&entries);
         let until = Instant::now() + STORE_PATIENCE;
@@ -233,7 +238,8 @@ impl Turn {
         let numbered = entries.iter().enumerate();
         let lines = numbered.filter_map(|(nth, entry)| {
             let (role, text) = said(&entry.message)?;
-            Some(HistoryLine { role, text, turn: format!("{}-{nth}", self.name) })
+            let session = self.id.to_string();
+            Some(HistoryLine { role, text, turn: format!("{}-{nth}", self.name), session })
         });
         lines.collect()
     }
