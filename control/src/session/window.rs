@@ -60,7 +60,7 @@ pub fn window(lines: &[Line], asked: usize, max: Tokens) -> Vec<usize> {
     while end > opening {
         let head = head_of(lines, opening, end);
         let taken = match lines[head].part {
-            Part::Call { results } if end - head - 1 >= results as usize => head..end,
+            Part::Call { results } if end - head > results as usize => head..end,
             Part::Call { .. } | Part::Result => head..head,
             // Results behind it belong to no call.
             Part::System | Part::Plain => head..head + 1,

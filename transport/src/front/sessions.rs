@@ -33,15 +33,15 @@ pub(super) async fn list<C: Chat>(
     uri: Uri,
 ) -> Answer<Value> {
     let page = page(&uri)?;
-    match asked(&shared, &headers, one_of(&uri, "user_id"), SessionAsk::List(page)).await? {
-        SessionAnswer::List(list) => {
-            let data: Vec<Value> = list.items.iter().map(session).collect();
-            Ok(Json(json!({
-                "object": "list", "data": data, "page": page.page, "page_size": page.size, "total": list.total,
-            })))
-        }
-        _ => Err(other_answer()),
-    }
+    let SessionAnswer::List(list) =
+        asked(&shared, &headers, one_of(&uri, "user_id"), SessionAsk::List(page)).await?
+    else {
+        return Err(other_answer());
+    };
+    let data: Vec<Value> = list.items.iter().map(session).collect();
+    Ok(Json(json!({
+        "object": "list", "data": data, "page": page.page, "page_size": page.size, "total": list.total,
+    })))
 }
 
 /// `GET /api/v1/sessions/{id}`
@@ -51,10 +51,12 @@ pub(super) async fn one<C: Chat>(
     headers: HeaderMap,
     uri: Uri,
 ) -> Answer<Value> {
-    match asked(&shared, &headers, one_of(&uri, "user_id"), SessionAsk::Get(id)).await? {
-        SessionAnswer::One(info) => Ok(Json(session(&info))),
-        _ => Err(other_answer()),
-    }
+    let SessionAnswer::One(info) =
+        asked(&shared, &headers, one_of(&uri, "user_id"), SessionAsk::Get(id)).await?
+    else {
+        return Err(other_answer());
+    };
+    Ok(Json(session(&info)))
 }
 
 /// `DELETE /api/v1/sessions/{id}`: the context, or with `purge=true` all of it.
@@ -85,16 +87,18 @@ pub(super) async fn messages<C: Chat>(
     uri: Uri,
 ) -> Answer<MessagePage> {
     let page = page(&uri)?;
-    match asked(&shared, &headers, one_of(&uri, "user_id"), SessionAsk::Messages(id, page)).await? {
-        SessionAnswer::Messages(list) => Ok(Json(MessagePage {
-            object: "list",
-            data: list.items.into_iter().map(Message::from).collect(),
-            page: page.page,
-            page_size: page.size,
-            total: list.total,
-        })),
-        _ => Err(other_answer()),
-    }
+    let SessionAnswer::Messages(list) =
+        asked(&shared, &headers, one_of(&uri, "user_id"), SessionAsk::Messages(id, page)).await?
+    else {
+        return Err(other_answer());
+    };
+    Ok(Json(MessagePage {
+        object: "list",
+        data: list.items.into_iter().map(Message::from).collect(),
+        page: page.page,
+        page_size: page.size,
+        total: list.total,
+    }))
 }
 
 /// `GET /history`
@@ -103,14 +107,13 @@ pub(super) async fn history<C: Chat>(
     headers: HeaderMap,
     uri: Uri,
 ) -> Answer<Value> {
-    match asked(&shared, &headers, one_of(&uri, "user_id"), SessionAsk::History).await? {
-        SessionAnswer::History(lines) => {
-            let line =
-                |line: &crate::sessions::HistoryLine| json!({"role": line.role, "text": line.text});
-            Ok(Json(lines.iter().map(line).collect()))
-        }
-        _ => Err(other_answer()),
-    }
+    let SessionAnswer::History(lines) =
+        asked(&shared, &headers, one_of(&uri, "user_id"), SessionAsk::History).await?
+    else {
+        return Err(other_answer());
+    };
+    let line = |line: &crate::sessions::HistoryLine| json!({"role": line.role, "text": line.text});
+    Ok(Json(lines.iter().map(line).collect()))
 }
 
 /// A page of messages, each as it was sent.

@@ -10,7 +10,7 @@
 //! An owner is his scoped name, in hex, so that no name can hold a separator. A turn is one batch: all of it is there, or
 //! nothing.
 
-use super::kv::{Kv, Way};
+use super::kv::{Change, Kv, Pair, Way};
 use super::record::{Entry, Head, HistoryLine, Owner, Totals};
 use super::{HISTORY_MAX, SessionError};
 
@@ -150,11 +150,7 @@ impl Owner {
 }
 
 /// The lines of a turn, and those that make room for them.
-fn remembered(
-    kv: &Kv,
-    owner: &Owner,
-    lines: &[HistoryLine],
-) -> Result<Vec<(Vec<u8>, Option<Vec<u8>>)>, SessionError> {
+fn remembered(kv: &Kv, owner: &Owner, lines: &[HistoryLine]) -> Result<Vec<Change>, SessionError> {
     let (from, to) = (line_key(owner, 0), line_key(owner, u64::MAX));
     let newest = kv.range(&from, &to, Way::Backward, 1)?;
     let next = newest.first().map_or(0, |(key, _)| place_of(key) + 1);
@@ -173,7 +169,7 @@ fn last(kv: &Kv, id: &str) -> Result<Totals, SessionError> {
     newest.map_or(Ok(Totals::default()), |(_, value)| Ok(parsed::<Entry>(&value)?.totals))
 }
 
-fn newest(kv: &Kv, id: &str) -> Result<Option<(Vec<u8>, Vec<u8>)>, SessionError> {
+fn newest(kv: &Kv, id: &str) -> Result<Option<Pair>, SessionError> {
     let (from, to) = (message_key(id, 0), message_key(id, u64::MAX));
     Ok(kv.range(&from, &to, Way::Backward, 1)?.pop())
 }

@@ -21,6 +21,9 @@ const DISK_WAIT: Duration = Duration::from_secs(5);
 /// A key with what stands under it.
 pub(super) type Pair = (Vec<u8>, Vec<u8>);
 
+/// A key with what is to stand under it; `None` removes it.
+pub(super) type Change = (Vec<u8>, Option<Vec<u8>>);
+
 /// Keys with values, in order.
 #[derive(Clone)]
 pub(super) enum Kv {
@@ -86,8 +89,8 @@ impl Kv {
         }
     }
 
-    /// Writes all of it or nothing; `None` removes.
-    pub fn write(&self, changes: Vec<(Vec<u8>, Option<Vec<u8>>)>) -> Result<(), SessionError> {
+    /// Writes all of it or nothing.
+    pub fn write(&self, changes: Vec<Change>) -> Result<(), SessionError> {
         match self {
             Self::Sled(db) => {
                 let mut batch = sled::Batch::default();

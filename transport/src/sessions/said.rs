@@ -136,9 +136,11 @@ impl Said {
         }
         let mut written = Writer::new();
         written.value("role", "assistant");
-        match self.has_content && !(self.content.is_empty() && !self.calls.is_empty()) {
-            true => written.value("content", &self.content),
-            false => written.raw("content", "null"),
+        // Beside calls an empty text is none.
+        if self.content.is_empty() && !self.calls.is_empty() || !self.has_content {
+            written.raw("content", "null");
+        } else {
+            written.value("content", &self.content);
         }
         written.text("refusal", &self.refusal);
         if !self.calls.is_empty() {

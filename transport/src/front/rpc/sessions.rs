@@ -22,13 +22,11 @@ pub(super) async fn get<C: Chat>(
 ) -> Answer<GetSessionResponse> {
     let (metadata, _, asked) = request.into_parts();
     let ask = SessionAsk::Get(asked.session_id);
-    match ask_for(shared, &metadata, asked.user_id, ask).await? {
-        SessionAnswer::One(info) => {
-            let session = Some(convert::session_said(&info));
-            Ok(Response::new(GetSessionResponse { session }))
-        }
-        _ => Err(other_answer()),
-    }
+    let SessionAnswer::One(info) = ask_for(shared, &metadata, asked.user_id, ask).await? else {
+        return Err(other_answer());
+    };
+    let session = Some(convert::session_said(&info));
+    Ok(Response::new(GetSessionResponse { session }))
 }
 
 pub(super) async fn list<C: Chat>(
@@ -37,13 +35,11 @@ pub(super) async fn list<C: Chat>(
 ) -> Answer<ListSessionsResponse> {
     let (metadata, _, asked) = request.into_parts();
     let ask = SessionAsk::List(page(asked.page, asked.page_size)?);
-    match ask_for(shared, &metadata, asked.user_id, ask).await? {
-        SessionAnswer::List(list) => {
-            let sessions = list.items.iter().map(convert::session_said).collect();
-            Ok(Response::new(ListSessionsResponse { sessions, total: list.total }))
-        }
-        _ => Err(other_answer()),
-    }
+    let SessionAnswer::List(list) = ask_for(shared, &metadata, asked.user_id, ask).await? else {
+        return Err(other_answer());
+    };
+    let sessions = list.items.iter().map(convert::session_said).collect();
+    Ok(Response::new(ListSessionsResponse { sessions, total: list.total }))
 }
 
 pub(super) async fn clear<C: Chat>(
@@ -66,13 +62,12 @@ pub(super) async fn messages<C: Chat>(
     let (metadata, _, asked) = request.into_parts();
     let page = page(asked.page, asked.page_size)?;
     let ask = SessionAsk::Messages(asked.session_id, page);
-    match ask_for(shared, &metadata, asked.user_id, ask).await? {
-        SessionAnswer::Messages(list) => {
-            let messages = list.items.iter().map(convert::message_said).collect();
-            Ok(Response::new(GetSessionMessagesResponse { messages, total: list.total }))
-        }
-        _ => Err(other_answer()),
-    }
+    let SessionAnswer::Messages(list) = ask_for(shared, &metadata, asked.user_id, ask).await?
+    else {
+        return Err(other_answer());
+    };
+    let messages = list.items.iter().map(convert::message_said).collect();
+    Ok(Response::new(GetSessionMessagesResponse { messages, total: list.total }))
 }
 
 pub(super) async fn history<C: Chat>(
@@ -80,13 +75,13 @@ pub(super) async fn history<C: Chat>(
     request: Request<GetHistoryRequest>,
 ) -> Answer<GetHistoryResponse> {
     let (metadata, _, asked) = request.into_parts();
-    match ask_for(shared, &metadata, asked.user_id, SessionAsk::History).await? {
-        SessionAnswer::History(lines) => {
-            let lines = lines.iter().map(convert::line_said).collect();
-            Ok(Response::new(GetHistoryResponse { lines }))
-        }
-        _ => Err(other_answer()),
-    }
+    let SessionAnswer::History(lines) =
+        ask_for(shared, &metadata, asked.user_id, SessionAsk::History).await?
+    else {
+        return Err(other_answer());
+    };
+    let lines = lines.iter().map(convert::line_said).collect();
+    Ok(Response::new(GetHistoryResponse { lines }))
 }
 
 async fn ask_for<C: Chat>(
