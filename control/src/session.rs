@@ -6,9 +6,13 @@
 //!
 //! A client that never saw its answer asks again, and is charged again. With an `Idempotency-Key` it is not: see
 //! [`Idempotency`].
+//!
+//! What of a stored session goes upstream is a [`window`] over it: a function, not a machine. The shell calls it once the
+//! turn has come, with what is stored by then.
 
 mod idempotency;
 mod turns;
+mod window;
 
 use core::time::Duration;
 
@@ -16,6 +20,7 @@ use serde::{Deserialize, Serialize};
 
 pub use idempotency::{Begun, Idempotency};
 pub use turns::{Turn, TurnRefused, Turns};
+pub use window::{Line, Part, window};
 
 /// Bounds of the room.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -16,6 +16,9 @@ use crate::trace::Trace;
 /// Names by account, for `quota show` on a running or stopped gateway.
 const NAMES_FILE: &str = "accounts.json";
 
+/// Whose the stored sessions of somebody are who shows no key and names no user, on loopback.
+const NOBODY: &str = "anonymous";
+
 /// Looks keys up. A reload swaps the ring; requests under way keep who they are.
 pub struct Accounts {
     ids: AccountIds,
@@ -74,6 +77,7 @@ impl Accounts {
             principal: self.ids.principal(DEFAULT_TENANT, user_id, None),
             models: None,
             tenant_name: DEFAULT_TENANT.into(),
+            owner_name: user_id.unwrap_or(NOBODY).into(),
         }
     }
 }
@@ -121,7 +125,10 @@ impl Accounts {
             (_, None) | (Some(_), Some(_)) => {}
         }
         let models = identity.models.as_deref().map(Arc::from);
-        Ok(Caller { principal, models, tenant_name: identity.tenant.as_str().into() })
+        let user = identity.user.as_deref().or(user_id);
+        let owner_name = user.map_or_else(|| format!("key/{}", identity.name).into(), Into::into);
+        let tenant_name = identity.tenant.as_str().into();
+        Ok(Caller { principal, models, tenant_name, owner_name })
     }
 
     /// Whether the configuration has this tenant, and with it its limits.

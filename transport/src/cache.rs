@@ -149,7 +149,7 @@ fn beside(keep: impl FnOnce() -> Result<(), CacheError> + Send + 'static) -> Kee
 }
 
 /// A database that was closed in this process is held by its own threads for some milliseconds more.
-fn open_when_let_go(config: &sled::Config) -> Result<sled::Db, sled::Error> {
+pub(crate) fn open_when_let_go(config: &sled::Config) -> Result<sled::Db, sled::Error> {
     const TRIES: u32 = 100;
     const PAUSE: Duration = Duration::from_millis(10);
     for _ in 1..TRIES {

@@ -9,9 +9,11 @@
 
 mod attempt;
 mod cache;
+mod distant;
 mod pump;
 mod resume;
 mod span;
+mod stored;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,12 +25,18 @@ use tokio::sync::mpsc;
 
 use crate::catalog::SharedCatalog;
 use crate::driver::{Driver, Order};
-use crate::exchange::{Call, Chat, Checks, End, Model, Refused, Reply, ReplyBody, Tally, Why};
+use crate::exchange::{
+    Call, Chat, Checks, End, Model, Refused, Reply, ReplyBody, SessionAnswer, SessionCall, Tally,
+    Why,
+};
+use crate::front::exposition;
 use crate::health::Health;
+use crate::sessions::{Sessions, Turn};
 use crate::upstream::{Client, UpstreamError};
 use attempt::{Begun, Run};
 use cache::Answers;
 use span::AttemptSpan;
+use stored::Story;
 
 /// The chat role over a plane in this process.
 #[derive(Clone)]
@@ -42,6 +50,8 @@ struct Parts {
     health: Arc<Health>,
     answers: Answers,
     answer_bytes_max: usize,
+    /// Where conversations are kept; not at the edge, where another process does.
+    sessions: Option<Arc<Sessions>>,
 }
 
 /// How long an answer may wait for its record. A disk that is busy takes less; on one that is full, a client is better
@@ -63,13 +73,15 @@ impl Parts {
 }
 
 impl Local {
-    /// A chat role over a driven plane. `answer_bytes_max` bounds an answer that does not stream.
+    /// A chat role over a driven plane. `answer_bytes_max` bounds an answer that does not stream; `sessions` are those it
+    /// keeps.
     pub fn new(
         driver: Arc<Driver>,
         upstream: Client,
         catalog: SharedCatalog,
         health: Arc<Health>,
         answer_bytes_max: usize,
+        sessions: Option<Arc<Sessions>>,
     ) -> Self {
         let parts = Parts {
             driver,
@@ -78,13 +90,15 @@ impl Local {
             health,
             answers: Answers::default(),
             answer_bytes_max,
+            sessions,
         };
         Self(Arc::new(parts))
     }
 
-    async fn answer(&self, call: Call) -> Result<Reply, Refused> {
+    async fn answer(&self, mut call: Call) -> Result<Reply, Refused> {
         let unavailable = |why| Refused { request: None, attempts: 0, why };
         let parts = &self.0;
+        stored::expect(parts, &mut call).await.map_err(unavailable)?;
         let resumable = parts.catalog.load().resumes(&call.model) && resume::is_resumable(&call);
         let (caller, orders) = parts
             .driver
@@ -100,6 +114,7 @@ impl Local {
             attempts: 0,
             upstream_words: None,
             resumable,
+            turn: None,
         };
         request.run().await
     }
@@ -108,6 +123,10 @@ impl Local {
 impl Chat for Local {
     async fn exchange(&self, call: Call) -> Result<Reply, Refused> {
         self.answer(call).await
+    }
+
+    async fn sessions(&self, call: SessionCall) -> Result<SessionAnswer, Why> {
+        stored::asked(&self.0, call).await
     }
 
     fn models(&self) -> Vec<Model> {
@@ -124,7 +143,11 @@ impl Chat for Local {
             .routes()
             .filter_map(|(name, route)| Some((name, self.0.upstream.load(&route.target)?)));
         self.0.health.workers_told(told);
-        self.0.health.metrics(&self.0.driver)
+        let health = self.0.health.metrics(&self.0.driver);
+        match &self.0.sessions {
+            Some(sessions) => exposition::text(sessions.registry(), &health),
+            None => health,
+        }
     }
 }
 
@@ -141,6 +164,8 @@ struct Request {
     resumable: bool,
     /// How upstream worded its refusal of the request itself.
     upstream_words: Option<Box<UpstreamError>>,
+    /// The turn of the stored session, once it has come.
+    turn: Option<Turn>,
 }
 
 impl Request {
@@ -169,6 +194,7 @@ impl Request {
     /// Makes one attempt. `None` where it failed before anything was sent: the plane's next order says what then.
     async fn attempt(&mut self, dispatch: &Dispatch) -> Result<Option<Reply>, Refused> {
         let chat = Arc::clone(&self.chat);
+        self.begin_turn(dispatch).await?;
         let mut span = AttemptSpan::new(&self.call, dispatch, &chat.catalog.load());
         let trace = span.trace().clone();
         let run = Run::new(&chat, &self.call, dispatch, &trace);
@@ -192,6 +218,7 @@ impl Request {
                     Input::AttemptEnded { attempt, end },
                 ]);
                 let outcome = self.settled().await?;
+                let (bytes, session) = self.end_turn(whole.body, whole.session, &outcome).await?;
                 let end = End {
                     outcome,
                     detail: None,
@@ -200,22 +227,24 @@ impl Request {
                     resumed: None,
                     error: None,
                 };
-                let body = ReplyBody::Whole { bytes: whole.body, end };
-                let reply = self.reply(dispatch, whole.content_type, body);
+                let body = ReplyBody::Whole { bytes, end };
+                let reply = Reply { session, ..self.reply(dispatch, whole.content_type, body) };
                 if self.call.idempotency.is_some() {
                     chat.answers.insert(&reply);
                 }
                 Ok(Some(reply))
             }
-            Ok(Begun::Stream(opened)) => {
+            Ok(Begun::Stream(mut opened)) => {
                 // Later than the reservation's record: both are written before the client sees a byte.
                 span.begins(&opened.opening);
                 self.written(opened.committed_at).await?;
+                let session = self.announced(opened.session.take()).await?;
                 let content_type = opened.content_type.clone();
                 let tally = Tally::new(self.call.prompt);
-                let parts = pump::start(self, dispatch, *opened, Arc::clone(&tally), span);
+                let story = Story::new(self.turn.take(), session.clone());
+                let parts = pump::start(self, dispatch, (*opened, story), Arc::clone(&tally), span);
                 let body = ReplyBody::Stream { parts, tally };
-                Ok(Some(self.reply(dispatch, content_type, body)))
+                Ok(Some(Reply { session, ..self.reply(dispatch, content_type, body) }))
             }
             Err(failed) => {
                 tracing::debug!(
@@ -303,6 +332,7 @@ impl Request {
             attempts: self.attempts,
             content_type,
             body,
+            session: None,
         }
     }
 }

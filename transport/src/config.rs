@@ -10,7 +10,7 @@
 //! Edge cases decided here:
 //! - A file is the whole list of whom prompts may be sent to. `OPENAI_API_KEY` adds a provider only where there is no file.
 //! - What this build cannot do is refused where silence would mislead (`data.database`), and accepted with a
-//!   warning where it only costs a feature (`session`).
+//!   warning where it only costs a feature (`session.summary_model`).
 //! - Secrets appear in no error, no warning, no `Debug` and no `--print`.
 
 mod accounts;

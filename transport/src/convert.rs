@@ -1,5 +1,7 @@
 //! From what people and wires write to what the plane takes. The only place that does.
 
+mod sessions;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -26,6 +28,11 @@ use crate::quic::{Identity, Pin, Trust};
 use crate::sources::Instance;
 use crate::tls::TlsError;
 use crate::upstream::{BadSecret, BadUrl, Failed, Secret, Target};
+
+pub(crate) use sessions::{
+    history_answer, line_said, message_said, messages_answer, session_answer, session_said,
+    sessions_answer,
+};
 
 /// Endpoints without a stated maximum take what comes: how much that may be is said for connections, models and accounts.
 const NO_LIMIT: u32 = u32::MAX;

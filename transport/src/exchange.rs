@@ -14,6 +14,7 @@ use control::plane::{Idempotency, Outcome, Refusal, Session};
 use control::units::{Tokens, Usage};
 use tokio::sync::mpsc;
 
+use crate::sessions::{HistoryLine, MessageInfo, Owner, PageOf, Paged, SessionError, SessionInfo};
 use crate::trace::Trace;
 use crate::upstream::{Secret, UpstreamError};
 
@@ -53,6 +54,19 @@ pub struct Call {
     pub trace: Trace,
     /// Who asks in their own words, where another of our roles is to judge that again.
     pub behalf: Option<Box<Behalf>>,
+    /// The stored session that it is a turn of.
+    pub stored: Option<Box<Stored>>,
+}
+
+/// A session that is kept here.
+#[derive(Clone, Debug)]
+pub struct Stored {
+    /// Its id.
+    pub id: Arc<str>,
+    /// It begins with this turn.
+    pub is_new: bool,
+    /// Whose it is.
+    pub owner: Owner,
 }
 
 /// What the chat role is told of a gateway's caller. It knows the same keys and decides by itself.
@@ -66,6 +80,51 @@ pub struct Behalf {
     pub user: Option<String>,
     /// `Idempotency-Key`.
     pub idempotency_key: Option<String>,
+    /// The session is to be kept there.
+    pub stored: bool,
+}
+
+/// What is asked about stored sessions.
+#[derive(Clone, Debug)]
+pub struct SessionCall {
+    /// Who asks.
+    pub owner: Owner,
+    /// What.
+    pub ask: SessionAsk,
+    /// Who asks in their own words, where another of our roles is to answer.
+    pub behalf: Option<Box<Behalf>>,
+}
+
+/// One question about sessions.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SessionAsk {
+    /// How a session is.
+    Get(String),
+    /// Which sessions there are, the last used first.
+    List(PageOf),
+    /// What was said in one, oldest first.
+    Messages(String, PageOf),
+    /// The next turn begins without what was said so far.
+    Clear(String),
+    /// The session is to be forgotten.
+    Purge(String),
+    /// What was said last, in whichever session.
+    History,
+}
+
+/// An answer about sessions.
+#[derive(Clone, Debug)]
+pub enum SessionAnswer {
+    /// To [`SessionAsk::Get`].
+    One(SessionInfo),
+    /// To [`SessionAsk::List`].
+    List(Paged<SessionInfo>),
+    /// To [`SessionAsk::Messages`].
+    Messages(Paged<MessageInfo>),
+    /// It is done.
+    Done,
+    /// To [`SessionAsk::History`].
+    History(Vec<HistoryLine>),
 }
 
 /// What the front sends back.
@@ -83,6 +142,8 @@ pub struct Reply {
     pub content_type: String,
     /// The answer.
     pub body: ReplyBody,
+    /// The stored session that it is a turn of.
+    pub session: Option<Arc<str>>,
 }
 
 /// An answer's body.
@@ -187,12 +248,23 @@ pub enum Why {
     JournalUnavailable(String),
     /// The process is draining (503).
     Draining,
+    /// The stored session cannot have this turn, or nothing can be said of it.
+    Session(SessionError),
 }
 
 /// The chat role, as fronts see it.
 pub trait Chat: Send + Sync + 'static {
     /// Answers a call, from admission to its last byte. Dropping the future means that the client went away.
     fn exchange(&self, call: Call) -> impl Future<Output = Result<Reply, Refused>> + Send;
+
+    /// Answers a question about stored sessions. A chat role that keeps none says so.
+    fn sessions(
+        &self,
+        call: SessionCall,
+    ) -> impl Future<Output = Result<SessionAnswer, Why>> + Send {
+        drop(call);
+        async { Err(Why::Session(SessionError::Off)) }
+    }
 
     /// Public model names with who provides them, sorted by name.
     fn models(&self) -> Vec<Model>;

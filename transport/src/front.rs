@@ -36,6 +36,7 @@ mod routes;
 pub(crate) mod rpc;
 mod scan;
 mod server;
+mod sessions;
 mod stream;
 mod unknown;
 

@@ -34,6 +34,7 @@ use crate::journal::{FsyncPolicy, Journal, Options};
 use crate::keys::{AccountIds, SaltError};
 use crate::redis::{Desk, JoinError, Shared};
 use crate::seam::{Beside, World};
+use crate::sessions::{Limits, SessionError, Sessions};
 use crate::streams::Streams;
 use crate::upstream::{Client, Failed, Settings, SetupError};
 use follower::Follower;
@@ -53,6 +54,9 @@ pub enum StartError {
     /// Its registry cache cannot be opened.
     #[error("{0}")]
     Cache(#[from] CacheError),
+    /// Its stored sessions cannot be opened.
+    #[error("the stored sessions of the data directory cannot be opened: {0}")]
+    Sessions(#[from] SessionError),
     /// An endpoint of the configuration cannot be called.
     #[error("{0}")]
     Route(#[from] RouteError),
@@ -100,6 +104,8 @@ pub struct Gateway {
     streams: Arc<Streams>,
     /// Who judges keys.
     auth: Arc<dyn Authenticate>,
+    /// Stored sessions, where this process keeps them.
+    sessions: Option<Arc<Sessions>>,
 }
 
 /// An answer that does not stream: 64 MiB hold a million tokens of text, or ten thousand embeddings.
@@ -138,6 +144,7 @@ impl Gateway {
         let cache = world.beside.cache(dir)?;
         let upstream =
             Client::over(&Settings::default(), &world.network)?.dated(world.wall.clone());
+        let sessions = stored_sessions(config, joined.as_ref(), &world, &health)?;
         let (driver, shadow, journal) = drive(recovered, &world, dir, &health);
         let chat = Local::new(
             Arc::clone(&driver),
@@ -145,6 +152,7 @@ impl Gateway {
             Arc::clone(&catalog),
             Arc::clone(&health),
             ANSWER_BYTES_MAX,
+            sessions.clone(),
         );
         let socket = config.server.admin.socket.clone();
         let auth = auth_of(config, &upstream, &accounts, &health)?;
@@ -172,6 +180,7 @@ impl Gateway {
             shared,
             streams,
             auth,
+            sessions,
         });
         gateway.start_desk();
         gateway.reconfigure(config)?;
@@ -296,6 +305,9 @@ impl Gateway {
             .with_silence(convert::silence(config));
         drop(before);
         self.accounts.set_config(config);
+        if let Some(sessions) = &self.sessions {
+            sessions.set_limits(Limits::from(&config.session));
+        }
         let version = self.next_version();
         let mut plane = convert::plane_config(config, self.accounts.ids(), version);
         plane.quota = convert::quota_config(self.shared.as_ref().map(|shared| shared.owner));
@@ -384,6 +396,20 @@ impl Gateway {
     fn now_seconds(&self) -> u64 {
         self.world.wall.now().as_millis() / 1_000
     }
+}
+
+/// Where conversations are kept. The gateway role keeps nothing: the chat role alone writes messages.
+fn stored_sessions(
+    config: &Config,
+    joined: Option<&Shared>,
+    world: &World,
+    health: &Arc<Health>,
+) -> Result<Option<Arc<Sessions>>, SessionError> {
+    if config.role == Role::Gateway {
+        return Ok(None);
+    }
+    let log = joined.map(|joined| Arc::clone(&joined.sessions));
+    Sessions::open(config, log, world, health).map(Some)
 }
 
 /// Joins those who share a ledger, where the configuration names one.

@@ -21,6 +21,7 @@ mod members;
 pub mod quic;
 pub mod redis;
 pub mod seam;
+pub mod sessions;
 pub mod sources;
 pub mod sse;
 pub mod streams;

@@ -50,6 +50,7 @@ mod error;
 mod reply;
 mod runs;
 mod script;
+mod session_log;
 mod shared;
 mod stream_log;
 
@@ -63,6 +64,7 @@ pub use desk::{Counter, Desk};
 pub use error::StoreError;
 pub use runs::Runs;
 pub use script::{NUMBER_MAX, Told, keys, scripts};
+pub use session_log::SessionLog;
 pub use shared::{JoinError, Shared};
 pub use stream_log::{Beat, Claimed, Logged, Owned, Readers, Shipment, StreamLog};
 

@@ -30,7 +30,7 @@ mod prompt;
 use control::units::Tokens;
 
 pub(crate) use prompt::Counted;
-pub use prompt::estimate_prompt;
+pub use prompt::{estimate_message, estimate_prompt};
 
 /// About how many tokens `text` has. Zero for the empty text.
 #[must_use]

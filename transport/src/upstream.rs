@@ -66,6 +66,7 @@ use stream::SseStream;
 pub use stream::{Event, EventKind, Piece, Stream};
 pub use target::{BadSecret, BadUrl, BaseUrl, Secret, Target};
 pub use whole::Whole;
+pub(crate) use wire::SESSION_ID;
 pub use wire::WorkerLoad;
 
 /// Which operation of the API is asked for.

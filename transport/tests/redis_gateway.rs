@@ -247,6 +247,7 @@ async fn ask(gateway: &Gateway, output_max: u64) -> Result<(), Why> {
         body: Bytes::from_static(b"{\"model\":\"m\",\"messages\":[]}"),
         trace: transport::trace::Trace::default(),
         behalf: None,
+        stored: None,
     };
     let reply = gateway.chat().exchange(call).await.map_err(|refused| refused.why)?;
     let ReplyBody::Whole { end, .. } = reply.body else { panic!("no stream was asked for") };

@@ -1,5 +1,6 @@
 //! One attempt, until its answer begins or it fails.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -12,7 +13,9 @@ use super::Parts;
 use crate::exchange::{Call, Operation};
 use crate::trace::Trace;
 use crate::upstream::body::{CompletionMaxKey, Rewrite, rewrite};
-use crate::upstream::{Answer, Ask, Event, EventKind, Failed, Limits, Path, Resume, Stream, Whole};
+use crate::upstream::{
+    Answer, Ask, Event, EventKind, Failed, Limits, Path, Resume, SESSION_ID, Stream, Whole,
+};
 
 /// Bytes of a stream held back until its first token: a role announcement and some comments. More than that without a
 /// token is not an answer.
@@ -32,6 +35,8 @@ pub(super) struct WholeAnswer {
     pub content_type: String,
     pub usage: Usage,
     pub estimated: bool,
+    /// The stored session, where the chat role that answers keeps one.
+    pub session: Option<Arc<str>>,
 }
 
 /// A stream whose first token has arrived.
@@ -45,6 +50,8 @@ pub(super) struct Opened {
     /// The record that says so. Written before the client sees a byte, so that no crash can make it forget a client
     /// that got something.
     pub committed_at: u64,
+    /// The stored session, where the chat role that answers keeps one.
+    pub session: Option<Arc<str>>,
 }
 
 /// What an attempt needs.
@@ -135,6 +142,7 @@ impl<'a> Run<'a> {
         let counted = Usage { prompt: self.call.prompt, completion: whole.estimated };
         WholeAnswer {
             content_type: content_type(&whole.headers),
+            session: self.session(&whole.headers),
             body: whole.body,
             estimated: whole.usage.is_none(),
             usage: whole.usage.unwrap_or(counted),
@@ -162,7 +170,15 @@ impl<'a> Run<'a> {
         }
         let committed_at = self.chat.driver.submit(Input::FirstToken { attempt });
         let content_type = content_type(stream.headers());
-        Ok(Opened { stream, content_type, opening, usage_wanted, committed_at })
+        let session = self.session(stream.headers());
+        Ok(Opened { stream, content_type, opening, usage_wanted, committed_at, session })
+    }
+
+    /// Only a chat role is believed this.
+    fn session(&self, headers: &HeaderMap) -> Option<Arc<str>> {
+        let keeps = self.call.behalf.as_ref().is_some_and(|behalf| behalf.stored);
+        let said = headers.get(SESSION_ID).filter(|_| keeps)?;
+        said.to_str().ok().map(Arc::from)
     }
 }
 

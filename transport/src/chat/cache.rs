@@ -1,7 +1,7 @@
 //! Answers kept for repeated idempotency keys, bounded in count and bytes; the oldest goes first.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use control::id::RequestId;
@@ -31,6 +31,7 @@ struct Answer {
     content_type: String,
     body: Bytes,
     end: End,
+    session: Option<Arc<str>>,
 }
 
 impl Answers {
@@ -47,6 +48,7 @@ impl Answers {
             content_type: reply.content_type.clone(),
             body: body.clone(),
             end: end.clone(),
+            session: reply.session.clone(),
         };
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         kept.bytes += body.len();
@@ -70,6 +72,7 @@ impl Answers {
             attempts: answer.attempts,
             content_type: answer.content_type.clone(),
             body: ReplyBody::Whole { bytes: answer.body.clone(), end: answer.end.clone() },
+            session: answer.session.clone(),
         })
     }
 }
@@ -97,6 +100,7 @@ mod tests {
             attempts: 1,
             content_type: "application/json".into(),
             body: ReplyBody::Whole { bytes: vec![0; size].into(), end },
+            session: None,
         }
     }
 

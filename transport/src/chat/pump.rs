@@ -19,6 +19,7 @@ use tokio::time::Instant;
 use super::attempt::{Begun, Opened, Run};
 use super::resume::Delivered;
 use super::span::AttemptSpan;
+use super::stored::Story;
 use super::{Leaving, Parts, Request};
 use crate::driver::Order;
 use crate::exchange::{Call, End, Part, Tally};
@@ -38,7 +39,7 @@ const LAST_WORDS: Duration = Duration::from_secs(10);
 pub(super) fn start(
     request: &mut Request,
     dispatch: &Dispatch,
-    opened: Opened,
+    (opened, story): (Opened, Story),
     tally: Arc<Tally>,
     span: AttemptSpan,
 ) -> mpsc::Receiver<Part> {
@@ -63,6 +64,7 @@ pub(super) fn start(
         first_token: Some(clock.now().since(request.arrived)),
         call: request.resumable.then(|| request.call.clone()),
         delivered: Delivered::of(opened.stream.origin().filter(|_| request.resumable)),
+        story,
     };
     tokio::spawn(pump.run(opened.stream, opened.opening));
     body
@@ -91,6 +93,8 @@ struct Pump {
     call: Option<Call>,
     /// And what he would have to know.
     delivered: Delivered,
+    /// What its session is told.
+    story: Story,
 }
 
 /// Why the pump stopped.
@@ -203,12 +207,17 @@ impl Pump {
             }
             EventKind::Usage | EventKind::Opening | EventKind::Finish | EventKind::Other => {}
         }
-        tokio::select! {
+        let raw = self.story.pass(event.raw);
+        let stop = tokio::select! {
             biased;
-            sent = self.parts.send(Part::Bytes(event.raw)) => sent.is_err().then_some(Stop::Gone),
+            sent = self.parts.send(Part::Bytes(raw.clone())) => sent.is_err().then_some(Stop::Gone),
             // A client that does not read must not outlive its deadline.
             () = super::cancelled(&mut self.orders) => Some(Stop::Cancelled),
+        };
+        if stop.is_none() {
+            self.story.delivered(&raw);
         }
+        stop
     }
 
     fn mark(&mut self) {
@@ -226,7 +235,7 @@ impl Pump {
         let (mut detail, mut error) = (None, None);
         let end = match stop {
             Stop::Gone => {
-                self.leave();
+                self.leave().await;
                 return None;
             }
             Stop::Ended => AttemptEnd::Completed {
@@ -251,7 +260,7 @@ impl Pump {
                 order = self.orders.recv() => order?,
                 // Between two replicas nothing is sent, so that nothing else tells that the client has left.
                 () = self.parts.closed(), if may_go_on => {
-                    self.leave();
+                    self.leave().await;
                     return None;
                 }
             };
@@ -266,14 +275,15 @@ impl Pump {
         }
     }
 
-    /// The client has left. With the exact count: what was generated is charged.
-    fn leave(&mut self) {
+    /// The client has left. With the exact count: what was generated is charged, and its session keeps what was delivered.
+    async fn leave(&mut self) {
         self.leaving.over = true;
         self.span.left(self.produced);
         let (caller, attempt, produced) = (self.leaving.caller, self.attempt, self.produced);
         self.chat
             .driver
             .submit_all([Input::Progress { attempt, produced }, Input::ClientGone { caller }]);
+        let _ = self.story.end(false).await;
     }
 
     /// The last bytes, once the settlement is written.
@@ -291,10 +301,16 @@ impl Pump {
         let end = End { outcome, detail, usage, first_token, resumed, error };
         if let Err(why) = self.chat.written(position).await {
             tracing::error!(attempt = %self.attempt, "an answer ends without its record: {why}");
+            let _ = self.story.end(false).await;
             let _ = self.parts.send_timeout(Part::Unrecorded(end), LAST_WORDS).await;
             return;
         }
         let completed = matches!(outcome, Outcome::Completed);
+        if let Err(error) = self.story.end(completed).await {
+            let end = End { error: Some(error), ..end };
+            let _ = self.parts.send_timeout(Part::Unrecorded(end), LAST_WORDS).await;
+            return;
+        }
         if let Some(done) = self.last.take().filter(|_| completed) {
             // A client that has left by now has missed nothing but the end.
             let _ = self.parts.send_timeout(Part::Bytes(done.raw), LAST_WORDS).await;

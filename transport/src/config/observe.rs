@@ -8,14 +8,21 @@ use control::units::Tokens;
 use super::reader::Section;
 use super::server::seconds;
 use super::tracing::Tracing;
+use super::units::ByteSize;
 use super::value::choices;
 
-/// Stored sessions, which come with the chat role: kept for it, without effect here.
+/// Stored sessions.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Session {
     /// The context window of a stored session.
     pub max_tokens: Tokens,
-    /// How long its cache lives.
+    /// Messages of one; it takes no turn that would begin beyond.
+    pub messages_max: u32,
+    /// The same in bytes.
+    pub bytes_max: ByteSize,
+    /// Sessions of one user.
+    pub sessions_max: u32,
+    /// After how long without a turn it is shown as idle.
     pub ttl: Duration,
     /// From how many tokens on it is compressed.
     pub compression_threshold: Tokens,
@@ -80,18 +87,26 @@ pub enum LogFormat {
 
 choices!(LogFormat, Auto = "auto", Json = "json", Text = "text");
 
-const NO_SESSIONS: &str = "stored sessions come with the chat API";
+const NO_SUMMARY: &str =
+    "sessions are not summarized: what does not fit session.max_tokens is not sent";
 
 const JAEGER: &str = "Jaeger takes OTLP now: name its port for that, usually http://HOST:4317, as monitoring.tracing.endpoint";
 
 impl Session {
     pub(super) fn read(section: &Section<'_>) -> Self {
-        for key in ["max_tokens", "ttl", "compression_threshold", "summary_model"] {
-            section.warn_idle(key, NO_SESSIONS);
+        for key in ["compression_threshold", "summary_model"] {
+            section.warn_idle(key, NO_SUMMARY);
         }
         let tokens = Tokens(1)..=Tokens(10_000_000);
         Self {
             max_tokens: section.between("max_tokens", Tokens(4_000), tokens.clone()),
+            messages_max: section.between("messages_max", 2_000, 2..=1_000_000),
+            bytes_max: section.between(
+                "bytes_max",
+                ByteSize::mib(4),
+                ByteSize(64 << 10)..=ByteSize::mib(64),
+            ),
+            sessions_max: section.between("sessions_max", 1_000, 1..=100_000),
             ttl: section.between("ttl", seconds(3_600), seconds(1)..=seconds(31_536_000)),
             compression_threshold: section.between("compression_threshold", Tokens(3_000), tokens),
             summary_model: section.maybe("summary_model", "the session's own model"),

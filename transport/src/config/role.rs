@@ -42,7 +42,13 @@ impl Config {
                 let expected = "for --role gateway: a list of chat roles, chats: [{url: chat://host:8081}], or --upstream chat://host:8081";
                 root.problem("chats", ProblemKind::Missing { expected: expected.to_owned() });
             }
-            Role::Gateway => self.at_the_edge(),
+            Role::Gateway => {
+                if self.chats.len() > 1 && self.data.redis.is_none() {
+                    let words = "without data.redis each of them keeps stored sessions of its own, and a session is found at one alone";
+                    root.warn("chats", words.to_owned());
+                }
+                self.at_the_edge();
+            }
             Role::Auth if self.keys.is_empty() => {
                 let expected = "for --role auth: the keys that are let in, keys: [{hash: sha256:...}] (`pointsman key new`)";
                 root.problem("keys", ProblemKind::Missing { expected: expected.to_owned() });

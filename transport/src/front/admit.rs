@@ -2,7 +2,7 @@
 
 use axum::body::Body;
 use bytes::Bytes;
-use control::id::Digest;
+use control::id::{Digest, SessionKey};
 use control::plane::{Idempotency, Session};
 use http::StatusCode;
 use http::request::Parts;
@@ -12,8 +12,9 @@ use super::auth::Caller;
 use super::error::{self, ApiError};
 use super::head::{self, Head};
 use super::record::Record;
-use super::{Shared, body, unknown};
-use crate::exchange::{Behalf, Call, Chat, Model, Operation};
+use super::{Shared, body, sessions, unknown};
+use crate::exchange::{Behalf, Call, Chat, Model, Operation, Stored};
+use crate::sessions::Sessions;
 use crate::trace::Trace;
 use crate::upstream::Secret;
 
@@ -21,7 +22,7 @@ use crate::upstream::Secret;
 /// a refusal's log line says as much as can be said.
 pub(super) async fn admit<C: Chat>(
     shared: &Shared<C>,
-    operation: Operation,
+    (operation, is_stored): (Operation, bool),
     parts: &Parts,
     content: Body,
     record: &mut Record,
@@ -45,14 +46,25 @@ pub(super) async fn admit<C: Chat>(
     let models = shared.chat.models();
     let model = find(&models, &asked.model, &caller)?;
     record.model(model);
-    let session = session(shared, &caller, &head, &asked)?;
+    let name = session_name(&head, &asked)?;
+    let stored = match is_stored {
+        true => Some(stored(&caller, name.as_deref(), &asked)?),
+        false => None,
+    };
+    // At the edge a session that has no name yet gets one from the chat role.
+    let name = match &stored {
+        Some(stored) if !shared.edge => Some(stored.id.to_string()),
+        Some(_) | None => name,
+    };
+    let session = session(shared, &caller, name, &asked)
+        .map(|key| Session { key, stored: is_stored && !shared.edge });
     record.session(session);
     let idempotency = match shared.edge {
         false => idempotency(shared, &caller, &head, parts, &bytes),
         // Decided where the answers are.
         true => None,
     };
-    let behalf = shared.edge.then(|| Box::new(behalf(&head, &asked)));
+    let behalf = shared.edge.then(|| Box::new(behalf(&head, &asked, is_stored)));
     Ok(Call {
         operation,
         principal: caller.principal,
@@ -65,6 +77,7 @@ pub(super) async fn admit<C: Chat>(
         model: asked.model,
         trace: record.trace(),
         behalf,
+        stored: stored.map(Box::new),
         body: bytes,
     })
 }
@@ -112,36 +125,53 @@ fn unknown_model(name: &str, near: Option<&str>) -> ApiError {
     error::new(StatusCode::NOT_FOUND, error::INVALID, "model_not_found", words).param("model")
 }
 
-/// The key that keeps requests together: a name where the client gives one, else a hint from how the conversation
-/// opens. Neither orders or stores anything on these routes.
+/// What the client calls the session, if anything.
+fn session_name(head: &Head, asked: &Ask<'_>) -> Result<Option<String>, ApiError> {
+    match (&head.session_id, &asked.session_id) {
+        (Some(header), Some(body)) if header != body => {
+            let words = "The header 'X-Session-Id' and the body's 'session_id' differ. Send one, or both alike.";
+            Err(error::invalid("session_conflict", words).param("session_id"))
+        }
+        (Some(name), _) | (None, Some(name)) => Ok(Some(name.clone())),
+        (None, None) => Ok(None),
+    }
+}
+
+/// The key that keeps requests together: a name where there is one, else a hint from how the conversation opens. Only that
+/// of a stored session orders anything.
 fn session<C: Chat>(
     shared: &Shared<C>,
     caller: &Caller,
-    head: &Head,
+    name: Option<String>,
     asked: &Ask<'_>,
-) -> Result<Option<Session>, ApiError> {
-    let name = match (&head.session_id, &asked.session_id) {
-        (Some(header), Some(body)) if header != body => {
-            let words = "The header 'X-Session-Id' and the body's 'session_id' differ. Send one, or both alike.";
-            return Err(error::invalid("session_conflict", words).param("session_id"));
-        }
-        (Some(name), _) | (None, Some(name)) => Some(name.clone()),
-        // A digest is keyed, so nobody can name a session that meets somebody's opening.
-        (None, None) => asked.opening.map(|text| opening_name(shared.auth.digest(text.as_bytes()))),
+) -> Option<SessionKey> {
+    // A digest is keyed, so nobody can name a session that meets somebody's opening.
+    let hint = || asked.opening.map(|text| opening_name(shared.auth.digest(text.as_bytes())));
+    let name = name.or_else(hint)?;
+    Some(shared.auth.session_key(&caller.principal, &name))
+}
+
+/// The stored session that a request is a turn of: a new one where it names none.
+fn stored(caller: &Caller, name: Option<&str>, asked: &Ask<'_>) -> Result<Stored, ApiError> {
+    if asked.choices != 1 {
+        let words = "A stored session keeps one answer to each turn. Leave 'n' out, or ask /v1/chat/completions.";
+        return Err(error::invalid("invalid_value", words).param("n"));
+    }
+    let id = match name {
+        Some(name) => name.to_owned(),
+        None => Sessions::mint().map_err(|error| sessions::refusal(&error))?,
     };
-    Ok(name.map(|name| Session {
-        key: shared.auth.session_key(&caller.principal, &name),
-        stored: false,
-    }))
+    Ok(Stored { id: id.into(), is_new: name.is_none(), owner: caller.owner() })
 }
 
 /// What the chat role needs to judge the request as if it had come there.
-fn behalf(head: &Head, asked: &Ask<'_>) -> Behalf {
+fn behalf(head: &Head, asked: &Ask<'_>, stored: bool) -> Behalf {
     Behalf {
         key: head.bearer.as_deref().and_then(|key| Secret::new(key).ok()),
         session: head.session_id.clone().or_else(|| asked.session_id.clone()),
         user: asked.user_id.clone(),
         idempotency_key: head.idempotency_key.clone(),
+        stored,
     }
 }
 

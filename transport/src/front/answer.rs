@@ -16,6 +16,7 @@ use super::stream::Events;
 use super::{Shared, admit, head, refusal};
 use crate::exchange::{Chat, Operation, Reply, ReplyBody};
 use crate::trace::{Span, Tracer, key};
+use crate::upstream::SESSION_ID;
 
 /// The plane's id of the request, or a local one.
 pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -24,19 +25,20 @@ pub(super) const REPLICA: HeaderName = HeaderName::from_static("x-pointsman-repl
 /// Attempts made until the answer began.
 pub(super) const ATTEMPTS: HeaderName = HeaderName::from_static("x-pointsman-attempts");
 
-/// Answers. Whenever this future or the body it returns is dropped, the client has gone and the exchange ends.
+/// Answers; `is_stored` has the session kept. Whenever this future or the body it returns is dropped, the client has gone and the exchange ends.
 pub(super) async fn answer<C: Chat>(
     shared: Arc<Shared<C>>,
-    operation: Operation,
+    (operation, is_stored): (Operation, bool),
     request: Request,
 ) -> Response {
     let (parts, content) = request.into_parts();
     let span = span(&shared.tracer, operation, &parts);
     let mut record = Record::begin(Arc::clone(&shared.meters), shared.ids.mint(), span);
-    let call = match admit::admit(&shared, operation, &parts, content, &mut record).await {
-        Ok(call) => call,
-        Err(error) => return refuse(error, record),
-    };
+    let call =
+        match admit::admit(&shared, (operation, is_stored), &parts, content, &mut record).await {
+            Ok(call) => call,
+            Err(error) => return refuse(error, record),
+        };
     let place = match resumable::place(&shared.streams, &parts.headers, &call) {
         Ok(place) => place,
         Err(error) => return refuse(error, record),
@@ -81,7 +83,8 @@ async fn accept(reply: Reply, mut record: Record, place: Option<OwnPlace>) -> Re
     record.replica = Some(reply.replica).filter(|name| !name.is_empty());
     record.attempts = reply.attempts;
     record.provider(reply.provider);
-    match reply.body {
+    let session = reply.session.and_then(|id| HeaderValue::from_str(&id).ok());
+    let mut response = match reply.body {
         ReplyBody::Whole { bytes, end } => {
             record.ended(200, &end);
             let mut response = Response::new(Body::from(bytes));
@@ -104,7 +107,9 @@ async fn accept(reply: Reply, mut record: Record, place: Option<OwnPlace>) -> Re
             }
             response
         }
-    }
+    };
+    response.headers_mut().extend(session.map(|id| (SESSION_ID, id)));
+    response
 }
 
 /// Says that the body is a stream of events.

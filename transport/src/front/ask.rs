@@ -30,6 +30,8 @@ pub(super) struct Ask<'a> {
     pub(super) prompt: Tokens,
     pub(super) session_id: Option<String>,
     pub(super) user_id: Option<String>,
+    /// Answers asked for at once.
+    pub(super) choices: u64,
     /// A chat's messages up to and including the first of the user: the same in every turn of a conversation.
     pub(super) opening: Option<&'a str>,
 }
@@ -58,8 +60,9 @@ pub(super) fn parse(operation: Operation, body: &[u8]) -> Result<Ask<'_>, ApiErr
     let model = text(wire.model, "model")?.ok_or_else(|| {
         missing("model", "a string naming one of the models that GET /v1/models lists")
     })?;
+    let choices = choices(&wire)?;
     let (opening, output_max) = match operation {
-        Operation::ChatCompletions => (opening(&wire)?, output_max(&wire)?),
+        Operation::ChatCompletions => (opening(&wire)?, output_max(&wire, choices)?),
         Operation::Embeddings => {
             check_input(wire.input)?;
             (None, Some(Tokens::ZERO))
@@ -74,6 +77,7 @@ pub(super) fn parse(operation: Operation, body: &[u8]) -> Result<Ask<'_>, ApiErr
         prompt: estimate_prompt(body),
         session_id: id(wire.session_id, "session_id")?,
         user_id: id(wire.user_id, "user_id")?,
+        choices,
         opening,
     })
 }
@@ -235,14 +239,18 @@ fn count(value: Option<&RawValue>, name: &'static str) -> Result<Option<u64>, Ap
 }
 
 /// The larger of both names for it, for each choice: replicas differ in which one they obey.
-fn output_max(wire: &Wire<'_>) -> Result<Option<Tokens>, ApiError> {
+fn output_max(wire: &Wire<'_>, choices: u64) -> Result<Option<Tokens>, ApiError> {
     let old = count(wire.max_tokens, "max_tokens")?;
     let new = count(wire.max_completion_tokens, "max_completion_tokens")?;
+    Ok(old.max(new).map(|each| Tokens(each.saturating_mul(choices))))
+}
+
+fn choices(wire: &Wire<'_>) -> Result<u64, ApiError> {
     let choices = count(wire.n, "n")?.unwrap_or(1);
     if !(1..=CHOICES_MAX).contains(&choices) {
         return Err(bad_value("n", format!("'n' must be from 1 to {CHOICES_MAX}.")));
     }
-    Ok(old.max(new).map(|each| Tokens(each.saturating_mul(choices))))
+    Ok(choices)
 }
 
 fn check_stream_options(value: Option<&RawValue>) -> Result<(), ApiError> {

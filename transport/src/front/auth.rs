@@ -20,6 +20,7 @@ use futures_util::future::BoxFuture;
 use http::StatusCode;
 
 use super::error::{self, ApiError};
+use crate::sessions::Owner;
 use crate::trace::Trace;
 
 /// Looks keys up and hides users' text.
@@ -72,6 +73,8 @@ pub struct Caller {
     pub models: Option<Arc<[String]>>,
     /// The tenant's name in the configuration, for the log line.
     pub tenant_name: Arc<str>,
+    /// Whose stored sessions are meant: the user's, else the key's own.
+    pub owner_name: Arc<str>,
 }
 
 impl Caller {
@@ -79,6 +82,12 @@ impl Caller {
     #[must_use]
     pub fn may_use(&self, model: &str) -> bool {
         self.models.as_ref().is_none_or(|names| names.iter().any(|name| name == model))
+    }
+
+    /// Whose stored sessions are meant.
+    #[must_use]
+    pub fn owner(&self) -> Owner {
+        Owner { tenant: Arc::clone(&self.tenant_name), user: Arc::clone(&self.owner_name) }
     }
 }
 

@@ -40,6 +40,7 @@ pub(super) fn of_why(why: Why, attempts: u32) -> ApiError {
             "The gateway cannot write its journal and takes no requests. Its operator finds the cause in GET /ready.",
         )
         .retry_after(WAIT_UNKNOWN),
+        Why::Session(error) => super::sessions::refusal(&error),
         Why::Draining => unavailable(
             "draining",
             "This gateway is shutting down and takes no new requests. Try again: another one will answer.",

@@ -12,13 +12,18 @@ use futures_util::FutureExt;
 use http::{HeaderValue, StatusCode};
 
 use super::answer::{ATTEMPTS, REPLICA, REQUEST_ID, answer};
-use super::{Shared, error, meta, resumable, unknown};
+use super::{Shared, error, meta, resumable, sessions, unknown};
 use crate::exchange::{Chat, Operation};
 
 /// All routes, each answer stamped with its ids.
 pub(super) fn router<C: Chat>(shared: Arc<Shared<C>>) -> Router {
     Router::new()
         .route("/v1/chat/completions", post(chat::<C>))
+        .route("/api/v1/chat/completions", post(stored_chat::<C>))
+        .route("/api/v1/sessions", get(sessions::list::<C>))
+        .route("/api/v1/sessions/{id}", get(sessions::one::<C>).delete(sessions::clear::<C>))
+        .route("/api/v1/sessions/{id}/messages", get(sessions::messages::<C>))
+        .route("/history", get(sessions::history::<C>))
         .route("/v1/embeddings", post(embed::<C>))
         .route("/api/v1/embeddings", post(embed::<C>))
         .route("/v1/streams/{id}", get(resumable::resume::<C>))
@@ -47,11 +52,15 @@ pub(super) fn meta_router<C: Chat>(shared: Arc<Shared<C>>) -> Router {
 }
 
 async fn chat<C: Chat>(State(shared): State<Arc<Shared<C>>>, request: Request) -> Response {
-    answer(shared, Operation::ChatCompletions, request).await
+    answer(shared, (Operation::ChatCompletions, false), request).await
+}
+
+async fn stored_chat<C: Chat>(State(shared): State<Arc<Shared<C>>>, request: Request) -> Response {
+    answer(shared, (Operation::ChatCompletions, true), request).await
 }
 
 async fn embed<C: Chat>(State(shared): State<Arc<Shared<C>>>, request: Request) -> Response {
-    answer(shared, Operation::Embeddings, request).await
+    answer(shared, (Operation::Embeddings, false), request).await
 }
 
 /// Every answer carries an id, a replica and a number of attempts; and a bug in a handler is a 500 of the same shape,

@@ -9,6 +9,7 @@
 
 mod door;
 mod pieces;
+mod sessions;
 pub(crate) mod status;
 
 use std::sync::Arc;
@@ -21,8 +22,10 @@ use http::header::{CONTENT_TYPE, HeaderName, HeaderValue};
 use http::{HeaderMap, Request as HttpRequest, Response as HttpResponse};
 use proto::chat::v1::chat_service_server::{ChatService, ChatServiceServer};
 use proto::chat::v1::{
-    EmbedRequest, EmbedResponse, ListModelsRequest, ListModelsResponse, Model as ModelSaid,
-    StreamChatRequest, StreamChatResponse,
+    ClearSessionRequest, ClearSessionResponse, EmbedRequest, EmbedResponse, GetHistoryRequest,
+    GetHistoryResponse, GetSessionMessagesRequest, GetSessionMessagesResponse, GetSessionRequest,
+    GetSessionResponse, ListModelsRequest, ListModelsResponse, ListSessionsRequest,
+    ListSessionsResponse, Model as ModelSaid, StreamChatRequest, StreamChatResponse,
 };
 use tonic::metadata::MetadataMap;
 use tonic::service::Routes;
@@ -103,7 +106,8 @@ impl<C: Chat> ChatService for Rpc<C> {
         if !asked.whole {
             translate::streamed(&mut body);
         }
-        let response = self.post("/v1/chat/completions", headers, body.end()).await;
+        let path = if asked.stored { STORED } else { PLAIN };
+        let response = self.post(path, headers, body.end()).await;
         if !response.status().is_success() {
             return Err(status::of_response(response).await);
         }
@@ -150,6 +154,41 @@ impl<C: Chat> ChatService for Rpc<C> {
             .map(|model| ModelSaid { name: model.name, owned_by: model.provider });
         Ok(Response::new(ListModelsResponse { models: models.collect() }))
     }
+
+    async fn get_session(
+        &self,
+        request: Request<GetSessionRequest>,
+    ) -> Result<Response<GetSessionResponse>, Status> {
+        sessions::get(&self.shared, request).await
+    }
+
+    async fn list_sessions(
+        &self,
+        request: Request<ListSessionsRequest>,
+    ) -> Result<Response<ListSessionsResponse>, Status> {
+        sessions::list(&self.shared, request).await
+    }
+
+    async fn clear_session(
+        &self,
+        request: Request<ClearSessionRequest>,
+    ) -> Result<Response<ClearSessionResponse>, Status> {
+        sessions::clear(&self.shared, request).await
+    }
+
+    async fn get_session_messages(
+        &self,
+        request: Request<GetSessionMessagesRequest>,
+    ) -> Result<Response<GetSessionMessagesResponse>, Status> {
+        sessions::messages(&self.shared, request).await
+    }
+
+    async fn get_history(
+        &self,
+        request: Request<GetHistoryRequest>,
+    ) -> Result<Response<GetHistoryResponse>, Status> {
+        sessions::history(&self.shared, request).await
+    }
 }
 
 /// The body with its caller's user, who stands in it over HTTP. What is no object stays as it is: it is refused as it is there.
@@ -163,6 +202,9 @@ fn on_behalf_of(user: &str, body: Vec<u8>) -> Vec<u8> {
     named.text("user_id", user);
     named.end().into_bytes()
 }
+/// Where HTTP takes a turn, and one of a stored session.
+const PLAIN: &str = "/v1/chat/completions";
+const STORED: &str = "/api/v1/chat/completions";
 
 /// What HTTP takes for a client's patience.
 const PATIENCE: (Duration, Duration) = (Duration::from_millis(1), Duration::from_secs(86_400));

@@ -80,8 +80,10 @@ pub(super) fn ended(record: &mut Record, end: &End) -> Option<ApiError> {
 pub(super) fn unrecorded(record: &mut Record, end: &End) -> ApiError {
     let words = "The gateway cannot write its journal, so this answer ends without its record; what arrived is all \
                  there was of it. The gateway's operator finds the cause in GET /ready.";
-    let error =
+    let mut error =
         error::new(StatusCode::SERVICE_UNAVAILABLE, error::SERVER, "answer_not_recorded", words);
+    // A stored session says it in its own words.
+    error.verbatim = end.error.clone();
     record.ended(error.status.as_u16(), end);
     error
 }

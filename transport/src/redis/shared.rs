@@ -12,7 +12,7 @@ use std::time::Instant;
 
 use control::quota::{self, LedgerConfig, OwnerId};
 
-use super::{Settings, SettingsError, Store, StoreError, StreamLog, Tls};
+use super::{SessionLog, Settings, SettingsError, Store, StoreError, StreamLog, Tls};
 use crate::config::Redis;
 use crate::keys::{AccountIds, SaltError};
 use crate::seam::Network;
@@ -23,6 +23,8 @@ pub struct Shared {
     pub store: Arc<Store>,
     /// The log of streams, beside it.
     pub log: Arc<StreamLog>,
+    /// Stored sessions, beside both.
+    pub sessions: Arc<SessionLog>,
     /// This life of this process among all that share them: drawn at random.
     pub life: u64,
     /// Ids that all who share it agree on.
@@ -94,8 +96,9 @@ impl Shared {
         let settings = settings(redis)?;
         let in_flight_max = settings.in_flight_max;
         let log = Arc::new(StreamLog::over(settings.clone(), network.clone())?);
+        let sessions = Arc::new(SessionLog::new(settings.clone(), network.clone())?);
         let store = Arc::new(Store::over(settings, bounds(), salt, network)?);
-        Ok(Self { store, log, life: salt, ids, owner, in_flight_max })
+        Ok(Self { store, log, sessions, life: salt, ids, owner, in_flight_max })
     }
 
     /// Joins. Blocks for some seconds at most, and not at all where the salt is known and Redis is away.
@@ -124,8 +127,9 @@ impl Shared {
         };
         let in_flight_max = settings.in_flight_max;
         let log = Arc::new(StreamLog::new(settings.clone())?);
+        let sessions = Arc::new(SessionLog::new(settings.clone(), Network::Real)?);
         let store = Arc::new(Store::new(settings, bounds(), salt)?);
-        Ok(Self { store, log, life: salt, ids, owner: own.owner(), in_flight_max })
+        Ok(Self { store, log, sessions, life: salt, ids, owner: own.owner(), in_flight_max })
     }
 }
 

@@ -22,6 +22,16 @@ pub fn estimate_prompt(body: &[u8]) -> Tokens {
     }
 }
 
+/// The same of one message of a chat.
+#[must_use]
+pub fn estimate_message(message: &str) -> Tokens {
+    let mut reader = serde_json::Deserializer::from_str(message);
+    match MESSAGES.inside().deserialize(&mut reader) {
+        Ok(tokens) => tokens + PER_MESSAGE,
+        Err(_) => Tokens(message.len().div_ceil(4) as u64),
+    }
+}
+
 const PER_MESSAGE: Tokens = Tokens(4);
 const PER_CHAT: Tokens = Tokens(3);
 const PER_IMAGE: Tokens = Tokens(765);

@@ -42,10 +42,13 @@ use super::target::Target;
 use super::whole::{Whole, judge};
 use super::{Answer, Ask, Limits, Path, laid_over, late};
 use crate::convert;
-use crate::exchange::Behalf;
+use crate::exchange::{Behalf, SessionAnswer, SessionAsk};
 pub(super) use line::Workers;
 use line::{Line, Road};
 pub(super) use stream::WireStream;
+
+/// Where an answer's head names the stored session that it is a turn of.
+pub(crate) const SESSION_ID: HeaderName = HeaderName::from_static("x-session-id");
 
 /// How busy a worker says it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,6 +80,33 @@ impl Client {
     #[must_use]
     pub fn load(&self, target: &Target) -> Option<WorkerLoad> {
         target.base_url.is_worker().then(|| self.workers.load(target))?
+    }
+
+    /// Asks the chat role at `target` about stored sessions, on somebody's behalf.
+    pub(crate) async fn sessions(
+        &self,
+        target: &Target,
+        asked: (SessionAsk, Behalf),
+        limits: Limits,
+    ) -> Result<SessionAnswer, Failed> {
+        let line = self.workers.line(target)?;
+        let line::Road::Chat(channel) = line.road() else {
+            return Err(Failed::new(Failure::Connect, "the endpoint is no chat role"));
+        };
+        let dialing = line.dial();
+        let headers = headers(target, HeaderMap::new(), "");
+        let due = Instant::now() + limits.connect;
+        let mut asking = Box::pin(chat::sessions(channel, headers, asked, &limits));
+        let late = || Failed::new(Failure::Connect, "not in time");
+        let said = match timeout_at(due, &mut asking).await {
+            Ok(said) => said,
+            Err(_) if line.is_up() => {
+                timeout_at(limits.deadline, asking).await.map_err(|_| late())?
+            }
+            Err(_) => return Err(late()),
+        };
+        dialing.ended();
+        said
     }
 }
 

@@ -67,6 +67,7 @@ impl Chat for Scripted {
             attempts: 2,
             content_type: if stream { "text/event-stream" } else { "application/json" }.to_owned(),
             body,
+            session: None,
         };
         match act {
             Act::Whole(text) => Ok(reply(ReplyBody::Whole {
@@ -162,7 +163,8 @@ fn judge(bearer: Option<&str>, user_id: Option<&str>) -> Result<Caller, AuthErro
     let user = user_id.map(|name| AccountId(u64::try_from(name.len()).unwrap()));
     let tenant = AccountId(if bearer == Some("sk-other-tenant") { 7 } else { 1 });
     let principal = Principal { tenant, user, key: Some(AccountId(2)) };
-    Ok(Caller { principal, models, tenant_name: Arc::from("acme") })
+    let owner_name = Arc::from(user_id.unwrap_or("key/k"));
+    Ok(Caller { principal, models, tenant_name: Arc::from("acme"), owner_name })
 }
 
 pub struct World {

@@ -10,8 +10,10 @@ use futures_util::stream::BoxStream;
 use http::StatusCode;
 use proto::chat::v1::chat_service_server::{ChatService, ChatServiceServer};
 use proto::chat::v1::{
-    EmbedRequest, EmbedResponse, ListModelsRequest, ListModelsResponse, Model, StreamChatRequest,
-    StreamChatResponse,
+    ClearSessionRequest, ClearSessionResponse, EmbedRequest, EmbedResponse, GetHistoryRequest,
+    GetHistoryResponse, GetSessionMessagesRequest, GetSessionMessagesResponse, GetSessionRequest,
+    GetSessionResponse, ListModelsRequest, ListModelsResponse, ListSessionsRequest,
+    ListSessionsResponse, Model, StreamChatRequest, StreamChatResponse,
 };
 use serde_json::{Value, json};
 use tokio_util::task::AbortOnDropHandle;
@@ -137,6 +139,13 @@ async fn a_worker_behind_the_chat_role_has_no_embeddings_still() {
 /// A chat role of the version before: it lists the model and answers turns, and has no other call.
 struct Before;
 
+type Said<T> = Result<Answered<T>, Status>;
+
+/// What a server says of a method that it does not have.
+fn missing<T>() -> Said<T> {
+    Err(Status::unimplemented(""))
+}
+
 #[tonic::async_trait]
 impl ChatService for Before {
     type StreamChatStream = BoxStream<'static, Result<StreamChatResponse, Status>>;
@@ -148,9 +157,31 @@ impl ChatService for Before {
         Err(Status::unimplemented(""))
     }
 
-    async fn embed(&self, _: Request<EmbedRequest>) -> Result<Answered<EmbedResponse>, Status> {
-        // What a server says of a method that it does not have.
-        Err(Status::unimplemented(""))
+    async fn embed(&self, _: Request<EmbedRequest>) -> Said<EmbedResponse> {
+        missing()
+    }
+
+    async fn get_session(&self, _: Request<GetSessionRequest>) -> Said<GetSessionResponse> {
+        missing()
+    }
+
+    async fn list_sessions(&self, _: Request<ListSessionsRequest>) -> Said<ListSessionsResponse> {
+        missing()
+    }
+
+    async fn clear_session(&self, _: Request<ClearSessionRequest>) -> Said<ClearSessionResponse> {
+        missing()
+    }
+
+    async fn get_session_messages(
+        &self,
+        _: Request<GetSessionMessagesRequest>,
+    ) -> Said<GetSessionMessagesResponse> {
+        missing()
+    }
+
+    async fn get_history(&self, _: Request<GetHistoryRequest>) -> Said<GetHistoryResponse> {
+        missing()
     }
 
     async fn list_models(

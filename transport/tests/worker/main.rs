@@ -2,8 +2,8 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod asked;
-mod certificates;
 mod auth;
+mod certificates;
 mod discovering;
 mod embedding;
 mod failing;

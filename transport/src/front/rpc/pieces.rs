@@ -16,7 +16,7 @@ use super::status;
 use crate::front::answer::{ATTEMPTS, REPLICA, REQUEST_ID};
 use crate::sse;
 use crate::translate::Reader;
-use crate::upstream::usage_in;
+use crate::upstream::{SESSION_ID, usage_in};
 
 /// The pieces of an answer. Dropping them ends the request, as a client does that leaves.
 pub(super) fn of(
@@ -49,6 +49,7 @@ pub(super) fn begun(headers: &HeaderMap) -> Begun {
         request_id: text(REQUEST_ID),
         replica: text(REPLICA),
         attempts: text(ATTEMPTS).parse().unwrap_or_default(),
+        session_id: text(SESSION_ID),
     }
 }
 

@@ -5,7 +5,9 @@ use http::HeaderMap;
 use http::header::{AUTHORIZATION, HeaderName, HeaderValue};
 use proto::chat::v1::chat_service_client::ChatServiceClient;
 use proto::chat::v1::{
-    Begun, EmbedRequest, EmbedResponse, ListModelsRequest, StreamChatRequest, StreamChatResponse,
+    Begun, ClearSessionRequest, EmbedRequest, EmbedResponse, GetHistoryRequest,
+    GetSessionMessagesRequest, GetSessionRequest, ListModelsRequest, ListSessionsRequest,
+    StreamChatRequest, StreamChatResponse,
 };
 use proto::inference::v1::{
     DescribeResponse, StreamInferenceRequest, StreamInferenceResponse as Chunk,
@@ -14,7 +16,8 @@ use tonic::transport::Channel;
 use tonic::{Code, Response, Streaming};
 
 use super::{grpc, refusal};
-use crate::exchange::Behalf;
+use crate::convert;
+use crate::exchange::{Behalf, SessionAnswer, SessionAsk};
 use crate::upstream::Limits;
 use crate::upstream::failed::Failed;
 
@@ -46,7 +49,7 @@ fn service(channel: &Channel, limits: &Limits) -> ChatServiceClient<Channel> {
 
 /// The headers of a call, and what of its caller stands in the message: session and user.
 fn shown(headers: &mut HeaderMap, behalf: Option<Box<Behalf>>) -> (String, String) {
-    let Behalf { key, session, user, idempotency_key } =
+    let Behalf { key, session, user, idempotency_key, stored: _ } =
         behalf.map(|behalf| *behalf).unwrap_or_default();
     let idempotency_key = idempotency_key.and_then(|key| HeaderValue::from_str(&key).ok());
     headers.extend(idempotency_key.map(|key| (HeaderName::from_static("idempotency-key"), key)));
@@ -83,8 +86,10 @@ pub(super) async fn ask(
     limits: &Limits,
 ) -> Result<Answer, Failed> {
     let StreamInferenceRequest { model, messages, parameters, .. } = question;
+    let stored = behalf.as_ref().is_some_and(|behalf| behalf.stored);
     let (session_id, user_id) = shown(&mut headers, behalf);
-    let question = StreamChatRequest { model, messages, parameters, session_id, user_id, whole };
+    let question =
+        StreamChatRequest { model, messages, parameters, session_id, user_id, whole, stored };
     let request = grpc::request(headers, question, limits);
     let asked = service(channel, limits).stream_chat(request).await;
     let pieces = asked.map_err(|status| refusal::of_chat(&status, false, limits))?.into_inner();
@@ -102,4 +107,51 @@ pub(super) async fn models(
     let said = said.map_err(|status| refusal::of_chat(&status, false, limits))?;
     let models = said.models.into_iter().map(|model| model.name).collect();
     Ok(DescribeResponse { models, ..DescribeResponse::default() })
+}
+
+/// Asks about stored sessions.
+pub(super) async fn sessions(
+    channel: &Channel,
+    mut headers: HeaderMap,
+    (ask, behalf): (SessionAsk, Behalf),
+    limits: &Limits,
+) -> Result<SessionAnswer, Failed> {
+    headers.extend(behalf.key.map(|key| (AUTHORIZATION, key.bearer())));
+    let user_id = behalf.user.unwrap_or_default();
+    let mut service = service(channel, limits);
+    let small = |number: u64| u32::try_from(number).unwrap_or(u32::MAX);
+    let said = match ask {
+        SessionAsk::Get(session_id) => {
+            let ask = GetSessionRequest { session_id, user_id };
+            let said = service.get_session(grpc::request(headers, ask, limits)).await;
+            said.map(|said| convert::session_answer(said.into_inner()))
+        }
+        SessionAsk::List(part) => {
+            let (page, page_size) = (small(part.page), small(part.size));
+            let ask = ListSessionsRequest { user_id, page, page_size };
+            let said = service.list_sessions(grpc::request(headers, ask, limits)).await;
+            said.map(|said| convert::sessions_answer(said.into_inner()))
+        }
+        SessionAsk::Messages(session_id, part) => {
+            let (page, page_size) = (small(part.page), small(part.size));
+            let ask = GetSessionMessagesRequest { session_id, page, page_size, user_id };
+            let said = service.get_session_messages(grpc::request(headers, ask, limits)).await;
+            said.map(|said| convert::messages_answer(said.into_inner()))
+        }
+        ask @ (SessionAsk::Clear(_) | SessionAsk::Purge(_)) => {
+            let purge = matches!(ask, SessionAsk::Purge(_));
+            let (SessionAsk::Clear(session_id) | SessionAsk::Purge(session_id)) = ask else {
+                unreachable!("just matched")
+            };
+            let ask = ClearSessionRequest { session_id, user_id, purge };
+            let said = service.clear_session(grpc::request(headers, ask, limits)).await;
+            said.map(|_| SessionAnswer::Done)
+        }
+        SessionAsk::History => {
+            let ask = GetHistoryRequest { user_id };
+            let said = service.get_history(grpc::request(headers, ask, limits)).await;
+            said.map(|said| convert::history_answer(said.into_inner()))
+        }
+    };
+    said.map_err(|status| refusal::of_chat(&status, false, limits))
 }

@@ -71,9 +71,12 @@ impl WireStream {
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
         if let Chunks::Chat(answer) = &opened.rest
             && let Some(begun) = &answer.begun
-            && let Ok(id) = HeaderValue::from_str(&begun.request_id)
         {
-            headers.insert(HeaderName::from_static("x-request-id"), id);
+            let id = HeaderValue::from_str(&begun.request_id).ok();
+            headers.extend(id.map(|id| (HeaderName::from_static("x-request-id"), id)));
+            let session = HeaderValue::from_str(&begun.session_id).ok();
+            let session = session.filter(|session| !session.is_empty());
+            headers.extend(session.map(|session| (super::SESSION_ID, session)));
         }
         let fingerprint = opened.first.fingerprint.clone();
         Self {

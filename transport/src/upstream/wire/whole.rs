@@ -7,6 +7,7 @@ use http::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
 use proto::inference::v1::StreamInferenceResponse as Chunk;
 use serde_json::{Map, Value};
 
+use super::SESSION_ID;
 use super::stream::WireStream;
 use super::tally::garbage;
 use super::text::{belongs_to_choice, tool_calls, usage_text};
@@ -34,6 +35,8 @@ pub(super) async fn collect(mut stream: WireStream) -> Result<Whole, Failed> {
     }
     let mut headers = HeaderMap::new();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    let session = stream.headers().get(SESSION_ID).cloned();
+    headers.extend(session.map(|session| (SESSION_ID, session)));
     Ok(Whole {
         status: StatusCode::OK,
         headers,

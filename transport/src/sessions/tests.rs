@@ -1,0 +1,104 @@
+#![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
+use bytes::Bytes;
+use serde_json::value::RawValue;
+use tokio::time::Instant;
+
+use super::*;
+use crate::exchange::Stored;
+
+const BODY: &[u8] = br#"{"model":"m","messages":[{"role":"user","content":"hi"}]}"#;
+
+fn limits() -> Limits {
+    Limits {
+        tokens_max: Tokens(4_000),
+        messages_max: 2_000,
+        bytes_max: 4 << 20,
+        sessions_max: 10,
+        ttl: Duration::from_secs(60),
+    }
+}
+
+fn over(kv: Kv) -> Arc<Sessions> {
+    let store = Store::Embedded(Embedded(kv));
+    Sessions::over(store, limits(), WallClock::System, &Health::new())
+}
+
+fn ann() -> Owner {
+    Owner { tenant: "default".into(), user: "ann".into() }
+}
+
+fn stored(id: &str, is_new: bool) -> Stored {
+    Stored { id: id.into(), is_new, owner: ann() }
+}
+
+fn answer() -> Option<Box<RawValue>> {
+    RawValue::from_string(r#"{"role":"assistant","content":"ho"}"#.to_owned()).ok()
+}
+
+async fn begin(sessions: &Arc<Sessions>, stored: &Stored) -> Result<Turn, SessionError> {
+    let soon = Instant::now() + Duration::from_millis(200);
+    let begun = Turn::begin(sessions, stored, &Bytes::from_static(BODY), soon).await;
+    begun.map(|(turn, _)| turn)
+}
+
+#[tokio::test]
+async fn a_turn_that_is_cut_leaves_nothing_behind_and_lets_the_next_begin() {
+    let sessions = over(Kv::memory());
+    let id = Sessions::mint().unwrap();
+    let mut turn = begin(&sessions, &stored(&id, true)).await.unwrap();
+    turn.announce().await.unwrap();
+    assert_eq!(begin(&sessions, &stored(&id, false)).await.err(), Some(SessionError::Busy));
+    drop(turn);
+    assert_eq!(sessions.get(&ann(), &id).await.unwrap().message_count, 0);
+    let turn = begin(&sessions, &stored(&id, false)).await.unwrap();
+    turn.end(answer(), true).await.unwrap();
+    assert_eq!(sessions.get(&ann(), &id).await.unwrap().message_count, 2);
+}
+
+#[tokio::test]
+async fn a_turn_that_is_written_twice_is_there_once() {
+    let store = Embedded(Kv::memory());
+    let owner = ann();
+    let head = Head {
+        tenant: owner.tenant.to_string(),
+        user: owner.user.to_string(),
+        created: 1,
+        active: 1,
+        cleared: Totals::default(),
+    };
+    store.create("s", &head).await.unwrap();
+    let totals = Totals { messages: 1, tokens: 2, bytes: 3 };
+    let entry =
+        Entry { turn: "t1".to_owned(), at: 1, totals, whole: true, message: answer().unwrap() };
+    for _ in 0..3 {
+        store.append("s", 2, std::slice::from_ref(&entry), &[]).await.unwrap();
+    }
+    assert_eq!(store.page("s", 0, 10).await.unwrap().len(), 1);
+    assert_eq!(store.head("s").await.unwrap().unwrap().1, totals);
+}
+
+#[tokio::test]
+async fn what_is_on_a_disk_is_there_after_a_restart() {
+    let home = tempfile::tempdir().unwrap();
+    let id = Sessions::mint().unwrap();
+    {
+        let sessions = over(Kv::open(home.path()).unwrap());
+        let turn = begin(&sessions, &stored(&id, true)).await.unwrap();
+        turn.end(answer(), false).await.unwrap();
+    }
+    let sessions = over(Kv::open(home.path()).unwrap());
+    let page = PageOf { page: 1, size: 10 };
+    let kept = sessions.messages(&ann(), &id, page).await.unwrap();
+    assert_eq!((kept.total, kept.items[1].is_whole), (2, false));
+    assert_eq!(sessions.history(&ann()).await.unwrap().len(), 2);
+}
+
+#[test]
+fn ids_are_long_random_and_told_from_others() {
+    let (one, other) = (Sessions::mint().unwrap(), Sessions::mint().unwrap());
+    assert!(one != other && is_minted(&one) && is_minted(&other));
+    for bad in ["", "sess_", "x", &one[1..], &format!("{one}0"), &one.to_uppercase()] {
+        assert!(!is_minted(bad), "{bad}");
+    }
+}

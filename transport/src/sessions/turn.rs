@@ -1,0 +1,299 @@
+//! One turn of a session: from the moment it may begin to the moment it is written.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use control::units::Tokens;
+use serde_json::value::RawValue;
+use tokio::sync::OwnedMutexGuard;
+use tokio::time::{Instant, sleep, timeout_at};
+use tokio_util::task::AbortOnDropHandle;
+
+use super::body::{Asked, line, said};
+use super::record::{Entry, Head, HistoryLine, Owner, Totals};
+use super::{STORE_PATIENCE, SessionError, Sessions, Store};
+use crate::exchange::Stored;
+use crate::redis::SessionLog;
+
+/// A turn that runs. Dropped before its end, it has left nothing behind.
+pub(crate) struct Turn {
+    sessions: Arc<Sessions>,
+    owner: Owner,
+    id: Arc<str>,
+    /// What no other turn is called.
+    name: String,
+    /// Already there, for this process at least.
+    exists: bool,
+    /// What is stored before it.
+    before: Totals,
+    asked: Vec<Box<RawValue>>,
+    // In this order: the lease goes before the next turn of this process may take it.
+    lease: Option<Lease>,
+    _guard: OwnedMutexGuard<()>,
+}
+
+/// How long a lease lasts without being renewed: after so long the sessions of a process that died go on elsewhere.
+const LEASE: Duration = Duration::from_secs(15);
+/// A third, so that two renewals may be lost.
+const LEASE_RENEWED: Duration = Duration::from_secs(5);
+/// How long between two looks at a turn that another process has.
+const LEASE_POLL: Duration = Duration::from_millis(100);
+/// The longest wait for it, as the plane's for turns of this process.
+const TURN_WAIT: Duration = Duration::from_secs(30);
+/// Messages that are read at once, from the end backwards, until the window is full.
+const READ_AT_ONCE: u64 = 64;
+/// System messages that may open a session.
+const OPENING_MAX: u64 = 8;
+
+impl Turn {
+    /// Begins a turn whose time has come, and puts what is stored before what is asked. Returns it with the body to send.
+    pub async fn begin(
+        sessions: &Arc<Sessions>,
+        stored: &Stored,
+        body: &Bytes,
+        deadline: Instant,
+    ) -> Result<(Self, Bytes), SessionError> {
+        let begun = Self::begun(sessions, stored, body, deadline).await;
+        sessions.told(begun)
+    }
+
+    async fn begun(
+        sessions: &Arc<Sessions>,
+        stored: &Stored,
+        body: &Bytes,
+        deadline: Instant,
+    ) -> Result<(Self, Bytes), SessionError> {
+        let until = deadline.min(Instant::now() + TURN_WAIT);
+        let (owner, id) = (stored.owner.clone(), Arc::clone(&stored.id));
+        let name = Sessions::mint()?;
+        let key = owner.scoped(&id);
+        let guard = timeout_at(until, sessions.guard(&key).lock_owned()).await;
+        let guard = guard.map_err(|_| SessionError::Busy)?;
+        let lease = match &sessions.store {
+            Store::Embedded(_) => None,
+            Store::Shared(store) => Some(Lease::take(&store.0, key, &name, until).await?),
+        };
+        let asked = Asked::read(body)?;
+        let limits = sessions.limits();
+        let mut turn = Self {
+            sessions: Arc::clone(sessions),
+            owner,
+            id,
+            name,
+            exists: !stored.is_new,
+            before: Totals::default(),
+            asked: Vec::new(),
+            lease,
+            _guard: guard,
+        };
+        if stored.is_new {
+            let (_, count) = sessions.ids(&turn.owner, 0, 0).await?;
+            if count >= limits.sessions_max {
+                return Err(SessionError::TooMany(limits.sessions_max));
+            }
+            turn.asked = asked.messages;
+            return Ok((turn, body.clone()));
+        }
+        let (head, last) = sessions.found(&turn.owner, &turn.id).await?;
+        if last.messages >= limits.messages_max {
+            return Err(SessionError::Full("messages"));
+        }
+        if last.bytes >= limits.bytes_max {
+            return Err(SessionError::Full("bytes"));
+        }
+        turn.before = last;
+        let context = turn.context(&head, last, limits.tokens_max).await?;
+        let body = asked.body(body, &context, limits.tokens_max);
+        turn.asked = asked.messages;
+        Ok((turn, body))
+    }
+
+    /// What may go upstream of what is stored: the end of it, as far as a window can reach, behind what opens it.
+    async fn context(
+        &self,
+        head: &Head,
+        last: Totals,
+        max: Tokens,
+    ) -> Result<Vec<Entry>, SessionError> {
+        let first = head.cleared.messages;
+        let mut from = last.messages;
+        let mut entries: Vec<Entry> = Vec::new();
+        while from > first {
+            let next = from.saturating_sub(READ_AT_ONCE).max(first);
+            let mut part = self.entries(next, from - next).await?;
+            part.append(&mut entries);
+            (entries, from) = (part, next);
+            // What comes after the first of these fills the window already.
+            let oldest = entries.first().map_or(0, |entry| entry.totals.tokens);
+            if last.tokens.saturating_sub(oldest) > max.0 {
+                break;
+            }
+        }
+        if from > first {
+            let opening = self.entries(first, OPENING_MAX.min(from - first)).await?;
+            let system =
+                |entry: &Entry| line(&entry.message).part == control::session::Part::System;
+            let mut opening: Vec<Entry> = opening.into_iter().take_while(system).collect();
+            opening.append(&mut entries);
+            entries = opening;
+        }
+        Ok(entries)
+    }
+
+    async fn entries(&self, from: u64, count: u64) -> Result<Vec<Entry>, SessionError> {
+        self.sessions.entries(&self.owner, &self.id, from, count).await
+    }
+
+    /// What the session is called.
+    pub fn id(&self) -> &Arc<str> {
+        &self.id
+    }
+
+    /// Has a new session be there, before its client hears its name.
+    pub async fn announce(&mut self) -> Result<(), SessionError> {
+        if self.exists {
+            return Ok(());
+        }
+        let now = self.sessions.wall.now().as_millis();
+        let head = Head {
+            tenant: self.owner.tenant.to_string(),
+            user: self.owner.user.to_string(),
+            created: now,
+            active: now,
+            cleared: Totals::default(),
+        };
+        let created = match &self.sessions.store {
+            Store::Embedded(store) => store.create(&self.id, &head).await,
+            Store::Shared(store) => store.create(&self.id, &head).await,
+        };
+        self.exists = true;
+        self.sessions.told(created)
+    }
+
+    /// Keeps the turn: what was asked, and what was answered. It is kept though nobody waits for it any more; what cannot be
+    /// kept for [`STORE_PATIENCE`] is lost, and that is told.
+    pub async fn end(self, answer: Option<Box<RawValue>>, whole: bool) -> Result<(), SessionError> {
+        let kept = tokio::spawn(self.keep(answer, whole));
+        kept.await.unwrap_or_else(|_| Err(SessionError::Store("its task broke".to_owned())))
+    }
+
+    async fn keep(
+        mut self,
+        answer: Option<Box<RawValue>>,
+        whole: bool,
+    ) -> Result<(), SessionError> {
+        let entries = self.records(answer, whole);
+        let lines = self.lines(&entries);
+        let until = Instant::now() + STORE_PATIENCE;
+        let kept = loop {
+            let kept = self.written(&entries, &lines).await;
+            let again = matches!(kept, Err(SessionError::Store(_))) && Instant::now() < until;
+            if !again {
+                break kept;
+            }
+            sleep(LEASE_POLL).await;
+        };
+        let outcome = match (&kept, whole) {
+            (Ok(()), true) => "whole",
+            (Ok(()), false) => "broken",
+            (Err(_), _) => "lost",
+        };
+        self.sessions.turns.get_or_create(&super::Ended { outcome }).inc();
+        if let Some(lease) = self.lease.take() {
+            lease.let_go().await;
+        }
+        self.sessions.told(kept)
+    }
+
+    async fn written(
+        &mut self,
+        entries: &[Entry],
+        lines: &[HistoryLine],
+    ) -> Result<(), SessionError> {
+        self.announce().await?;
+        let active = self.sessions.wall.now().as_millis();
+        let (owner, id) = (&self.owner, &*self.id);
+        match &self.sessions.store {
+            Store::Embedded(store) => store.append(id, active, entries, lines).await,
+            Store::Shared(store) => store.append(owner, id, active, entries, lines).await,
+        }
+    }
+
+    fn records(&mut self, answer: Option<Box<RawValue>>, whole: bool) -> Vec<Entry> {
+        let at = self.sessions.wall.now().as_millis();
+        let mut totals = self.before;
+        let asked = std::mem::take(&mut self.asked).into_iter().map(|message| (message, true));
+        let all = asked.chain(answer.map(|message| (message, whole)));
+        let record = |(message, whole): (Box<RawValue>, bool)| {
+            totals.messages += 1;
+            totals.tokens += line(&message).tokens.0;
+            totals.bytes += message.get().len() as u64;
+            Entry { turn: self.name.clone(), at, totals, whole, message }
+        };
+        all.map(record).collect()
+    }
+
+    fn lines(&self, entries: &[Entry]) -> Vec<HistoryLine> {
+        let numbered = entries.iter().enumerate();
+        let lines = numbered.filter_map(|(nth, entry)| {
+            let (role, text) = said(&entry.message)?;
+            let session = self.id.to_string();
+            Some(HistoryLine { role, text, turn: format!("{}-{nth}", self.name), session })
+        });
+        lines.collect()
+    }
+}
+
+/// The turn of a session among all who share a Redis.
+struct Lease {
+    log: Arc<SessionLog>,
+    key: String,
+    who: String,
+    renewing: AbortOnDropHandle<()>,
+    over: bool,
+}
+
+impl Lease {
+    async fn take(
+        log: &Arc<SessionLog>,
+        key: String,
+        who: &str,
+        until: Instant,
+    ) -> Result<Self, SessionError> {
+        while !log.take(&key, who, LEASE).await? {
+            if Instant::now() + LEASE_POLL >= until {
+                return Err(SessionError::Busy);
+            }
+            sleep(LEASE_POLL).await;
+        }
+        let (renewed, id, name) = (Arc::clone(log), key.clone(), who.to_owned());
+        let renewing = tokio::spawn(async move {
+            loop {
+                sleep(LEASE_RENEWED).await;
+                // One that was lost is somebody else's. Turns are whole records, so nothing is lost by that but order.
+                let _ = renewed.hold(&id, &name, LEASE).await;
+            }
+        });
+        let renewing = AbortOnDropHandle::new(renewing);
+        Ok(Self { log: Arc::clone(log), key, who: who.to_owned(), renewing, over: false })
+    }
+
+    async fn let_go(mut self) {
+        self.over = true;
+        self.renewing.abort();
+        let _ = self.log.hold(&self.key, &self.who, Duration::ZERO).await;
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if self.over {
+            return;
+        }
+        let (log, key, who) = (Arc::clone(&self.log), self.key.clone(), self.who.clone());
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(async move { log.hold(&key, &who, Duration::ZERO).await.map(drop) });
+        }
+    }
+}
