@@ -14,6 +14,7 @@ use super::head::{self, Head};
 use super::record::Record;
 use super::{Shared, body, unknown};
 use crate::exchange::{Behalf, Call, Chat, Model, Operation};
+use crate::redis::home_name;
 use crate::upstream::Secret;
 
 /// Everything that is judged before the plane is asked. What becomes known on the way is noted in `record`, so that
@@ -44,6 +45,8 @@ pub(super) async fn admit<C: Chat>(
     record.model(model);
     let session = session(shared, &caller, &head, &asked)?;
     record.session(session);
+    let session_name = head.session_id.as_ref().or(asked.session_id.as_ref());
+    let session_name = session_name.map(|name| home_name(&caller.tenant_name, name).into());
     let idempotency = match shared.edge {
         false => idempotency(shared, &caller, &head, parts, &bytes),
         // Decided where the answers are.
@@ -54,6 +57,7 @@ pub(super) async fn admit<C: Chat>(
         operation,
         principal: caller.principal,
         session,
+        session_name,
         idempotency,
         prompt: asked.prompt,
         output_max: asked.output_max,
