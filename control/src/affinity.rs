@@ -268,6 +268,31 @@ impl Affinity {
         newer
     }
 
+    /// The store that gateways share says where the session lives. It is believed where its epoch is not below our own:
+    /// two gateways that moved the session at once gave its new home the same one, and the store has one of them. Returns
+    /// whether that is new.
+    pub fn adopt(&mut self, key: SessionKey, binding: Binding) -> bool {
+        let known = self.entries.get(&key).copied();
+        if known.is_some_and(|known| known.binding.epoch > binding.epoch) {
+            return false;
+        }
+        let same = known.filter(|known| known.binding.endpoint == binding.endpoint);
+        let last_used =
+            known.map_or(binding.last_used, |k| k.binding.last_used.max(binding.last_used));
+        let binding = Binding { last_used, ..binding };
+        let entry = match same {
+            Some(entry) => Entry { binding, released: false, ..entry },
+            None => Entry::new(binding.endpoint, binding.epoch, last_used),
+        };
+        self.put(key, entry);
+        self.shrink();
+        known.is_none_or(|known| {
+            known.released
+                || (known.binding.endpoint, known.binding.epoch)
+                    != (binding.endpoint, binding.epoch)
+        })
+    }
+
     /// When `expire` has something to do.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {

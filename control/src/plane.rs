@@ -21,6 +21,7 @@ mod pick;
 mod progress;
 mod request;
 mod restart;
+mod sharing;
 mod throttle;
 mod view;
 
@@ -31,7 +32,7 @@ use serde::{Deserialize, Serialize};
 
 pub use config::{AccountConfig, Config, ModelConfig};
 pub use effect::{Dispatch, Durable, Effect, Outcome, Refusal, Spent};
-pub use input::{Arrival, Idempotency, Input, Session};
+pub use input::{Arrival, Idempotency, Input, Session, SessionKind};
 pub(crate) use keyed::Keyed;
 pub use observation::{OBSERVATIONS_MAX, Observation, Stale};
 pub use request::{ATTEMPTS_MAX, request_of_attempt};
@@ -175,6 +176,9 @@ impl ControlPlane {
             Input::RequestArrived(arrival) => self.handle_arrival(arrival),
             Input::StoreAnswered(answer) => self.quota.answer(self.now, answer),
             Input::StoreFailed { op } => self.quota.ask_failed(self.now, op),
+            Input::Consulted(answer) => self.handle_consulted(*answer),
+            Input::ConsultFailed { op } => self.handle_consult_failed(op),
+            Input::Housed(housed) => self.handle_housed(*housed),
             Input::AttemptAccepted { attempt } => self.handle_accepted(attempt),
             Input::FirstToken { attempt } => self.handle_first_token(attempt),
             Input::Progress { attempt, produced } => self.handle_progress(attempt, produced),

@@ -271,7 +271,7 @@ impl Request {
         self.id = Some(request);
         self.leaving.over = true;
         self.written(position).await?;
-        if let Refusal::IdempotencyDone { by } = &refusal
+        if let Refusal::IdempotencyDone { by: Some(by) } = &refusal
             && let Some(reply) = self.chat.answers.get(*by)
         {
             return Ok(reply);

@@ -25,6 +25,7 @@ use control::plane::{
     Arrival, ControlPlane, Dispatch, Effect, Input, Observation, Outcome, Refusal,
 };
 use control::quota::StoreOp;
+use control::shared::{Consult, Note};
 use control::units::Amount;
 use tokio::sync::{Notify, mpsc};
 
@@ -82,6 +83,12 @@ pub trait Observer: Send + Sync + 'static {
 pub trait Carrier: Send + Sync + 'static {
     /// Called for each ask, in order.
     fn carry(&self, op: StoreOp);
+
+    /// Called for each consultation. It is to be answered, or said to have failed.
+    fn consult(&self, consult: Box<Consult>);
+
+    /// Called for each note. It is to be told, for a bounded time.
+    fn note(&self, note: Box<Note>);
 }
 
 /// A plane in production.
@@ -300,6 +307,16 @@ fn perform(
         Effect::Reserve(op) => {
             if let Some(carrier) = carrier {
                 carrier.carry(op);
+            }
+        }
+        Effect::Consult(consult) => {
+            if let Some(carrier) = carrier {
+                carrier.consult(consult);
+            }
+        }
+        Effect::Note(note) => {
+            if let Some(carrier) = carrier {
+                carrier.note(note);
             }
         }
     }

@@ -386,6 +386,10 @@ impl Observer for Arc<Health> {
                 let state = if *degraded { "only what was drawn ahead" } else { "from the store" };
                 tracing::warn!("quota is spent {state} from here on");
             }
+            Observation::SharedDegraded(degraded) => {
+                let state = if *degraded { "by this gateway alone" } else { "with the others" };
+                tracing::warn!("rates, keys and sessions' homes are kept {state} from here on");
+            }
             Observation::Arrived { .. }
             | Observation::Granted { .. }
             | Observation::Denied { .. }

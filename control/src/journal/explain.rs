@@ -310,10 +310,12 @@ fn tell_refusal(refusal: &Refusal) -> String {
             format!("the model takes no more just now; again in {}", short(*retry_after))
         }
         Refusal::TurnConflict => "another turn of the session runs".into(),
-        Refusal::IdempotencyInFlight { by } => format!("{by} is answering the same key now"),
-        Refusal::IdempotencyDone { by } => format!("{by} has answered the same key"),
+        Refusal::IdempotencyInFlight { by } => {
+            format!("{} is answering the same key now", tell_other(*by))
+        }
+        Refusal::IdempotencyDone { by } => format!("{} has answered the same key", tell_other(*by)),
         Refusal::IdempotencyMismatch { by } => {
-            format!("{by} came with the same key and another body")
+            format!("{} came with the same key and another body", tell_other(*by))
         }
         Refusal::NobodyLeft { members, draining, ejected, full, .. } => format!(
             "nobody is left: of {members} endpoints {draining} are draining, {ejected} have an open breaker, {full} are full"
@@ -329,6 +331,11 @@ fn tell_refusal(refusal: &Refusal) -> String {
         Refusal::Overloaded => "the gateway holds as many requests as it may".into(),
         Refusal::Lost => "the process stopped before anything was sent; nothing is charged".into(),
     }
+}
+
+/// Another gateway's requests have ids that name others here.
+fn tell_other(by: Option<RequestId>) -> String {
+    by.map_or_else(|| "a request of another gateway".into(), |by| by.to_string())
 }
 
 fn name(plane: &ControlPlane, id: EndpointId) -> String {

@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 
 use super::ControlPlane;
 use super::effect::{Effect, Refusal, Spent};
-use super::input::{Arrival, Idempotency};
+use super::input::{Arrival, Idempotency, Session};
 use super::observation::{Observation, Stale};
 use super::request::{Phase, Request, request_of, reservation_of};
 use crate::id::{AccountId, RequestId, ReservationId};
@@ -64,9 +64,9 @@ impl ControlPlane {
         let tenant = arrival.principal.tenant;
         match self.idempotency.begin(self.now, tenant, key, body, request) {
             Begun::New => Ok(()),
-            Begun::InFlight { by } => Err(Refusal::IdempotencyInFlight { by }),
-            Begun::Done { by } => Err(Refusal::IdempotencyDone { by }),
-            Begun::Mismatch { by } => Err(Refusal::IdempotencyMismatch { by }),
+            Begun::InFlight { by } => Err(Refusal::IdempotencyInFlight { by: Some(by) }),
+            Begun::Done { by } => Err(Refusal::IdempotencyDone { by: Some(by) }),
+            Begun::Mismatch { by } => Err(Refusal::IdempotencyMismatch { by: Some(by) }),
             Begun::Full => Err(Refusal::Overloaded),
         }
     }
@@ -171,7 +171,7 @@ impl ControlPlane {
     }
 
     fn take_turn(&mut self, id: RequestId) {
-        let stored = self.requests[&id].arrival.session.filter(|session| session.stored);
+        let stored = self.requests[&id].arrival.session.filter(Session::is_stored);
         match stored.map(|session| self.turns.begin_turn(self.now, session.key, id)) {
             None | Some(Turn::Go) => self.reserve(id),
             Some(Turn::Wait { .. }) => self.set_phase(id, Phase::WaitingTurn),

@@ -5,6 +5,7 @@ use core::time::Duration;
 use super::ControlPlane;
 use super::arrive::holdable;
 use super::effect::{Durable, Effect, Outcome, Refusal};
+use super::input::Session;
 use super::observation::{Observation, Stale};
 use super::request::{Attempt, Phase, Request, reservation_of};
 use crate::attempt::{Decision, History};
@@ -381,7 +382,7 @@ impl ControlPlane {
         if planted!(TurnNeverPassed) && request.attempts == 0 {
             return;
         }
-        let Some(session) = request.arrival.session.filter(|session| session.stored) else {
+        let Some(session) = request.arrival.session.filter(Session::is_stored) else {
             return;
         };
         self.next_turns.extend(self.turns.end_turn(session.key, id));

@@ -11,6 +11,7 @@ use crate::id::{AttemptId, EndpointId, RequestId, ReservationId, SessionKey};
 use crate::outcome::AttemptEnd;
 use crate::quota::Denied;
 use crate::registry::Refused as SourceRefused;
+use crate::shared::SharedOpId;
 use crate::units::{Amount, Tokens};
 use crate::{attempt, time::Instant};
 
@@ -176,6 +177,8 @@ pub enum Observation {
     },
     /// The shared quota store cannot be reached (`true`), or can again.
     QuotaDegraded(bool),
+    /// The store that gateways share cannot be consulted (`true`), for all or for part of what is asked of it, or can again.
+    SharedDegraded(bool),
     /// An input named something that has ended or never was: a normal race.
     Stale(Stale),
 }
@@ -191,4 +194,6 @@ pub enum Stale {
     Reservation(ReservationId),
     /// An endpoint's name.
     Endpoint,
+    /// A consultation, or a note.
+    Shared(SharedOpId),
 }

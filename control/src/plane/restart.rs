@@ -62,6 +62,9 @@ impl ControlPlane {
             }
             Input::StoreAnswered(_)
             | Input::StoreFailed { .. }
+            | Input::Consulted(_)
+            | Input::ConsultFailed { .. }
+            | Input::Housed(_)
             | Input::AttemptAccepted { .. }
             | Input::FirstToken { .. }
             | Input::Progress { .. }
@@ -82,6 +85,9 @@ impl ControlPlane {
                 self.affinity.restore(*session, *binding);
             }
             Durable::Released { session } => self.affinity.release(*session),
+            Durable::Adopted { session, binding } => {
+                self.affinity.adopt(*session, *binding);
+            }
         }
     }
 

@@ -96,6 +96,7 @@ impl Told {
             | Observation::SourceRefused { .. }
             | Observation::ChargeLost { .. }
             | Observation::QuotaDegraded(_)
+            | Observation::SharedDegraded(_)
             | Observation::Stale(_) => {}
         }
     }

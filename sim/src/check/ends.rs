@@ -118,6 +118,9 @@ pub(super) fn performed(effect: &Effect) {
         Effect::Persist(Durable::Entry(entry)) => noted(&entry.fact),
         Effect::Persist(Durable::Binding { .. }) => sometimes!("effect_persist_binding"),
         Effect::Persist(Durable::Released { .. }) => sometimes!("effect_persist_released"),
+        Effect::Persist(Durable::Adopted { .. }) => sometimes!("effect_persist_adopted"),
+        Effect::Consult(_) => sometimes!("effect_consult"),
+        Effect::Note(_) => sometimes!("effect_note"),
         Effect::Reject { .. } => sometimes!("effect_reject"),
         Effect::Finish { .. } => sometimes!("effect_finish"),
     }
@@ -153,6 +156,8 @@ pub(super) fn observed(observation: &Observation) {
         Observation::Lost { .. } => sometimes!("lost"),
         Observation::Denied { .. } => sometimes!("quota_denied"),
         Observation::SourceRefused { why, .. } => source_refused(*why),
+        Observation::SharedDegraded(true) => sometimes!("shared_degraded"),
+        Observation::SharedDegraded(false) => sometimes!("shared_restored"),
         Observation::QuotaDegraded(true) => sometimes!("quota_degraded"),
         Observation::QuotaDegraded(false) => sometimes!("quota_restored"),
         Observation::Stale(_) => sometimes!("stale_input"),

@@ -170,6 +170,11 @@ pub const NAMES: &[&str] = &[
     "row_reserving_denied",
     "row_turn_came",
     "row_begun_limit_met",
+    "effect_persist_adopted",
+    "effect_consult",
+    "effect_note",
+    "shared_degraded",
+    "shared_restored",
     // What only tier B can hit.
     "b_worker_asked",
     "b_worker_resumes",

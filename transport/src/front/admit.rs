@@ -3,7 +3,7 @@
 use axum::body::Body;
 use bytes::Bytes;
 use control::id::Digest;
-use control::plane::{Idempotency, Session};
+use control::plane::{Idempotency, Session, SessionKind};
 use http::StatusCode;
 use http::request::Parts;
 
@@ -122,13 +122,16 @@ fn session<C: Chat>(
             let words = "The header 'X-Session-Id' and the body's 'session_id' differ. Send one, or both alike.";
             return Err(error::invalid("session_conflict", words).param("session_id"));
         }
-        (Some(name), _) | (None, Some(name)) => Some(name.clone()),
+        (Some(name), _) | (None, Some(name)) => Some((name.clone(), SessionKind::Named)),
         // A digest is keyed, so nobody can name a session that meets somebody's opening.
-        (None, None) => asked.opening.map(|text| opening_name(shared.auth.digest(text.as_bytes()))),
+        (None, None) => asked.opening.map(|text| {
+            let digest = shared.auth.digest(text.as_bytes());
+            (opening_name(digest), SessionKind::Hint)
+        }),
     };
-    Ok(name.map(|name| Session {
+    Ok(name.map(|(name, kind)| Session {
         key: shared.auth.session_key(&caller.principal, &name),
-        stored: false,
+        kind,
     }))
 }
 

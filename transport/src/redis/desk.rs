@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use control::plane::Input;
 use control::quota::StoreOp;
+use control::shared::{Consult, Note, SharedOpId};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
@@ -26,6 +27,7 @@ const PART: &str = "quota store";
 /// The plane's side of the desk.
 pub struct Counter {
     asks: mpsc::Sender<StoreOp>,
+    consults: mpsc::Sender<SharedOpId>,
     dropped: Arc<AtomicU64>,
 }
 
@@ -35,12 +37,20 @@ impl Carrier for Counter {
             self.dropped.fetch_add(1, Ordering::Relaxed);
         }
     }
+
+    // The plane goes on alone: at once where it is told, and after its wait where the queue is full.
+    fn consult(&self, consult: Box<Consult>) {
+        let _ = self.consults.try_send(consult.op);
+    }
+
+    fn note(&self, _note: Box<Note>) {}
 }
 
 /// The store's side.
 pub struct Desk {
     store: Arc<Store>,
     asks: mpsc::Receiver<StoreOp>,
+    consults: mpsc::Receiver<SharedOpId>,
     dropped: Arc<AtomicU64>,
     in_flight_max: usize,
     report: Arc<Report>,
@@ -58,16 +68,25 @@ impl Desk {
     pub fn new(store: Arc<Store>, in_flight_max: usize, health: Arc<Health>) -> (Counter, Self) {
         let (sender, asks) = mpsc::channel(WAITING_MAX);
         let dropped = Arc::new(AtomicU64::new(0));
-        let counter = Counter { asks: sender, dropped: Arc::clone(&dropped) };
+        let (consulted, consults) = mpsc::channel(WAITING_MAX);
+        let counter = Counter { asks: sender, consults: consulted, dropped: Arc::clone(&dropped) };
         health.note(PART, Some((true, "not asked yet".into())));
         let report = Arc::new(Report { health, last: Mutex::new(None) });
-        (counter, Self { store, asks, dropped, in_flight_max, report })
+        (counter, Self { store, asks, consults, dropped, in_flight_max, report })
     }
 
     /// Carries until it is dropped, or the driver is gone.
     pub async fn run(mut self, driver: Arc<Driver>) {
         let mut under_way = JoinSet::new();
-        while let Some(op) = self.asks.recv().await {
+        loop {
+            let op = tokio::select! {
+                op = self.asks.recv() => op,
+                Some(op) = self.consults.recv() => {
+                    driver.submit(Input::ConsultFailed { op });
+                    continue;
+                }
+            };
+            let Some(op) = op else { return };
             while under_way.len() >= self.in_flight_max {
                 under_way.join_next().await;
             }
