@@ -88,7 +88,7 @@ impl Local {
         let resumable = parts.catalog.load().resumes(&call.model) && resume::is_resumable(&call);
         let (caller, orders) = parts
             .driver
-            .arrive(|caller| arrival(caller, &call, resumable))
+            .arrive(call.session_name.clone(), |caller| arrival(caller, &call, resumable))
             .map_err(|error| unavailable(Why::JournalUnavailable(error.0)))?;
         let mut request = Request {
             chat: Arc::clone(parts),

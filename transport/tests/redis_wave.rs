@@ -33,11 +33,12 @@ const TENANT: AccountId = AccountId(0xa11ce);
 #[tokio::test]
 async fn the_scripts_answer_as_the_pure_store_does() {
     let server = Server::start();
+    let all = [&server];
     let mut heard = std::collections::BTreeMap::new();
-    let seeds = std::env::var("POINTSMAN_WAVE_SEEDS").map_or(12, |seeds| seeds.parse().unwrap());
+    let seeds = std::env::var("POINTSMAN_WAVE_SEEDS").map_or(20, |seeds| seeds.parse().unwrap());
     for seed in 0..seeds {
         server.ask("FLUSHALL");
-        let mut both = Both::new(wave(settings(&[&server], false)), Deleting(&[&server]));
+        let mut both = Both::new(wave(settings(&[&server], false)), Deleting(&all));
         both.compare(seed, 400).await;
         for (answer, count) in &both.heard {
             *heard.entry(*answer).or_insert(0) += count;

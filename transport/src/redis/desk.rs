@@ -10,10 +10,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use control::plane::Input;
 use control::quota::StoreOp;
-use control::shared::{Consult, Note, SharedOpId};
+use control::shared::{Consult, Note};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
+use super::wave::{self, Wave};
 use super::{Store, StoreError};
 use crate::driver::{Carrier, Driver};
 use crate::health::Health;
@@ -27,7 +28,7 @@ const PART: &str = "quota store";
 /// The plane's side of the desk.
 pub struct Counter {
     asks: mpsc::Sender<StoreOp>,
-    consults: mpsc::Sender<SharedOpId>,
+    slot: wave::desk::Slot,
     dropped: Arc<AtomicU64>,
 }
 
@@ -38,19 +39,20 @@ impl Carrier for Counter {
         }
     }
 
-    // The plane goes on alone: at once where it is told, and after its wait where the queue is full.
-    fn consult(&self, consult: Box<Consult>) {
-        let _ = self.consults.try_send(consult.op);
+    fn consult(&self, consult: Box<Consult>, name: Option<Arc<str>>) {
+        self.slot.consult(consult, name);
     }
 
-    fn note(&self, _note: Box<Note>) {}
+    fn note(&self, note: Box<Note>, name: Option<Arc<str>>) {
+        self.slot.note(note, name);
+    }
 }
 
 /// The store's side.
 pub struct Desk {
     store: Arc<Store>,
     asks: mpsc::Receiver<StoreOp>,
-    consults: mpsc::Receiver<SharedOpId>,
+    beside: wave::desk::Desk,
     dropped: Arc<AtomicU64>,
     in_flight_max: usize,
     report: Arc<Report>,
@@ -68,25 +70,35 @@ impl Desk {
     pub fn new(store: Arc<Store>, in_flight_max: usize, health: Arc<Health>) -> (Counter, Self) {
         let (sender, asks) = mpsc::channel(WAITING_MAX);
         let dropped = Arc::new(AtomicU64::new(0));
-        let (consulted, consults) = mpsc::channel(WAITING_MAX);
-        let counter = Counter { asks: sender, consults: consulted, dropped: Arc::clone(&dropped) };
+        let wave = Wave::beside(&store);
+        let (slot, beside) = wave::desk::Desk::new(wave, in_flight_max, Arc::clone(&health));
+        let counter = Counter { asks: sender, slot, dropped: Arc::clone(&dropped) };
         health.note(PART, Some((true, "not asked yet".into())));
         let report = Arc::new(Report { health, last: Mutex::new(None) });
-        (counter, Self { store, asks, consults, dropped, in_flight_max, report })
+        (counter, Self { store, asks, beside, dropped, in_flight_max, report })
     }
 
     /// Carries until it is dropped, or the driver is gone.
-    pub async fn run(mut self, driver: Arc<Driver>) {
+    pub async fn run(self, driver: Arc<Driver>) {
+        let Self { store, asks, beside, dropped, in_flight_max, report } = self;
+        let ledger = Ledger { store, asks, dropped, in_flight_max, report };
+        tokio::join!(ledger.run(Arc::clone(&driver)), beside.run(driver));
+    }
+}
+
+/// The ledger's part of the desk.
+struct Ledger {
+    store: Arc<Store>,
+    asks: mpsc::Receiver<StoreOp>,
+    dropped: Arc<AtomicU64>,
+    in_flight_max: usize,
+    report: Arc<Report>,
+}
+
+impl Ledger {
+    async fn run(mut self, driver: Arc<Driver>) {
         let mut under_way = JoinSet::new();
-        loop {
-            let op = tokio::select! {
-                op = self.asks.recv() => op,
-                Some(op) = self.consults.recv() => {
-                    driver.submit(Input::ConsultFailed { op });
-                    continue;
-                }
-            };
-            let Some(op) = op else { return };
+        while let Some(op) = self.asks.recv().await {
             while under_way.len() >= self.in_flight_max {
                 under_way.join_next().await;
             }

@@ -102,13 +102,13 @@ impl<L: Lapse> Both<L> {
         }
         let expected = self.rates.entry(tenant).or_default().take(self.now, lease, &takes);
         let said = self.wave.take(tenant, Some(self.now), lease, &takes).await;
-        self.hear(match expected {
+        match expected {
             RatesAnswer::Taken { until } => {
                 self.slots.push(until);
-                "taken"
+                self.hear("taken");
             }
-            RatesAnswer::Refused { .. } => "refused",
-        });
+            RatesAnswer::Refused { .. } => self.hear("refused"),
+        }
         same(&format!("{tenant:?} {lease} {takes:?}"), &expected, said)
     }
 
@@ -137,7 +137,7 @@ impl<L: Lapse> Both<L> {
 
     async fn claim(&mut self, rng: &mut Rng) -> Result<(), String> {
         let (tenant, claim) = (tenant(rng), claim(rng));
-        let lease = rng.of(&[0, 1_000_000, 60_000_000]);
+        let lease = rng.of(&[0, 1_000_000, 60_000_000, 600_000_000]);
         let expected = self.keys.claim(self.now, lease, tenant, claim.idempotency, claim.by);
         self.hear(match expected {
             KeyAnswer::Begun => "begun",
@@ -151,7 +151,7 @@ impl<L: Lapse> Both<L> {
 
     async fn end(&mut self, rng: &mut Rng) -> Result<(), String> {
         let (tenant, KeyClaim { idempotency, by }) = (tenant(rng), claim(rng));
-        let (charged, keep) = (rng.one_in(2), rng.of(&[0, 1_000_000, 60_000_000]));
+        let (charged, keep) = (rng.one_in(2), rng.of(&[0, 60_000_000, 600_000_000]));
         self.keys.end(self.now, keep, tenant, (idempotency, by), charged);
         let noted = Noted::Key { idempotency, by, charged, keep };
         let said = self.wave.end(tenant, Some(self.now), &noted).await;

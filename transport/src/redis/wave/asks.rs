@@ -27,14 +27,13 @@ script!(HOME_SET, "home_set.lua");
 /// The text of each script with its name and its SHA: for whoever answers in a server's place.
 #[must_use]
 pub fn wave_scripts() -> [(&'static str, &'static str, &'static str); 6] {
-    let source = |name, source: &'static Source| (name, source.text, &*source.sha);
     [
-        source("rate_take", &RATE_TAKE),
-        source("rate_settle", &RATE_SETTLE),
-        source("key_claim", &KEY_CLAIM),
-        source("key_end", &KEY_END),
-        source("home_read", &HOME_READ),
-        source("home_set", &HOME_SET),
+        RATE_TAKE.told("rate_take"),
+        RATE_SETTLE.told("rate_settle"),
+        KEY_CLAIM.told("key_claim"),
+        KEY_END.told("key_end"),
+        HOME_READ.told("home_read"),
+        HOME_SET.told("home_set"),
     ]
 }
 
