@@ -90,8 +90,10 @@ pub struct Gateway {
     journal: Mutex<Option<Journal>>,
     /// Where operators ask, on a machine that has such sockets.
     socket: Option<PathBuf>,
-    /// Its part in a quota ledger that is shared.
+    /// Its part in what gateways share.
     shared: Option<Shared>,
+    /// Quota is decided elsewhere.
+    is_edge: bool,
     streams: Arc<Streams>,
 }
 
@@ -141,8 +143,6 @@ impl Gateway {
         );
         let socket = config.server.admin.socket.clone();
         let streams = streams::of(config, joined.as_ref(), &health);
-        // The gateway role calls everybody by the names that all use, and spends nothing.
-        let shared = joined.filter(|_| config.role != Role::Gateway);
         // Above all that the plane has believed: the calendar may have been set back since.
         let version = AtomicU64::new(driver.look(|plane| plane.version_max()));
         let gateway = Arc::new(Self {
@@ -161,7 +161,8 @@ impl Gateway {
             shadow: Mutex::new(Some(shadow)),
             journal: Mutex::new(Some(journal)),
             socket: has_files.then(|| socket.unwrap_or_else(|| admin::socket_path(dir))),
-            shared,
+            shared: joined,
+            is_edge: config.role == Role::Gateway,
             streams,
         });
         gateway.start_desk();
@@ -171,11 +172,17 @@ impl Gateway {
         Ok(gateway)
     }
 
-    /// Asks of the plane reach the shared ledger from here on.
+    /// Its part in a ledger that is shared. The gateway role calls everybody by the names that all use, and spends nothing.
+    fn ledger(&self) -> Option<&Shared> {
+        self.shared.as_ref().filter(|_| !self.is_edge)
+    }
+
+    /// Asks of the plane reach the shared store from here on.
     fn start_desk(&self) {
         let Some(shared) = &self.shared else { return };
         let health = Arc::clone(&self.health);
-        let (counter, desk) = Desk::new(Arc::clone(&shared.store), shared.in_flight_max, health);
+        let store = Arc::clone(&shared.store);
+        let (counter, desk) = Desk::new(store, shared.in_flight_max, health, !self.is_edge);
         self.driver.set_carrier(Box::new(counter));
         let task = tokio::spawn(desk.run(Arc::clone(&self.driver)));
         let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
@@ -186,7 +193,7 @@ impl Gateway {
     fn check_ledger(&self) -> Result<(), JoinError> {
         let store = self.driver.look(|plane| plane.ledger().config().store);
         let embedded = store == StoreMode::Embedded;
-        if embedded == self.shared.is_none() {
+        if embedded == self.ledger().is_none() {
             return Ok(());
         }
         Err(JoinError::OtherMode { embedded })
@@ -283,7 +290,7 @@ impl Gateway {
         self.accounts.set_config(config);
         let version = self.next_version();
         let mut plane = convert::plane_config(config, self.accounts.ids(), version);
-        plane.quota = convert::quota_config(self.shared.as_ref().map(|shared| shared.owner));
+        plane.quota = convert::quota_config(self.ledger().map(|shared| shared.owner));
         self.driver.submit(Input::Configured(Box::new(plane)));
         self.publish(catalog);
         Ok(())

@@ -26,7 +26,9 @@ use control::shared::{
 };
 use server::Server;
 use shared::{ANSWERS, Both, Lapse};
-use transport::redis::{Settings, Store, StoreError, Wave, home_keys, home_name, key_key, rate_key};
+use transport::redis::{
+    Settings, Store, StoreError, Wave, home_keys, home_name, key_key, rate_key,
+};
 
 const TENANT: AccountId = AccountId(0xa11ce);
 
@@ -62,7 +64,8 @@ async fn the_scripts_answer_alike_in_a_cluster_and_touch_one_slot_each() {
         let [home, epoch] = home_keys(&home_name("acme", &format!("{{a}}:{number}")));
         assert_eq!(slot(&home), slot(&epoch), "{home}");
         let (account, other) = (AccountId(number), AccountId(number * 7 + 1));
-        let buckets = [rate_key(TENANT, account, RateUnit::Rpm), rate_key(TENANT, other, RateUnit::Tpm)];
+        let buckets =
+            [rate_key(TENANT, account, RateUnit::Rpm), rate_key(TENANT, other, RateUnit::Tpm)];
         assert_eq!(slot(&buckets[0]), slot(&buckets[1]), "{buckets:?}");
     }
     let mut used = 0;
@@ -94,7 +97,10 @@ async fn the_contracts_keys_say_what_it_says_and_none_lives_for_ever() {
     let lives = |key: &str| server.ask(&format!("PTTL {key}")).parse::<i64>().unwrap();
     let near = |key: &str, seconds: i64| {
         let left = lives(key);
-        assert!((seconds * 1_000 - 30_000..=seconds * 1_000).contains(&left), "{key} lives {left} ms");
+        assert!(
+            (seconds * 1_000 - 30_000..=seconds * 1_000).contains(&left),
+            "{key} lives {left} ms"
+        );
     };
     near("session_affinity:s1", 3_600);
     near("{session_affinity:s1}:epoch", 7_200);
@@ -116,7 +122,9 @@ async fn a_key_is_one_claimants_over_all_gateways_until_its_lease_is_over() {
     let claims = (0..40).map(|number| {
         let wave = &waves[number % 2];
         let by = claimant(number as u64);
-        async move { wave.claim(TENANT, None, 60_000_000, &KeyClaim { idempotency: KEY, by }).await.unwrap() }
+        async move {
+            wave.claim(TENANT, None, 60_000_000, &KeyClaim { idempotency: KEY, by }).await.unwrap()
+        }
     });
     let answers = futures_util::future::join_all(claims).await;
     let begun = answers.iter().filter(|answer| **answer == KeyAnswer::Begun).count();
@@ -179,7 +187,13 @@ async fn foreign_data_under_our_keys_is_named_and_left_alone() {
             assert!(matches!(error, StoreError::Foreign(_)), "{part}: {error}");
             assert!(!error.to_string().contains("precious"), "{error}");
         }
-        for noted in [ended(true), ended(false), corrected(), moved(), Noted::Homeless { session: SessionKey(1), believed: 9 }] {
+        for noted in [
+            ended(true),
+            ended(false),
+            corrected(),
+            moved(),
+            Noted::Homeless { session: SessionKey(1), believed: 9 },
+        ] {
             let told = wave.note(&self::noted(noted.clone()), Some("s1")).await;
             assert!(matches!(told, Err(StoreError::Foreign(_))), "{noted:?}: {told:?}");
         }
@@ -238,7 +252,8 @@ async fn a_silent_server_costs_the_deadline_once_for_all_parts_and_a_dead_one_no
 }
 
 #[tokio::test]
-async fn a_server_that_forgot_the_scripts_is_told_them_again_and_a_user_who_may_not_hears_what_it_needs() {
+async fn a_server_that_forgot_the_scripts_is_told_them_again_and_a_user_who_may_not_hears_what_it_needs()
+ {
     let server = Server::start();
     let shared = wave(settings(&[&server], false));
     for _ in 0..2 {
@@ -253,11 +268,18 @@ async fn a_server_that_forgot_the_scripts_is_told_them_again_and_a_user_who_may_
         ..settings(&[&server], false)
     };
     let brought = wave(user).consult(&consult(), Some("s1")).await;
-    let errors: Vec<_> = brought.parts.into_iter().map(|(part, error)| (part, error.map(|error| error.to_string()))).collect();
+    let errors: Vec<_> = brought
+        .parts
+        .into_iter()
+        .map(|(part, error)| (part, error.map(|error| error.to_string())))
+        .collect();
     assert!(errors.contains(&("rates", None)), "{errors:?}");
     for (_, error) in errors.iter().filter(|(part, _)| *part != "rates") {
         let error = error.as_deref().unwrap();
-        assert!(error.contains("refuses its user") && error.contains("session_affinity:*"), "{error}");
+        assert!(
+            error.contains("refuses its user") && error.contains("session_affinity:*"),
+            "{error}"
+        );
     }
 }
 

@@ -65,15 +65,23 @@ struct Report {
 }
 
 impl Desk {
-    /// Both sides. At most `in_flight_max` asks are on their way at once.
+    /// Both sides. At most `in_flight_max` asks are on their way at once. Where nobody here `spends`, `/health` says nothing
+    /// of a ledger.
     #[must_use]
-    pub fn new(store: Arc<Store>, in_flight_max: usize, health: Arc<Health>) -> (Counter, Self) {
+    pub fn new(
+        store: Arc<Store>,
+        in_flight_max: usize,
+        health: Arc<Health>,
+        spends: bool,
+    ) -> (Counter, Self) {
         let (sender, asks) = mpsc::channel(WAITING_MAX);
         let dropped = Arc::new(AtomicU64::new(0));
         let wave = Wave::beside(&store);
         let (slot, beside) = wave::desk::Desk::new(wave, in_flight_max, Arc::clone(&health));
         let counter = Counter { asks: sender, slot, dropped: Arc::clone(&dropped) };
-        health.note(PART, Some((true, "not asked yet".into())));
+        if spends {
+            health.note(PART, Some((true, "not asked yet".into())));
+        }
         let report = Arc::new(Report { health, last: Mutex::new(None) });
         (counter, Self { store, asks, beside, dropped, in_flight_max, report })
     }

@@ -81,12 +81,18 @@ mod tests {
 
     #[test]
     fn no_two_sessions_of_any_tenants_have_one_name() {
-        let words = ["a", "a:b", "a%:b", "%:b", "a%", "a%25", "b", "{b}", "%7Bb%7D", "default", ":", "%", "25:b"];
+        let words = [
+            "a", "a:b", "a%:b", "%:b", "a%", "a%25", "b", "{b}", "%7Bb%7D", "default", ":", "%",
+            "25:b",
+        ];
         let mut names = BTreeSet::new();
         for tenant in words {
             for session in words {
                 let name = home_name(tenant, session);
-                assert!(!name.contains(['{', '}']), "{name} would lie in another slot than its epoch");
+                assert!(
+                    !name.contains(['{', '}']),
+                    "{name} would lie in another slot than its epoch"
+                );
                 assert!(names.insert(name), "{tenant} {session}");
             }
         }

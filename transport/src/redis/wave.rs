@@ -27,7 +27,7 @@ use control::shared::{
 use super::Store;
 use super::client::Caller;
 use super::error::StoreError;
-use asks::{Ask, key_claim, key_end, home_read, home_set, rates_settle, rates_take};
+use asks::{Ask, home_read, home_set, key_claim, key_end, rates_settle, rates_take};
 
 mod answers;
 mod asks;
@@ -89,7 +89,11 @@ impl Wave {
     ///
     /// # Errors
     /// [`StoreError`].
-    pub async fn note(&self, note: &Note, name: Option<&str>) -> Result<Option<Housed>, StoreError> {
+    pub async fn note(
+        &self,
+        note: &Note,
+        name: Option<&str>,
+    ) -> Result<Option<Housed>, StoreError> {
         let nameless = StoreError::Unrepresentable("a session whose name nobody knows any more");
         match &note.what {
             Noted::Rates(corrections) => {

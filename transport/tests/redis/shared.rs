@@ -15,9 +15,8 @@ use transport::redis::{StoreError, Wave, home_keys};
 use crate::script::Rng;
 
 /// What the answers are called, so that a test can see that each was heard.
-pub const ANSWERS: [&str; 9] = [
-    "taken", "refused", "corrected", "begun", "running", "done", "mismatch", "nowhere", "at home",
-];
+pub const ANSWERS: [&str; 9] =
+    ["taken", "refused", "corrected", "begun", "running", "done", "mismatch", "nowhere", "at home"];
 
 /// How long homes live: longer than any test takes, so that they go when the test says so.
 pub const HOME_MICROS: u64 = 3_600_000_000;
@@ -91,7 +90,8 @@ impl<L: Lapse> Both<L> {
     }
 
     async fn take(&mut self, rng: &mut Rng) -> Result<(), String> {
-        let (tenant, lease) = (tenant(rng), rng.of(&[0, 1, 60_000_000, 601_000_000, 3_600_000_000]));
+        let (tenant, lease) =
+            (tenant(rng), rng.of(&[0, 1, 60_000_000, 601_000_000, 3_600_000_000]));
         let (first, mut takes) = (rng.below(3), Vec::new());
         for account in first..first + 1 + rng.below(3) {
             for unit in [RateUnit::Rpm, RateUnit::Tpm] {

@@ -47,18 +47,14 @@ pub(super) fn home(answer: &Value) -> Result<HomeAnswer, StoreError> {
     let Value::Array(words) = answer else { return Err(garbled("a home")) };
     let [home, Value::Int(epoch)] = words.as_slice() else { return Err(garbled("a home")) };
     let epoch = u64::try_from(*epoch).map_err(|_| garbled("an epoch"))?;
-    match home {
-        Value::Nil => Ok(HomeAnswer::Nowhere { epoch }),
-        Value::BulkString(name) => {
-            let foreign = || StoreError::Foreign("a session_affinity:* that is no name".into());
-            let endpoint = str::from_utf8(name).map_err(|_| foreign())?;
-            if endpoint.is_empty() || endpoint.len() > NAME_BYTES_MAX {
-                return Err(foreign());
-            }
-            Ok(HomeAnswer::At { endpoint: endpoint.into(), epoch })
-        }
-        _ => Err(garbled("a home")),
+    if *home == Value::Nil {
+        return Ok(HomeAnswer::Nowhere { epoch });
     }
+    let Value::BulkString(name) = home else { return Err(garbled("a home")) };
+    let name = str::from_utf8(name).ok();
+    let endpoint = name.filter(|name| !name.is_empty() && name.len() <= NAME_BYTES_MAX);
+    let foreign = || StoreError::Foreign("a session_affinity:* that is no name".into());
+    Ok(HomeAnswer::At { endpoint: endpoint.ok_or_else(foreign)?.into(), epoch })
 }
 
 /// It was done, or had been.
@@ -70,11 +66,7 @@ pub(super) fn done(answer: &Value) -> Result<(), StoreError> {
 const NAME_BYTES_MAX: usize = 1_024;
 
 fn is(value: &Value, word: &str) -> bool {
-    match value {
-        Value::BulkString(bytes) => bytes == word.as_bytes(),
-        Value::SimpleString(text) => text == word,
-        _ => false,
-    }
+    matches!(value, Value::BulkString(bytes) if bytes == word.as_bytes())
 }
 
 fn garbled(wanted: &str) -> StoreError {

@@ -70,7 +70,7 @@ pub(super) fn rates_take(
     }
     let keys = takes.iter().map(|take| rate_key(tenant, take.account, take.unit)).collect();
     // It counts twice, and drains.
-    Ok(Ask { script: &*RATE_TAKE, keys, args, is_repeatable: true })
+    Ok(Ask { script: &RATE_TAKE, keys, args, is_repeatable: true })
 }
 
 pub(super) fn rates_settle(
@@ -86,7 +86,7 @@ pub(super) fn rates_settle(
     }
     let keys = corrections.iter().map(|one| rate_key(tenant, one.account, one.unit)).collect();
     // Twice would let go what others hold.
-    Ok(Ask { script: &*RATE_SETTLE, keys, args, is_repeatable: false })
+    Ok(Ask { script: &RATE_SETTLE, keys, args, is_repeatable: false })
 }
 
 pub(super) fn key_claim(
@@ -97,7 +97,7 @@ pub(super) fn key_claim(
 ) -> Asked {
     let args = vec![stamp(now)?, claimant(by), digest(idempotency.body.0), number(lease)?];
     let keys = vec![key_key(tenant, idempotency.key)];
-    Ok(Ask { script: &*KEY_CLAIM, keys, args, is_repeatable: true })
+    Ok(Ask { script: &KEY_CLAIM, keys, args, is_repeatable: true })
 }
 
 /// `None` for a note about anything else.
@@ -110,12 +110,12 @@ pub(super) fn key_end(
     let keep = if *charged { number(*keep)? } else { String::new() };
     let args = vec![stamp(now)?, claimant(by), digest(idempotency.body.0), keep];
     let keys = vec![key_key(tenant, idempotency.key)];
-    Ok(Some(Ask { script: &*KEY_END, keys, args, is_repeatable: true }))
+    Ok(Some(Ask { script: &KEY_END, keys, args, is_repeatable: true }))
 }
 
 pub(super) fn home_read(name: &str) -> Ask {
     let keys = home_keys(name).into();
-    Ask { script: &*HOME_READ, keys, args: Vec::new(), is_repeatable: true }
+    Ask { script: &HOME_READ, keys, args: Vec::new(), is_repeatable: true }
 }
 
 pub(super) fn home_set(name: &str, noted: &Noted) -> Asked {
@@ -129,7 +129,7 @@ pub(super) fn home_set(name: &str, noted: &Noted) -> Asked {
         Noted::Homeless { session: _, believed } => vec![number(*believed)?, String::new()],
         Noted::Rates(_) | Noted::Key { .. } => return Ok(home_read(name)),
     };
-    Ok(Ask { script: &*HOME_SET, keys: home_keys(name).into(), args, is_repeatable: true })
+    Ok(Ask { script: &HOME_SET, keys: home_keys(name).into(), args, is_repeatable: true })
 }
 
 fn stamp(now: Option<u64>) -> Result<String, StoreError> {

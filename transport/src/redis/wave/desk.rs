@@ -109,11 +109,8 @@ impl Desk {
 }
 
 /// Performs what comes, at most so many at once.
-async fn carry<T, F>(
-    mut queue: mpsc::Receiver<T>,
-    in_flight_max: usize,
-    perform: impl Fn(T) -> F,
-) where
+async fn carry<T, F>(mut queue: mpsc::Receiver<T>, in_flight_max: usize, perform: impl Fn(T) -> F)
+where
     F: Future<Output = ()> + Send + 'static,
 {
     let mut under_way = JoinSet::new();
@@ -171,8 +168,7 @@ impl Carrier {
     }
 
     fn say_dropped(&self) {
-        for (what, dropped) in
-            [("consult", &self.dropped.consults), ("note", &self.dropped.notes)]
+        for (what, dropped) in [("consult", &self.dropped.consults), ("note", &self.dropped.notes)]
         {
             let count = dropped.swap(0, Ordering::Relaxed);
             if count > 0 {
@@ -223,7 +219,8 @@ impl Report {
     /// A wave came back. True where nobody answered, and nobody would whoever asked next.
     fn heard(&self, parts: Vec<(&'static str, Option<StoreError>)>) -> bool {
         let answered = parts.iter().any(|(_, error)| error.is_none());
-        let is_for_all = |error: &Option<StoreError>| error.as_ref().is_some_and(StoreError::is_for_all);
+        let is_for_all =
+            |error: &Option<StoreError>| error.as_ref().is_some_and(StoreError::is_for_all);
         let is_away = !answered && parts.iter().any(|(_, error)| is_for_all(error));
         for (part, error) in parts {
             self.told(part, error);
@@ -257,7 +254,9 @@ impl Report {
             return;
         }
         if away.is_empty() {
-            tracing::warn!("the shared store does not answer, each gateway limits for itself: {error}");
+            tracing::warn!(
+                "the shared store does not answer, each gateway limits for itself: {error}"
+            );
         }
         let text = format!(
             "{part}: {error}; until it is back, each gateway limits rates and remembers keys and homes for itself"
