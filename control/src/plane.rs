@@ -49,6 +49,7 @@ use crate::rate::{Concurrency, Rate};
 use crate::registry::Registry;
 use crate::rng::Rng;
 use crate::session::{Idempotency as IdempotencyRoom, Turns};
+use crate::shared::Asks;
 use crate::time::{Instant, Wall};
 use request::Request;
 use throttle::Throttle;
@@ -68,6 +69,8 @@ pub enum TimerName {
     Idempotency,
     /// Sessions' homes expire.
     Affinity,
+    /// A consultation was waited for long enough, or is forgotten.
+    Shared,
 }
 
 /// Everything that is decided, in one value: serializable, deterministic, without I/O.
@@ -90,6 +93,7 @@ pub struct ControlPlane {
     throttle: Throttle,
     turns: Turns,
     idempotency: IdempotencyRoom,
+    shared: Asks,
     /// Boxed: a map moves its values about as it grows and shrinks.
     requests: BTreeMap<RequestId, Box<Request>>,
     callers: BTreeMap<CallerToken, RequestId>,
@@ -131,6 +135,7 @@ impl ControlPlane {
             throttle: Throttle::default(),
             turns: Turns::new(config.session.clone()),
             idempotency: IdempotencyRoom::new(config.session.clone()),
+            shared: Asks::default(),
             config,
             requests: BTreeMap::new(),
             callers: BTreeMap::new(),
@@ -217,6 +222,7 @@ impl Machine for ControlPlane {
             (self.turns.poll_timeout(), TimerName::Turn),
             (self.idempotency.poll_timeout(), TimerName::Idempotency),
             (self.affinity.poll_timeout(), TimerName::Affinity),
+            (self.shared.poll_timeout(), TimerName::Shared),
         ]
         .into_iter()
         .filter_map(|(due, name)| due.map(|due| (due, name)))
@@ -256,6 +262,7 @@ impl ControlPlane {
         self.idempotency.invariants();
         assert!(self.next_turns.is_empty(), "a turn that has come is served in its step");
         assert!(self.throttle.len() <= self.registry.iter().count(), "only members are throttled");
+        self.who_waits_was_asked_about();
         self.in_flight_is_what_runs();
         for (id, request) in &self.requests {
             assert!(self.timers.contains(&(request.due, *id)), "{id} stands under its due time");

@@ -24,6 +24,7 @@
 //! Times of the store are whole microseconds since 1970 by its own clock, and amounts of a rate are the microseconds that
 //! they take to drain: so a script with doubles for numbers only adds and compares, exactly.
 
+mod asks;
 mod homes;
 mod keys;
 mod rates;
@@ -34,6 +35,7 @@ use core::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+pub(crate) use asks::{Ask, Asks, Orphan, Part};
 pub use homes::Homes;
 pub use keys::Keys;
 pub use rates::{Rates, SLOT_MICROS, drain_micros, micros};

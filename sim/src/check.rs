@@ -297,6 +297,9 @@ impl Judge {
             | Observation::ChargeLost { .. }
             | Observation::QuotaDegraded(_)
             | Observation::SharedDegraded(_)
+            | Observation::Consulted { .. }
+            | Observation::ConsultLost { .. }
+            | Observation::Adopted { .. }
             | Observation::Stale(_) => None,
         });
         let config = self.requests.config(step.gateway);

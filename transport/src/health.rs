@@ -391,6 +391,9 @@ impl Observer for Arc<Health> {
                 tracing::warn!("rates, keys and sessions' homes are kept {state} from here on");
             }
             Observation::Arrived { .. }
+            | Observation::Consulted { .. }
+            | Observation::ConsultLost { .. }
+            | Observation::Adopted { .. }
             | Observation::Granted { .. }
             | Observation::Denied { .. }
             | Observation::Picked { .. }

@@ -11,7 +11,7 @@ use crate::id::{AttemptId, EndpointId, RequestId, ReservationId, SessionKey};
 use crate::outcome::AttemptEnd;
 use crate::quota::Denied;
 use crate::registry::Refused as SourceRefused;
-use crate::shared::SharedOpId;
+use crate::shared::{Consulted, SharedOpId};
 use crate::units::{Amount, Tokens};
 use crate::{attempt, time::Instant};
 
@@ -49,6 +49,27 @@ pub enum Observation {
         request: RequestId,
         /// Why.
         denied: Denied,
+    },
+    /// The store that gateways share was consulted, and answered.
+    Consulted {
+        /// For which request.
+        request: RequestId,
+        /// What it says.
+        answer: Box<Consulted>,
+        /// False where the request has gone on alone meanwhile: it decides nothing.
+        awaited: bool,
+    },
+    /// The store that gateways share did not answer: the request goes on with what this plane knows.
+    ConsultLost {
+        /// Which request.
+        request: RequestId,
+    },
+    /// The store that gateways share says where a session lives.
+    Adopted {
+        /// Which session.
+        session: SessionKey,
+        /// Its home now.
+        binding: Binding,
     },
     /// An endpoint was picked.
     Picked {

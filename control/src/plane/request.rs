@@ -35,6 +35,7 @@ use crate::id::{AccountId, AttemptId, EndpointId, Minted, RequestId, Reservation
 use crate::outcome::Failure;
 use crate::rate::RateLimits;
 use crate::registry::Fingerprint;
+use crate::shared::SharedOpId;
 use crate::time::Instant;
 use crate::units::{Amount, Price, Tokens, Usage};
 
@@ -102,8 +103,27 @@ pub(super) struct Request {
     /// The limits it was admitted under. Pinned: were its end told to others, a reload would leak what is held.
     pub rates: Vec<(AccountId, RateLimits)>,
     pub last_failure: Option<Failure>,
+    /// What was heard of its reservation and its consultation.
+    pub heard: Heard,
     /// The instant under which the request stands in the timer set.
     pub due: Instant,
+}
+
+/// What a request has heard of the one wave that it waits for before it is sent out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Heard {
+    /// The ledger holds its tokens.
+    pub granted: bool,
+    /// The consultation on its way, waited for or late.
+    pub out: Option<SharedOpId>,
+    /// It is waited for.
+    pub awaits: bool,
+    /// The store may hold its key for it.
+    pub claims: bool,
+    /// The slot in which the store holds its tokens.
+    pub until: Option<u64>,
+    /// Where the store says its session lives, as far as that is an endpoint of ours, and under which epoch.
+    pub home: Option<(Option<EndpointId>, u64)>,
 }
 
 impl Request {

@@ -97,6 +97,9 @@ impl Told {
             | Observation::ChargeLost { .. }
             | Observation::QuotaDegraded(_)
             | Observation::SharedDegraded(_)
+            | Observation::Consulted { .. }
+            | Observation::ConsultLost { .. }
+            | Observation::Adopted { .. }
             | Observation::Stale(_) => {}
         }
     }

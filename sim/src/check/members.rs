@@ -166,6 +166,9 @@ impl Members {
             | Observation::ChargeLost { .. }
             | Observation::QuotaDegraded(_)
             | Observation::SharedDegraded(_)
+            | Observation::Consulted { .. }
+            | Observation::ConsultLost { .. }
+            | Observation::Adopted { .. }
             | Observation::Stale(_) => {}
         }
     }

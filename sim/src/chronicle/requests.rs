@@ -436,6 +436,9 @@ fn concerns(observation: &Observation) -> Option<RequestId> {
         | Observation::ChargeLost { .. }
         | Observation::QuotaDegraded(_)
         | Observation::SharedDegraded(_)
+        | Observation::Consulted { .. }
+        | Observation::ConsultLost { .. }
+        | Observation::Adopted { .. }
         | Observation::Stale(_) => None,
     }
 }

@@ -173,6 +173,10 @@ pub const NAMES: &[&str] = &[
     "effect_persist_adopted",
     "effect_consult",
     "effect_note",
+    "consulted",
+    "consulted_late",
+    "consult_lost",
+    "home_adopted",
     "shared_degraded",
     "shared_restored",
     // What only tier B can hit.
