@@ -51,6 +51,7 @@ pub struct Health {
     shared_asks: Family<Shared, Counter>,
     notes_dropped: Family<Dropped, Counter>,
     quota_degraded: Gauge,
+    shared_degraded: Gauge,
     notes: Mutex<Notes>,
 }
 
@@ -140,6 +141,7 @@ impl Health {
             shared_asks: Family::default(),
             notes_dropped: Family::default(),
             quota_degraded: Gauge::default(),
+            shared_degraded: Gauge::default(),
             notes: Mutex::default(),
         };
         health.register();
@@ -192,6 +194,8 @@ impl Health {
         };
         let help = "1 while only what was drawn ahead is spent";
         gauge("pointsman_quota_degraded", help, &self.quota_degraded);
+        let help = "1 while rates, keys or homes are this gateway's own";
+        gauge("pointsman_shared_degraded", help, &self.shared_degraded);
         gauge("pointsman_reservations", "Quota reservations held", &self.reservations);
         gauge("pointsman_plane_requests", "Requests the plane holds", &self.requests);
         gauge("pointsman_sessions", "Sessions with a home", &self.sessions);
@@ -387,6 +391,7 @@ impl Observer for Arc<Health> {
                 tracing::warn!("quota is spent {state} from here on");
             }
             Observation::SharedDegraded(degraded) => {
+                self.shared_degraded.set(i64::from(*degraded));
                 let state = if *degraded { "by this gateway alone" } else { "with the others" };
                 tracing::warn!("rates, keys and sessions' homes are kept {state} from here on");
             }
