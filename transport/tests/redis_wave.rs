@@ -283,6 +283,48 @@ async fn a_server_that_forgot_the_scripts_is_told_them_again_and_a_user_who_may_
     }
 }
 
+/// What a consultation adds to an admission, beside a plain `GET` on a connection of the same kind, in turns.
+#[tokio::test]
+async fn a_consultation_costs_about_what_one_round_trip_does() {
+    const TURNS: usize = 2_000;
+    let server = Server::start();
+    let wave = wave(settings(&[&server], false));
+    let client = redis::Client::open(format!("redis://127.0.0.1:{}", server.port)).unwrap();
+    let mut plain = client.get_multiplexed_async_connection().await.unwrap();
+    let mut spent = [const { Vec::new() }; 4];
+    for turn in 0..TURNS {
+        let by = claimant(turn as u64);
+        let idempotency = Idempotency { key: Digest(turn as u128), ..KEY };
+        let all = Consult { idempotency: Some(KeyClaim { idempotency, by }), ..consult() };
+        let roomy = all.rates.iter().map(|take| RateTake { drain: 1, ..*take }).collect();
+        let all = Consult { rates: roomy, ..all };
+        let rates = Consult { idempotency: None, home: None, ..all.clone() };
+        let home = Consult { rates: Vec::new(), ..rates.clone() };
+        let home = Consult { home: Some(SessionKey(1)), ..home };
+        let started = Instant::now();
+        let _: Option<String> =
+            redis::cmd("GET").arg("nothing").query_async(&mut plain).await.unwrap();
+        spent[0].push(started.elapsed());
+        for (at, consult) in [home, rates, all].into_iter().enumerate() {
+            let started = Instant::now();
+            let brought = wave.consult(&consult, Some("s1")).await;
+            spent[at + 1].push(started.elapsed());
+            assert!(brought.parts.iter().all(|(_, error)| error.is_none()), "{brought:?}");
+        }
+    }
+    let mut medians = Vec::new();
+    for (what, times) in
+        ["GET", "a home", "two rates", "rates, key and home"].iter().zip(&mut spent)
+    {
+        times.sort();
+        let (median, last) = (times[TURNS / 2], times[TURNS * 99 / 100]);
+        println!("{what}: median {median:?}, 99th percentile {last:?}");
+        medians.push(median);
+    }
+    // Three parts at once are one round trip and not three.
+    assert!(medians[3] < medians[0] * 6 + Duration::from_millis(2), "{medians:?}");
+}
+
 #[tokio::test]
 async fn numbers_a_double_cannot_hold_are_refused_before_they_are_sent() {
     // Nobody listens there: what is refused here was never sent.
