@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::wildcard_enum_match_arm, reason = "tests may panic")]
 
 mod breakers;
+mod gateways;
 mod ledger;
 mod owner;
 mod picks;
@@ -29,6 +30,7 @@ fn stories() -> Vec<Story> {
         sessions::STORIES,
         breakers::STORIES,
         picks::STORIES,
+        gateways::STORIES,
     ]
     .concat()
 }

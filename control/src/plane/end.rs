@@ -305,7 +305,7 @@ impl ControlPlane {
                 let gone = planted!(RefundLost) && refusal == Refusal::ClientGone;
                 let lost = planted!(CrashLeaks) && refusal == Refusal::Lost;
                 let limited = matches!(refusal, Refusal::RateLimited { .. });
-                let kept = planted!(LimitedHoldKept) && limited && request.heard.granted;
+                let kept = planted!(LimitedHoldKept) && limited;
                 if !gone && !lost && !kept {
                     self.quota.refund(self.now, reservation_of(id));
                 }

@@ -1,18 +1,22 @@
 //! One request, from arrival to its one outcome.
 //!
-//! Two phases have a second name below: *begun* is an attempt whose first token has gone to the client, and *waiting* is
-//! for the turn of a stored session. What ends a request ends it in the same step, as *refused* (nothing of an answer
+//! Some phases have other names below: *begun* is an attempt whose first token has gone to the client, and *waiting* is
+//! for the turn of a stored session. A request that is *reserving* waits for the ledger alone, one that is *consulting* has
+//! its reservation and waits for what gateways share, one that is *asking* waits for both; it is *let through* or *turned
+//! away* there, or *unanswered*, in time or by a wait that is over. What ends a request ends it in the same step, as *refused* (nothing of an answer
 //! was sent, all is refunded) or as one of the outcomes. A dash is an event that cannot reach the phase, or is stale.
 //!
-//! | phase      | turn comes | granted    | denied  | accepted   | first token | limit met | completed | failed  | failed for good | cancelled | client gone | timer      |
-//! |------------|------------|------------|---------|------------|-------------|-----------|-----------|---------|-----------------|-----------|-------------|------------|
-//! | waiting    | reserving  | -          | -       | -          | -           | -         | -         | -       | -               | -         | refused     | refused    |
-//! | reserving  | -          | attempting | refused | -          | -           | -         | -         | -       | -               | -         | refused     | refused    |
-//! | attempting | -          | -          | -       | attempting | begun       | -         | completed | backoff | refused         | refused   | refused     | refused    |
-//! | begun      | -          | -          | -       | begun      | begun       | cutting   | completed | broken  | broken          | cancelled | cancelled   | broken     |
-//! | backoff    | -          | -          | -       | -          | -           | -         | -         | -       | -               | -         | refused     | attempting |
-//! | resuming   | -          | -          | -       | -          | -           | -         | -         | -       | -               | -         | cancelled   | attempting |
-//! | cutting    | -          | -          | -       | cutting    | cutting     | cutting   | completed | spent   | spent           | spent     | cancelled   | spent      |
+//! | phase      | turn comes | granted    | denied  | let through | turned away | unanswered | accepted   | first token | limit met | completed | failed     | failed for good | cancelled | client gone | timer |
+//! |------------|------------|------------|---------|-------------|-------------|------------|------------|-------------|-----------|-----------|------------|-----------------|-----------|-------------|-------|
+//! | waiting    | asking     | -          | -       | -           | -           | -          | -          | -           | -         | -         | -          | -               | -         | refused     | refused |
+//! | asking     | -          | consulting | refused | reserving   | refused     | reserving  | -          | -           | -         | -         | -          | -               | -         | refused     | refused |
+//! | reserving  | -          | attempting | refused | -           | -           | -          | -          | -           | -         | -         | -          | -               | -         | refused     | refused |
+//! | consulting | -          | -          | -       | attempting  | refused     | attempting | -          | -           | -         | -         | -          | -               | -         | refused     | refused |
+//! | attempting | -          | -          | -       | -           | -           | -          | attempting | begun       | -         | completed | backoff    | refused         | refused   | refused     | refused |
+//! | begun      | -          | -          | -       | -           | -           | -          | begun      | begun       | cutting   | completed | broken     | broken          | cancelled | cancelled   | broken |
+//! | backoff    | -          | -          | -       | -           | -           | -          | -          | -           | -         | -         | -          | -               | -         | refused     | attempting |
+//! | resuming   | -          | -          | -       | -           | -           | -          | -          | -           | -         | -         | -          | -               | -         | cancelled   | attempting |
+//! | cutting    | -          | -          | -       | -           | -           | -          | cutting    | cutting     | cutting   | completed | spent      | spent           | spent     | cancelled   | spent |
 //!
 //! *Resuming* is the backoff of a request that has begun: where an endpoint with the fingerprint of the one that broke off can
 //! be asked, *begun* goes there on *failed* instead of *broken*, and an attempt from there is one that has begun.

@@ -92,16 +92,12 @@ impl ControlPlane {
         let Some(ask) = self.shared.take(answer.op) else {
             return self.observe(Observation::Stale(Stale::Shared(answer.op)));
         };
-        for part in &ask.parts {
-            self.part_heard(
-                *part,
-                match part {
-                    Part::Rates => answer.rates.is_some(),
-                    Part::Keys => answer.idempotency.is_some(),
-                    Part::Homes => answer.home.is_some(),
-                },
-            );
-        }
+        let answered = |part: &Part| match part {
+            Part::Rates => answer.rates.is_some(),
+            Part::Keys => answer.idempotency.is_some(),
+            Part::Homes => answer.home.is_some(),
+        };
+        self.parts_heard(&ask, answered);
         if let Some(orphan) = &ask.orphan {
             return self.give_back(&ask, orphan, &answer);
         }
@@ -135,7 +131,6 @@ impl ControlPlane {
             Some(ask) => self.nobody_answers(&ask),
             None => self.observe(Observation::Stale(Stale::Shared(op))),
         }
-        // What came to nothing is not on its way any more.
     }
 
     /// Asks whose wait is over, as many as one step does.
@@ -148,9 +143,7 @@ impl ControlPlane {
 
     /// Its request goes on alone.
     fn nobody_answers(&mut self, ask: &Ask) {
-        for part in &ask.parts {
-            self.part_heard(*part, false);
-        }
+        self.parts_heard(ask, |_| false);
         let Some(request) = self.requests.get_mut(&ask.request) else { return };
         if core::mem::take(&mut request.heard.awaits) {
             self.observe(Observation::ConsultLost { request: ask.request });
@@ -158,9 +151,10 @@ impl ControlPlane {
         }
     }
 
-    fn part_heard(&mut self, part: Part, answered: bool) {
+    fn parts_heard(&mut self, ask: &Ask, answered: impl Fn(&Part) -> bool) {
         let before = self.shared.any_away();
-        self.shared.heard(self.now, part, answered, self.config.quota.probe_every);
+        let parts: Vec<_> = ask.parts.iter().map(|part| (*part, answered(part))).collect();
+        self.shared.heard(self.now, &parts, self.config.quota.probe_every);
         let after = self.shared.any_away();
         if before != after {
             self.observe(Observation::SharedDegraded(after));
@@ -233,7 +227,7 @@ impl ControlPlane {
                 .map(|(rate, limit)| RateCorrection { held: drained(limit), used: 0, ..*rate })
                 .collect();
             let key = key.filter(|_| !charged);
-            self.shared.orphan(self.now, op, Orphan { rates, key });
+            self.shared.orphan(op, Orphan { rates, key });
         }
     }
 

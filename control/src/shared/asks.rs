@@ -5,7 +5,7 @@
 //! | unknown    | stale             | stale               | -                | -                | -         |
 //! | awaited    | decides           | decides alone       | late             | orphan           | -         |
 //! | late       | noted, no more    | nothing             | -                | orphan           | unknown   |
-//! | orphan     | given back        | nothing             | -                | -                | unknown   |
+//! | orphan     | given back        | nothing             | orphan           | -                | unknown   |
 //!
 //! Each of an ask's first three rows ends in *unknown* with its answer or failure.
 //!
@@ -15,7 +15,8 @@
 //! themselves: where none need it, nobody has to know. Rejected: to ask for nothing in order to know, from a timer; the
 //! ledger does that already, and it may answer from a shard that is there while this one's is not.
 //!
-//! The parts are away one by one, because their keys may lie on different shards.
+//! The parts are away one by one, because their keys may lie on different shards. One that went away with all the rest is
+//! believed to be back with any of them.
 
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
@@ -50,8 +51,17 @@ pub(crate) struct Asks {
     /// Each ask once: when its wait is over, or when it is forgotten.
     timers: BTreeSet<(Instant, SharedOpId)>,
     late: BTreeSet<SharedOpId>,
-    /// The parts that do not answer, with the time of the next probe.
-    away: BTreeMap<Part, Instant>,
+    /// The parts that do not answer.
+    away: BTreeMap<Part, Away>,
+}
+
+/// A part that does not answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Away {
+    /// When it is asked again.
+    probe: Instant,
+    /// Others answered when it did not.
+    alone: bool,
 }
 
 /// One consultation on its way.
@@ -61,10 +71,17 @@ pub(crate) struct Ask {
     pub caller: CallerToken,
     pub tenant: AccountId,
     pub parts: Vec<Part>,
-    pub awaited: bool,
+    /// Its wait is over.
+    late: bool,
     /// The request is over: what an answer took is to be given back.
     pub orphan: Option<Orphan>,
     due: Instant,
+}
+
+impl Ask {
+    fn is_awaited(&self) -> bool {
+        !self.late && self.orphan.is_none()
+    }
 }
 
 /// What to give back for a request that is over.
@@ -87,8 +104,8 @@ impl Asks {
         match self.away.get_mut(&part) {
             None => true,
             Some(_) if planted!(ConsultsWhileAway) => true,
-            Some(probe) if *probe <= now => {
-                *probe = now + probe_every;
+            Some(away) if away.probe <= now => {
+                away.probe = now + probe_every;
                 true
             }
             Some(_) => false,
@@ -115,8 +132,9 @@ impl Asks {
         let awaited = parts.iter().any(|part| !self.is_away(*part)) || planted!(ConsultsWhileAway);
         let due = now + if awaited { wait } else { LATE_FOR };
         self.timers.insert((due, op));
-        self.asks.insert(op, Ask { request, caller, tenant, parts, awaited, orphan: None, due });
-        if !awaited {
+        let late = !awaited;
+        self.asks.insert(op, Ask { request, caller, tenant, parts, late, orphan: None, due });
+        if late {
             self.is_late(op);
         }
         awaited
@@ -130,20 +148,27 @@ impl Asks {
         Some(ask)
     }
 
-    /// A part was asked for, and has answered or not.
-    pub fn heard(&mut self, now: Instant, part: Part, answered: bool, probe_every: Duration) {
-        if answered {
-            self.away.remove(&part);
-        } else {
-            self.away.entry(part).or_insert(now + probe_every);
+    /// These parts were asked, and those of which it is true have answered. Where one has, others that went away with
+    /// the whole store are believed to be back with it.
+    pub fn heard(&mut self, now: Instant, parts: &[(Part, bool)], probe_every: Duration) {
+        let alone = parts.iter().any(|(_, answered)| *answered);
+        if alone {
+            self.away.retain(|_, away| away.alone);
+        }
+        for (part, answered) in parts {
+            if *answered {
+                self.away.remove(part);
+            } else {
+                let away = Away { probe: now + probe_every, alone };
+                self.away.entry(*part).or_insert(away).alone = alone;
+            }
         }
     }
 
-    /// The request of an ask is over.
-    pub fn orphan(&mut self, now: Instant, op: SharedOpId, orphan: Orphan) {
+    /// The request of an ask is over. Whether the store answers in time is still to be seen.
+    pub fn orphan(&mut self, op: SharedOpId, orphan: Orphan) {
         let Some(ask) = self.asks.get_mut(&op) else { return };
-        (ask.awaited, ask.orphan) = (false, Some(orphan));
-        self.postpone(now, op);
+        ask.orphan = Some(orphan);
         self.is_late(op);
     }
 
@@ -155,8 +180,8 @@ impl Asks {
                 return None;
             }
             match self.asks.get_mut(&op) {
-                Some(ask) if ask.awaited => {
-                    ask.awaited = false;
+                Some(ask) if !ask.late => {
+                    ask.late = true;
                     let overdue = ask.clone();
                     self.postpone(now, op);
                     self.is_late(op);
@@ -178,7 +203,7 @@ impl Asks {
 
     /// The requests that wait for an ask, for whoever checks that they do.
     pub fn awaited(&self) -> impl Iterator<Item = (SharedOpId, RequestId)> {
-        self.asks.iter().filter(|(_, ask)| ask.awaited).map(|(op, ask)| (*op, ask.request))
+        self.asks.iter().filter(|(_, ask)| ask.is_awaited()).map(|(op, ask)| (*op, ask.request))
     }
 
     pub fn invariants(&self) {
@@ -186,7 +211,7 @@ impl Asks {
         assert!(self.late.len() <= LATE_MAX, "late asks are bounded");
         for (op, ask) in &self.asks {
             assert!(self.timers.contains(&(ask.due, *op)), "{op:?} stands under its time");
-            assert_eq!(self.late.contains(op), !ask.awaited, "{op:?} is awaited or late");
+            assert_eq!(self.late.contains(op), !ask.is_awaited(), "{op:?} is awaited or late");
         }
     }
 
@@ -197,6 +222,7 @@ impl Asks {
         self.timers.insert((ask.due, op));
     }
 
+    /// Late, or an orphan: nobody waits for it.
     fn is_late(&mut self, op: SharedOpId) {
         self.late.insert(op);
         if self.late.len() > LATE_MAX

@@ -208,6 +208,9 @@ fn serve(world: &mut World, store: &mut Ledger) {
     let mut asked = core::mem::take(&mut world.effects);
     while !asked.is_empty() {
         for effect in core::mem::take(&mut asked) {
+            if let Effect::Consult(consult) = &effect {
+                asked.extend(world.input(Input::ConsultFailed { op: consult.op }));
+            }
             let Effect::Reserve(op) = effect else { continue };
             let at = At { now: world.now, wall: world.wall() };
             let answer = store.perform(at, RunId(1), &op, &mut Vec::new());
