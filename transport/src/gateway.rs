@@ -172,11 +172,6 @@ impl Gateway {
         Ok(gateway)
     }
 
-    /// Its part in a ledger that is shared. The gateway role calls everybody by the names that all use, and spends nothing.
-    fn ledger(&self) -> Option<&Shared> {
-        self.shared.as_ref().filter(|_| !self.is_edge)
-    }
-
     /// Asks of the plane reach the shared store from here on.
     fn start_desk(&self) {
         let Some(shared) = &self.shared else { return };
@@ -192,8 +187,9 @@ impl Gateway {
     /// Where the ledger is was settled with the first thing this directory counted.
     fn check_ledger(&self) -> Result<(), JoinError> {
         let store = self.driver.look(|plane| plane.ledger().config().store);
-        let embedded = store == StoreMode::Embedded;
-        if embedded == self.ledger().is_none() {
+        let embedded = store != StoreMode::Shared;
+        // The gateway role calls everybody by the names that all use, and spends nothing.
+        if embedded == (self.shared.is_none() || self.is_edge) {
             return Ok(());
         }
         Err(JoinError::OtherMode { embedded })
@@ -290,7 +286,8 @@ impl Gateway {
         self.accounts.set_config(config);
         let version = self.next_version();
         let mut plane = convert::plane_config(config, self.accounts.ids(), version);
-        plane.quota = convert::quota_config(self.ledger().map(|shared| shared.owner));
+        let owner = self.shared.as_ref().map(|shared| shared.owner);
+        plane.quota = convert::quota_config(owner, self.is_edge);
         self.driver.submit(Input::Configured(Box::new(plane)));
         self.publish(catalog);
         Ok(())

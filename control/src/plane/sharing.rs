@@ -27,22 +27,29 @@ use crate::units::Tokens;
 const LEASE_SLACK: core::time::Duration = core::time::Duration::from_secs(60);
 
 impl ControlPlane {
-    fn shares(&self) -> bool {
-        self.quota.config().store == StoreMode::Shared
+    /// Whether a part is shared with others at all.
+    fn shares(&self, part: Part) -> bool {
+        match self.quota.config().store {
+            StoreMode::Embedded => false,
+            StoreMode::Shared => true,
+            StoreMode::Edge => part == Part::Rates,
+        }
     }
 
     /// Asks the store what the request needs of it. Before its reservation is asked for, in the same step.
     pub(super) fn consult(&mut self, id: RequestId) {
-        if !self.shares() {
+        if !self.shares(Part::Rates) {
             return;
         }
+        let all = self.shares(Part::Keys);
         let request = &self.requests[&id];
         let (arrival, op) = (&request.arrival, self.shared.mint());
         let affine = self.config.policy_of(&arrival.model).is_affine();
-        let home = arrival.session.filter(|session| session.is_named() && affine);
+        let home = arrival.session.filter(|session| session.is_named() && affine && all);
         let rates = if planted!(RatesNotConsulted) { Vec::new() } else { self.takes(request) };
         let by = Claimant { owner: self.quota.config().owner, request: id };
-        let claim = arrival.idempotency.map(|idempotency| KeyClaim { idempotency, by });
+        let key = arrival.idempotency.filter(|_| all);
+        let claim = key.map(|idempotency| KeyClaim { idempotency, by });
         let probe_every = self.config.quota.probe_every;
         let (shared, now) = (&mut self.shared, self.now);
         let mut wants = |part, needed: bool| needed && shared.wants(now, part, probe_every);
@@ -202,7 +209,7 @@ impl ControlPlane {
         used: Tokens,
         charged: bool,
     ) {
-        if !self.shares() {
+        if !self.shares(Part::Rates) {
             return;
         }
         let Heard { until, claims, out, .. } = request.heard;
@@ -212,7 +219,7 @@ impl ControlPlane {
                 self.note_of(request, Noted::Rates(corrections.clone()));
             }
         }
-        let key = request.arrival.idempotency;
+        let key = request.arrival.idempotency.filter(|_| self.shares(Part::Keys));
         if let Some(idempotency) = key.filter(|_| claims || charged)
             && !(planted!(ChargedKeyNotTold) && charged)
         {
@@ -291,7 +298,7 @@ impl ControlPlane {
     ) {
         let Some(request) = self.requests.get(&id) else { return };
         let named = request.arrival.session.is_some_and(|session| session.is_named());
-        if !self.shares() || !named || self.shared.is_away(Part::Homes) {
+        if !self.shares(Part::Homes) || !named || self.shared.is_away(Part::Homes) {
             return;
         }
         let Some(binding) = self.affinity.lookup(self.now, session) else { return };
@@ -314,7 +321,7 @@ impl ControlPlane {
     pub(super) fn tell_homeless(&mut self, request: &Request, session: SessionKey) {
         let named = request.arrival.session.is_some_and(|session| session.is_named());
         let believed = self.affinity.epoch(session);
-        if let Some(believed) = believed.filter(|_| self.shares() && named) {
+        if let Some(believed) = believed.filter(|_| self.shares(Part::Homes) && named) {
             self.note_of(request, Noted::Homeless { session, believed });
         }
     }

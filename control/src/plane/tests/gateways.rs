@@ -4,9 +4,9 @@ use alloc::vec::Vec;
 use core::time::Duration;
 
 use super::world::{Ask, NOON, World, daily, rated, seconds};
-use crate::id::{AccountId, CallerToken, SessionKey};
+use crate::id::{AccountId, CallerToken, Digest, SessionKey};
 use crate::outcome::Failure;
-use crate::plane::{Effect, Input, Observation, Refusal, SessionKind};
+use crate::plane::{Effect, Idempotency, Input, Observation, Refusal, SessionKind};
 use crate::quota::{At, Ledger, LedgerConfig, OwnerId, RunId, StoreMode};
 use crate::rate::RateUnit;
 use crate::shared::{
@@ -191,6 +191,26 @@ fn limited_by(refusal: &Refusal) -> Option<RateUnit> {
         Refusal::RateLimited { unit, .. } => Some(*unit),
         _ => None,
     }
+}
+
+#[test]
+fn an_edge_shares_its_rates_and_asks_about_nothing_else() {
+    let mut town = Town::limited(Some(4), Some(10_000));
+    for gateway in &mut town.gateways {
+        gateway.configure(|config| config.quota.store = StoreMode::Edge);
+        assert_eq!(gateway.plane.ledger().config().store, StoreMode::Edge);
+    }
+    let mut keyed = named(7);
+    keyed.0.idempotency = Some(Idempotency { key: Digest(1), body: Digest(2) });
+    let first = town.ask(0, keyed.clone());
+    let second = town.ask(1, keyed);
+    assert!(town.sent(0, first) && town.sent(1, second), "its key is decided elsewhere");
+    town.complete(0, first, 10);
+    town.complete(1, second, 10);
+    assert!(town.store.keys.is_empty() && town.store.homes.is_empty());
+    let asked: Vec<_> = (0..6).map(|n| (n % 2, town.ask(n % 2, Ask::new()))).collect();
+    let sent = asked.iter().filter(|(gateway, caller)| town.sent(*gateway, *caller)).count();
+    assert_eq!(sent, 2, "four in all");
 }
 
 #[test]
