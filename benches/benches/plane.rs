@@ -12,7 +12,9 @@ use control::Machine;
 use control::id::{AccountId, AttemptId, CallerToken, Principal, SessionKey};
 use control::journal::Recorder;
 use control::outcome::AttemptEnd;
-use control::plane::{AccountConfig, Arrival, Config, ControlPlane, Effect, Input, Session};
+use control::plane::{
+    AccountConfig, Arrival, Config, ControlPlane, Effect, Input, Session, SessionKind,
+};
 use control::quota::{Cap, Limits};
 use control::registry::{EndpointSpec, SourceKind};
 use control::units::{Tokens, Usage};
@@ -87,7 +89,7 @@ impl Load {
             caller: CallerToken(self.requests),
             model: "demo".into(),
             principal: Principal { tenant, user: None, key: None },
-            session: Some(Session { key: session, stored: false }),
+            session: Some(Session { key: session, kind: SessionKind::Hint }),
             idempotency: None,
             prompt: Tokens(200),
             output_max: None,

@@ -141,6 +141,8 @@ struct Entry {
     spilling_since: Instant,
     /// Nobody could be asked for the session: it counts as unbound until somebody accepts it.
     released: bool,
+    /// When the store that gateways share was last told of the home.
+    told: Instant,
 }
 
 impl Affinity {
@@ -172,8 +174,19 @@ impl Affinity {
     /// A replica accepted an attempt of the session: it holds the session now. Call it after [`Decision::Spill`] never;
     /// otherwise once for each accepted attempt.
     pub fn bind(&mut self, now: Instant, key: SessionKey, endpoint: EndpointId) -> Bound {
+        self.bind_above(now, key, endpoint, 0)
+    }
+
+    /// [`bind`](Self::bind), where a shared store has seen epochs up to `floor`: a new home has a higher one.
+    pub fn bind_above(
+        &mut self,
+        now: Instant,
+        key: SessionKey,
+        endpoint: EndpointId,
+        floor: u64,
+    ) -> Bound {
         let known = self.entries.get(&key).copied();
-        let entry = match known {
+        let entry = match known.filter(|known| known.binding.epoch >= floor) {
             Some(entry) if entry.binding.endpoint == endpoint => {
                 let last_used = entry.binding.last_used.max(now);
                 let spills = if self.counts(now, &entry) { entry.spills } else { 0 };
@@ -186,7 +199,11 @@ impl Affinity {
                 let epoch = entry.binding.epoch.saturating_add(raised);
                 Entry::new(endpoint, epoch, now.max(entry.binding.last_used))
             }
-            None => Entry::new(endpoint, self.forgotten_epoch.saturating_add(1), now),
+            None => {
+                let seen = self.forgotten_epoch.max(floor);
+                let used = known.map_or(now, |known| now.max(known.binding.last_used));
+                Entry::new(endpoint, seen.saturating_add(1), used)
+            }
         };
         self.put(key, entry);
         let moved_from = known
@@ -268,6 +285,45 @@ impl Affinity {
         newer
     }
 
+    /// The epoch of a session's last home, whether or not that counts.
+    #[must_use]
+    pub fn epoch(&self, key: SessionKey) -> Option<u64> {
+        self.entries.get(&key).map(|entry| entry.binding.epoch)
+    }
+
+    /// Whether the store that gateways share is to be told of a home again, lest it lapse there: a quarter of its time has
+    /// passed. Then it counts as told.
+    pub fn tells(&mut self, now: Instant, key: SessionKey) -> bool {
+        let again = self.config.ttl / 4;
+        let entry = self.entries.get_mut(&key).filter(|entry| now.since(entry.told) >= again);
+        entry.map(|entry| entry.told = now).is_some()
+    }
+
+    /// The store that gateways share says where the session lives. It is believed where its epoch is not below our own:
+    /// two gateways that moved the session at once gave its new home the same one, and the store has one of them. Returns
+    /// whether that is new.
+    pub fn adopt(&mut self, key: SessionKey, binding: Binding) -> bool {
+        let known = self.entries.get(&key).copied();
+        if known.is_some_and(|known| known.binding.epoch > binding.epoch) {
+            return false;
+        }
+        let same = known.filter(|known| known.binding.endpoint == binding.endpoint);
+        let last_used =
+            known.map_or(binding.last_used, |k| k.binding.last_used.max(binding.last_used));
+        let binding = Binding { last_used, ..binding };
+        let entry = match same {
+            Some(entry) => Entry { binding, released: false, ..entry },
+            None => Entry::new(binding.endpoint, binding.epoch, last_used),
+        };
+        self.put(key, entry);
+        self.shrink();
+        known.is_none_or(|known| {
+            known.released
+                || (known.binding.endpoint, known.binding.epoch)
+                    != (binding.endpoint, binding.epoch)
+        })
+    }
+
     /// When `expire` has something to do.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
@@ -339,7 +395,13 @@ impl Affinity {
 impl Entry {
     fn new(endpoint: EndpointId, epoch: u64, last_used: Instant) -> Self {
         let binding = Binding { endpoint, epoch, last_used };
-        Self { binding, spills: 0, spilling_since: Instant::ZERO, released: false }
+        Self {
+            binding,
+            spills: 0,
+            spilling_since: Instant::ZERO,
+            released: false,
+            told: Instant::ZERO,
+        }
     }
 }
 

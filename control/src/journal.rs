@@ -19,7 +19,7 @@ pub const FORMAT_VERSION: u32 = 2;
 
 /// Grows whenever the same inputs may lead to other effects than before. Records of another logic are applied as facts,
 /// not replayed.
-pub const LOGIC_VERSION: u32 = 3;
+pub const LOGIC_VERSION: u32 = 4;
 
 #[cfg(test)]
 mod tests;

@@ -42,6 +42,7 @@ pub mod rate;
 pub mod registry;
 pub mod rng;
 pub mod session;
+pub mod shared;
 pub mod time;
 pub mod units;
 

@@ -21,6 +21,7 @@ mod pick;
 mod progress;
 mod request;
 mod restart;
+mod sharing;
 mod throttle;
 mod view;
 
@@ -31,7 +32,7 @@ use serde::{Deserialize, Serialize};
 
 pub use config::{AccountConfig, Config, ModelConfig};
 pub use effect::{Dispatch, Durable, Effect, Outcome, Refusal, Spent};
-pub use input::{Arrival, Idempotency, Input, Session};
+pub use input::{Arrival, Idempotency, Input, Session, SessionKind};
 pub(crate) use keyed::Keyed;
 pub use observation::{OBSERVATIONS_MAX, Observation, Stale};
 pub use request::{ATTEMPTS_MAX, request_of_attempt};
@@ -48,6 +49,7 @@ use crate::rate::{Concurrency, Rate};
 use crate::registry::Registry;
 use crate::rng::Rng;
 use crate::session::{Idempotency as IdempotencyRoom, Turns};
+use crate::shared::Asks;
 use crate::time::{Instant, Wall};
 use request::Request;
 use throttle::Throttle;
@@ -67,6 +69,8 @@ pub enum TimerName {
     Idempotency,
     /// Sessions' homes expire.
     Affinity,
+    /// A consultation was waited for long enough, or is forgotten.
+    Shared,
 }
 
 /// Everything that is decided, in one value: serializable, deterministic, without I/O.
@@ -89,6 +93,7 @@ pub struct ControlPlane {
     throttle: Throttle,
     turns: Turns,
     idempotency: IdempotencyRoom,
+    shared: Asks,
     /// Boxed: a map moves its values about as it grows and shrinks.
     requests: BTreeMap<RequestId, Box<Request>>,
     callers: BTreeMap<CallerToken, RequestId>,
@@ -130,6 +135,7 @@ impl ControlPlane {
             throttle: Throttle::default(),
             turns: Turns::new(config.session.clone()),
             idempotency: IdempotencyRoom::new(config.session.clone()),
+            shared: Asks::default(),
             config,
             requests: BTreeMap::new(),
             callers: BTreeMap::new(),
@@ -175,6 +181,9 @@ impl ControlPlane {
             Input::RequestArrived(arrival) => self.handle_arrival(arrival),
             Input::StoreAnswered(answer) => self.quota.answer(self.now, answer),
             Input::StoreFailed { op } => self.quota.ask_failed(self.now, op),
+            Input::Consulted(answer) => self.handle_consulted(*answer),
+            Input::ConsultFailed { op } => self.handle_consult_failed(op),
+            Input::Housed(housed) => self.handle_housed(*housed),
             Input::AttemptAccepted { attempt } => self.handle_accepted(attempt),
             Input::FirstToken { attempt } => self.handle_first_token(attempt),
             Input::Progress { attempt, produced } => self.handle_progress(attempt, produced),
@@ -213,6 +222,7 @@ impl Machine for ControlPlane {
             (self.turns.poll_timeout(), TimerName::Turn),
             (self.idempotency.poll_timeout(), TimerName::Idempotency),
             (self.affinity.poll_timeout(), TimerName::Affinity),
+            (self.shared.poll_timeout(), TimerName::Shared),
         ]
         .into_iter()
         .filter_map(|(due, name)| due.map(|due| (due, name)))
@@ -252,6 +262,7 @@ impl ControlPlane {
         self.idempotency.invariants();
         assert!(self.next_turns.is_empty(), "a turn that has come is served in its step");
         assert!(self.throttle.len() <= self.registry.iter().count(), "only members are throttled");
+        self.who_waits_was_asked_about();
         self.in_flight_is_what_runs();
         for (id, request) in &self.requests {
             assert!(self.timers.contains(&(request.due, *id)), "{id} stands under its due time");

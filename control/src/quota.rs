@@ -101,8 +101,10 @@ pub enum StoreMode {
     /// Here, in this process.
     #[default]
     Embedded,
-    /// In a store that several gateways share.
+    /// In a store that several gateways share, with rates, idempotency keys and sessions' homes beside it.
     Shared,
+    /// Here, and of the rest only rates are shared: at an edge, where nothing is spent and nobody is at home.
+    Edge,
 }
 
 impl Default for Config {
@@ -204,7 +206,7 @@ impl Quota {
     #[must_use]
     pub fn new(config: Config) -> Self {
         let mode = match config.store {
-            StoreMode::Embedded => Mode::Embedded(Ledger::new(embedded(&config))),
+            StoreMode::Embedded | StoreMode::Edge => Mode::Embedded(Ledger::new(embedded(&config))),
             StoreMode::Shared => Mode::Shared(Owner::new(config.clone())),
         };
         Self { config, wall: Wall::default(), mode, events: VecDeque::new(), entries: Vec::new() }
@@ -220,6 +222,9 @@ impl Quota {
             self.wall(now, wall);
             return;
         }
+        // What is shared beside a ledger of one's own may change.
+        let is_own = store != StoreMode::Shared && config.store != StoreMode::Shared;
+        let store = if is_own { config.store } else { store };
         self.config = Config { store, owner, ..config };
         match &mut self.mode {
             Mode::Embedded(ledger) => ledger.set_config(embedded(&self.config)),

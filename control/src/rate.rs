@@ -8,6 +8,7 @@ mod bucket;
 mod concurrency;
 mod limiter;
 
+pub(crate) use bucket::at_least_one;
 pub use concurrency::{Concurrency, ConcurrencyConfig, Overloaded, Signal};
 pub use limiter::{Config, Rate, RateLimits, RateUnit, Refusal, RefusalReason};
 

@@ -184,13 +184,13 @@ class Fleet(World):
         worker = self.workers[name] = self.keep(PythonWorker(self, name, model, backend, self.consul, **more))
         return worker
 
-    def open(self, count=2, limit=LIMIT, digest=None, timeouts=None):
-        """So many gateways, ready to serve every worker there is. `timeouts` are those of `routing`."""
+    def open(self, count=2, limit=LIMIT, digest=None, timeouts=None, rates=None):
+        """So many gateways, ready to serve every worker there is. `timeouts` are those of `routing`, `rates` the tenant's."""
         for number in range(count):
             name, port = f"gateway-{number + 1}", free_port()
             host, log = self._host(name), self.logs / f"{name}.log"
             config = self.home / f"{name}.yaml"
-            config.write_text(json.dumps(self._config(name, limit, digest, timeouts), indent=1))
+            config.write_text(json.dumps(self._config(name, limit, digest, timeouts, rates), indent=1))
             arguments = ["serve", "--listen", f"{host.address}:{port}", "--config", config]
             server = Server(name, arguments, log, port, "/ready", env=self.env, host=host)
             self.gateways.append(self.keep(server))
@@ -198,7 +198,7 @@ class Fleet(World):
             until(f"{gateway.name} knows everybody", lambda at=gateway: self.known(at) == len(self.workers))
         return self.gateways
 
-    def _config(self, name, limit, digest, timeouts):
+    def _config(self, name, limit, digest, timeouts, rates):
         config = {
             "version": 1,
             "data": {"dir": str(self.home / name)},
@@ -212,7 +212,7 @@ class Fleet(World):
         if self.redis:
             config["data"]["redis"] = {"addr": f"{self.redis.host.address}:{self.redis.port}"}
         if digest:
-            config["tenants"] = {TENANT: {"daily_tokens": limit}}
+            config["tenants"] = {TENANT: {"daily_tokens": limit, **(rates or {})}}
             config["keys"] = [{"name": "k", "hash": digest, "tenant": TENANT, "user": "ann"}]
         return config
 

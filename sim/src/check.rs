@@ -194,6 +194,9 @@ impl Judge {
             | Input::RequestArrived(_)
             | Input::StoreAnswered(_)
             | Input::StoreFailed { .. }
+            | Input::Consulted(_)
+            | Input::ConsultFailed { .. }
+            | Input::Housed(_)
             | Input::Timeout => None,
         };
         if let Some(request) = request.filter(|request| request.end.is_none()) {
@@ -207,7 +210,11 @@ impl Judge {
             Effect::Cancel { caller, .. }
             | Effect::Reject { caller, .. }
             | Effect::Finish { caller, .. } => Some(*caller),
-            Effect::Admitted { .. } | Effect::Reserve(_) | Effect::Persist(_) => None,
+            Effect::Admitted { .. }
+            | Effect::Reserve(_)
+            | Effect::Consult(_)
+            | Effect::Note(_)
+            | Effect::Persist(_) => None,
         };
         if let Some(request) = caller.and_then(|caller| self.requests.of(caller)) {
             rows::moved(request.phase(), step, effect);
@@ -232,6 +239,10 @@ impl Judge {
             Effect::Persist(Durable::Binding { session, binding }) => {
                 self.affinity.bound(step, *session, *binding, &self.requests, verdict);
             }
+            Effect::Persist(Durable::Adopted { session, binding }) => {
+                self.affinity.adopted(step, *session, *binding);
+            }
+            Effect::Consult(_) | Effect::Note(_) => {}
             Effect::Persist(Durable::Released { session }) => {
                 self.affinity.released(step, *session);
             }
@@ -285,6 +296,10 @@ impl Judge {
             | Observation::Configured { .. }
             | Observation::ChargeLost { .. }
             | Observation::QuotaDegraded(_)
+            | Observation::SharedDegraded(_)
+            | Observation::Consulted { .. }
+            | Observation::ConsultLost { .. }
+            | Observation::Adopted { .. }
             | Observation::Stale(_) => None,
         });
         let config = self.requests.config(step.gateway);

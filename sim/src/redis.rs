@@ -1,8 +1,9 @@
-//! A Redis that holds the shared ledger and nothing else: the product's client speaks to it as to a real one.
+//! A Redis that holds what gateways share, the ledger and what stands beside it, and nothing else: the product's client
+//! speaks to it as to a real one.
 //!
 //! A real server cannot be run on simulated time, nor told to forget the last hundred writes. This one speaks the same
-//! protocol, knows the product's scripts by their SHA, and runs each as what it is specified to be: the pure ledger. That
-//! it answers as the real one does is tested: the same random asks go to both, over TCP (`tests/redis.rs`).
+//! protocol, knows the product's scripts by their SHA, and runs each as what it is specified to be: the pure ledger, or a pure store of
+//! `control::shared`. That it answers as the real one does is tested: the same random asks go to both, over TCP (`tests/redis.rs`).
 //!
 //! Rejected: a Lua interpreter. It would simulate the scripts' text once more, which the test against a real server has
 //! tried already, and cost a library.
@@ -10,6 +11,7 @@
 //! What it does not have: clusters, TLS, users, other data types, eviction, bounded work per call (what is due expires at
 //! once, where a script does 64 at a time).
 
+mod common;
 mod resp;
 mod server;
 mod words;

@@ -7,18 +7,24 @@ mod bench;
 #[path = "../../transport/tests/redis/script.rs"]
 #[allow(dead_code, reason = "shared with tests that ask more of it")]
 mod script;
+#[path = "../../transport/tests/redis/shared.rs"]
+mod shared;
 
 use std::future::ready;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bench::{Bench, WORDS, scripts};
 use control::id::AccountId;
 use control::quota::{Ask, At, LedgerConfig, Reply};
+use control::rate::RateUnit;
+use control::shared::{RateTake, RatesAnswer};
 use control::{Instant, Wall};
+use shared::{ANSWERS, Both, HOME_MICROS, Lapse};
 use sim::redis::{Server, Stance, converse};
 use tokio::net::TcpListener;
-use transport::redis::{Settings, Store, StoreError, Told};
+use transport::redis::{Settings, Store, StoreError, Told, Wave};
 
 #[tokio::test]
 async fn the_simulated_server_answers_as_the_ledger_does() {
@@ -32,6 +38,45 @@ async fn the_simulated_server_answers_as_the_ledger_does() {
     }
     let of_several = bench.compare(scripts(10), 4).await;
     assert!(of_several > 800, "only {of_several} asks were made");
+}
+
+#[tokio::test]
+async fn the_simulated_server_shares_rates_keys_and_homes_as_the_pure_store_does() {
+    let mut heard = std::collections::BTreeMap::new();
+    for seed in 0..20 {
+        let clock = Arc::<AtomicU64>::default();
+        let (_, settings) = front_at(Arc::clone(&clock)).await;
+        let mut both = Both::new(wave(settings), Waiting(clock));
+        both.compare(seed, 400).await;
+        for (answer, count) in &both.heard {
+            *heard.entry(*answer).or_insert(0) += count;
+        }
+    }
+    println!("8000 asks compared: {heard:?}");
+    for answer in ANSWERS {
+        let count = heard.get(answer).copied().unwrap_or(0);
+        assert!(count >= 20, "`{answer}` was heard {count} times: too seldom to compare anything");
+    }
+}
+
+#[tokio::test]
+async fn a_failover_gives_back_what_was_taken_last_and_a_restart_without_data_all() {
+    let (server, settings) = front().await;
+    let wave = wave(settings);
+    // Two fit, and nothing drains: the clock stands still.
+    let take = RateTake { account: TENANT, unit: RateUnit::Rpm, limit: 2, drain: 30, burst: 60 };
+    let taken = async || {
+        let said = wave.take(TENANT, None, 1, &[take]).await.unwrap();
+        matches!(said, RatesAnswer::Taken { .. })
+    };
+    assert_eq!([taken().await, taken().await, taken().await], [true, true, false]);
+    // The refusal was a call as well.
+    server.lock().unwrap().fail_over(2);
+    assert_eq!([taken().await, taken().await], [true, false]);
+    server.lock().unwrap().restart(true);
+    assert!(!taken().await);
+    server.lock().unwrap().restart(false);
+    assert_eq!([taken().await, taken().await, taken().await], [true, true, false]);
 }
 
 #[tokio::test]
@@ -95,17 +140,35 @@ async fn ask(store: &Store) -> Result<(String, Reply), StoreError> {
     store.run_script(TENANT, &Ask::Reserve(draw), &told).await
 }
 
-/// A server on a port of this machine.
+fn wave(settings: Settings) -> Wave {
+    Wave::beside(&Store::new(settings, LedgerConfig::default(), 1).unwrap())
+}
+
+/// The simulated server's clock is the test's.
+struct Waiting(Arc<AtomicU64>);
+
+impl Lapse for Waiting {
+    fn lapse(&mut self, _keys: &[String]) {
+        self.0.fetch_add(HOME_MICROS, Ordering::Relaxed);
+    }
+}
+
+/// A server on a port of this machine, whose clock stands still.
 async fn front() -> (Arc<Mutex<Server>>, Settings) {
+    front_at(Arc::default()).await
+}
+
+async fn front_at(clock: Arc<AtomicU64>) -> (Arc<Mutex<Server>>, Settings) {
     let server = Arc::new(Mutex::new(Server::default()));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
     let behind = Arc::clone(&server);
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
-            let server = Arc::clone(&behind);
+            let (server, clock) = (Arc::clone(&behind), Arc::clone(&clock));
             tokio::spawn(converse(stream, move |command| {
-                let at = At { now: Instant::ZERO, wall: Wall::from_millis(0) };
+                let now = Instant::from_nanos(clock.load(Ordering::Relaxed) * 1_000);
+                let at = At { now, wall: Wall::from_millis(0) };
                 ready(Some(server.lock().unwrap().answer(at, &command)))
             }));
         }

@@ -102,7 +102,7 @@ impl Local {
         let resumable = parts.catalog.load().resumes(&call.model) && resume::is_resumable(&call);
         let (caller, orders) = parts
             .driver
-            .arrive(|caller| arrival(caller, &call, resumable))
+            .arrive(call.session_name.clone(), |caller| arrival(caller, &call, resumable))
             .map_err(|error| unavailable(Why::JournalUnavailable(error.0)))?;
         let mut request = Request {
             chat: Arc::clone(parts),
@@ -300,7 +300,7 @@ impl Request {
         self.id = Some(request);
         self.leaving.over = true;
         self.written(position).await?;
-        if let Refusal::IdempotencyDone { by } = &refusal
+        if let Refusal::IdempotencyDone { by: Some(by) } = &refusal
             && let Some(reply) = self.chat.answers.get(*by)
         {
             return Ok(reply);

@@ -73,10 +73,13 @@ pub fn plane_config(config: &Config, ids: &AccountIds, version: u64) -> plane::C
 
 /// The plane's quota policy: a ledger of its own, or an owner's part in the one that is shared.
 #[must_use]
-pub fn quota_config(owner: Option<OwnerId>) -> quota::Config {
+///
+/// At the edge nothing is spent, and only rates are shared.
+pub fn quota_config(owner: Option<OwnerId>, is_edge: bool) -> quota::Config {
     let alone = quota::Config::default();
     match owner {
         None => alone,
+        Some(_) if is_edge => quota::Config { store: StoreMode::Edge, ..alone },
         Some(owner) => quota::Config { store: StoreMode::Shared, owner, ..alone },
     }
 }

@@ -25,6 +25,7 @@ use control::plane::{
     Arrival, ControlPlane, Dispatch, Effect, Input, Observation, Outcome, Refusal,
 };
 use control::quota::StoreOp;
+use control::shared::{Consult, Note};
 use control::units::Amount;
 use tokio::sync::{Notify, mpsc};
 
@@ -82,6 +83,12 @@ pub trait Observer: Send + Sync + 'static {
 pub trait Carrier: Send + Sync + 'static {
     /// Called for each ask, in order.
     fn carry(&self, op: StoreOp);
+
+    /// Called for each consultation, with what its session is called. It is to be answered, or said to have failed.
+    fn consult(&self, consult: Box<Consult>, name: Option<Arc<str>>);
+
+    /// Called for each note, with what its session is called. It is to be told, for a bounded time.
+    fn note(&self, note: Box<Note>, name: Option<Arc<str>>);
 }
 
 /// A plane in production.
@@ -98,11 +105,18 @@ pub struct Driver {
     crashes: (Arc<dyn Disk>, PathBuf),
 }
 
+/// Where a caller gets its orders.
+struct Mailbox {
+    orders: mpsc::Sender<Order>,
+    /// What its session is called: the plane knows a keyed hash of it, and a shared store the name.
+    session: Option<Arc<str>>,
+}
+
 struct Core {
     plane: ControlPlane,
     recorder: Recorder,
     effects: Vec<Effect>,
-    mailboxes: BTreeMap<CallerToken, mpsc::Sender<Order>>,
+    mailboxes: BTreeMap<CallerToken, Mailbox>,
     callers: u64,
     /// When the timer task will wake by itself.
     armed: Option<control::Instant>,
@@ -145,12 +159,13 @@ impl Driver {
         let _ = self.carrier.set(carrier);
     }
 
-    /// A request arrives; `arrival` is given the token under which its orders come.
+    /// A request arrives; `arrival` is given the token under which its orders come. `session` is what its session is called.
     ///
     /// # Errors
     /// Where the journal takes no new work: then nothing happened.
     pub fn arrive(
         &self,
+        session: Option<Arc<str>>,
         arrival: impl FnOnce(CallerToken) -> Arrival,
     ) -> Result<(CallerToken, mpsc::Receiver<Order>), JournalUnavailable> {
         self.journal.admits().map_err(|error| JournalUnavailable(error.to_string()))?;
@@ -158,7 +173,7 @@ impl Driver {
         let mut core = self.lock();
         core.callers += 1;
         let caller = CallerToken(core.callers);
-        core.mailboxes.insert(caller, sender);
+        core.mailboxes.insert(caller, Mailbox { orders: sender, session });
         self.step(&mut core, Input::RequestArrived(Box::new(arrival(caller))));
         Ok((caller, orders))
     }
@@ -257,8 +272,13 @@ impl Driver {
         while let Some(observation) = core.plane.poll_observation() {
             self.observer.observe(&core.plane, &observation);
         }
+        let mut over = Vec::new();
         for effect in std::mem::take(&mut core.effects) {
-            perform(&mut core.mailboxes, self.carrier.get().map(Box::as_ref), effect, position);
+            let carrier = self.carrier.get().map(Box::as_ref);
+            over.extend(perform(&mut core.mailboxes, carrier, effect, position));
+        }
+        for caller in over {
+            core.mailboxes.remove(&caller);
         }
         let due = core.plane.poll_timeout().map(|(due, _)| due);
         if due.is_some_and(|due| core.armed.is_none_or(|armed| due < armed)) {
@@ -271,13 +291,14 @@ impl Driver {
 /// The position of a record that will never be written.
 const NEVER: u64 = u64::MAX;
 
-/// Does what the plane asks for, or hands it to the task that does.
+/// Does what the plane asks for, or hands it to the task that does. A mailbox that has had its last order comes back: a note
+/// of the same step may still want its session's name.
 fn perform(
-    mailboxes: &mut BTreeMap<CallerToken, mpsc::Sender<Order>>,
+    mailboxes: &mut BTreeMap<CallerToken, Mailbox>,
     carrier: Option<&dyn Carrier>,
     effect: Effect,
     position: u64,
-) {
+) -> Option<CallerToken> {
     match effect {
         Effect::Admitted { caller, request } => {
             deliver(mailboxes.get(&caller), Order::Admitted(request));
@@ -287,14 +308,15 @@ fn perform(
             deliver(mailbox, Order::Dispatch(Box::new(dispatch)));
         }
         Effect::Cancel { caller, .. } => deliver(mailboxes.get(&caller), Order::Cancel),
-        Effect::Reject { caller, request, refusal } => deliver(
-            mailboxes.remove(&caller).as_ref(),
-            Order::Reject { request, refusal, position },
-        ),
-        Effect::Finish { caller, outcome, charged, attempts, .. } => deliver(
-            mailboxes.remove(&caller).as_ref(),
-            Order::Finish { outcome, charged, attempts, position },
-        ),
+        Effect::Reject { caller, request, refusal } => {
+            deliver(mailboxes.get(&caller), Order::Reject { request, refusal, position });
+            return Some(caller);
+        }
+        Effect::Finish { caller, outcome, charged, attempts, .. } => {
+            let order = Order::Finish { outcome, charged, attempts, position };
+            deliver(mailboxes.get(&caller), order);
+            return Some(caller);
+        }
         // The record that has just been appended holds it.
         Effect::Persist(_) => {}
         Effect::Reserve(op) => {
@@ -302,14 +324,31 @@ fn perform(
                 carrier.carry(op);
             }
         }
+        Effect::Consult(consult) => {
+            if let Some(carrier) = carrier {
+                let name = name_of(mailboxes, consult.caller);
+                carrier.consult(consult, name);
+            }
+        }
+        Effect::Note(note) => {
+            if let Some(carrier) = carrier {
+                let name = name_of(mailboxes, note.caller);
+                carrier.note(note, name);
+            }
+        }
     }
+    None
+}
+
+fn name_of(mailboxes: &BTreeMap<CallerToken, Mailbox>, caller: CallerToken) -> Option<Arc<str>> {
+    mailboxes.get(&caller)?.session.clone()
 }
 
 /// Puts an order into a mailbox. A request whose task has gone has no use for it: its client left, and the plane has
 /// been told.
-fn deliver(mailbox: Option<&mpsc::Sender<Order>>, order: Order) {
-    if let Some(mailbox) = mailbox
-        && let Err(mpsc::error::TrySendError::Full(order)) = mailbox.try_send(order)
+fn deliver(mailbox: Option<&Mailbox>, order: Order) {
+    if let Some(Mailbox { orders, .. }) = mailbox
+        && let Err(mpsc::error::TrySendError::Full(order)) = orders.try_send(order)
     {
         unreachable!(
             "a mailbox holds all the orders a request can get, yet {order:?} found it full"

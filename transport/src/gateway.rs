@@ -99,8 +99,10 @@ pub struct Gateway {
     journal: Mutex<Option<Journal>>,
     /// Where operators ask, on a machine that has such sockets.
     socket: Option<PathBuf>,
-    /// Its part in a quota ledger that is shared.
+    /// Its part in what gateways share.
     shared: Option<Shared>,
+    /// Quota is decided elsewhere.
+    is_edge: bool,
     streams: Arc<Streams>,
     /// Who judges keys.
     auth: Arc<dyn Authenticate>,
@@ -157,8 +159,6 @@ impl Gateway {
         let socket = config.server.admin.socket.clone();
         let auth = auth_of(config, &upstream, &accounts, &health)?;
         let streams = streams::of(config, joined.as_ref(), &health);
-        // The gateway role calls everybody by the names that all use, and spends nothing.
-        let shared = joined.filter(|_| config.role != Role::Gateway);
         // Above all that the plane has believed: the calendar may have been set back since.
         let version = AtomicU64::new(driver.look(|plane| plane.version_max()));
         let gateway = Arc::new(Self {
@@ -177,7 +177,8 @@ impl Gateway {
             shadow: Mutex::new(Some(shadow)),
             journal: Mutex::new(Some(journal)),
             socket: has_files.then(|| socket.unwrap_or_else(|| admin::socket_path(dir))),
-            shared,
+            shared: joined,
+            is_edge: config.role == Role::Gateway,
             streams,
             auth,
             sessions,
@@ -189,11 +190,12 @@ impl Gateway {
         Ok(gateway)
     }
 
-    /// Asks of the plane reach the shared ledger from here on.
+    /// Asks of the plane reach the shared store from here on.
     fn start_desk(&self) {
         let Some(shared) = &self.shared else { return };
         let health = Arc::clone(&self.health);
-        let (counter, desk) = Desk::new(Arc::clone(&shared.store), shared.in_flight_max, health);
+        let store = Arc::clone(&shared.store);
+        let (counter, desk) = Desk::new(store, shared.in_flight_max, health, !self.is_edge);
         self.driver.set_carrier(Box::new(counter));
         let task = tokio::spawn(desk.run(Arc::clone(&self.driver)));
         let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
@@ -203,8 +205,9 @@ impl Gateway {
     /// Where the ledger is was settled with the first thing this directory counted.
     fn check_ledger(&self) -> Result<(), JoinError> {
         let store = self.driver.look(|plane| plane.ledger().config().store);
-        let embedded = store == StoreMode::Embedded;
-        if embedded == self.shared.is_none() {
+        let embedded = store != StoreMode::Shared;
+        // The gateway role calls everybody by the names that all use, and spends nothing.
+        if embedded == (self.shared.is_none() || self.is_edge) {
             return Ok(());
         }
         Err(JoinError::OtherMode { embedded })
@@ -310,7 +313,8 @@ impl Gateway {
         }
         let version = self.next_version();
         let mut plane = convert::plane_config(config, self.accounts.ids(), version);
-        plane.quota = convert::quota_config(self.shared.as_ref().map(|shared| shared.owner));
+        let owner = self.shared.as_ref().map(|shared| shared.owner);
+        plane.quota = convert::quota_config(owner, self.is_edge);
         self.driver.submit(Input::Configured(Box::new(plane)));
         self.publish(catalog);
         Ok(())

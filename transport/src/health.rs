@@ -49,8 +49,11 @@ pub struct Health {
     written: Gauge,
     replayed: Gauge,
     store_asks: Family<Asked, Counter>,
+    shared_asks: Family<Shared, Counter>,
+    notes_dropped: Family<Dropped, Counter>,
     quota_degraded: Gauge,
     auth: auth::Meters,
+    shared_degraded: Gauge,
     notes: Mutex<Notes>,
 }
 
@@ -87,6 +90,17 @@ struct Concluded {
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct Asked {
     outcome: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct Shared {
+    part: &'static str,
+    outcome: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct Dropped {
+    part: &'static str,
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -128,8 +142,11 @@ impl Health {
             written: Gauge::default(),
             replayed: Gauge::default(),
             store_asks: Family::default(),
+            shared_asks: Family::default(),
+            notes_dropped: Family::default(),
             quota_degraded: Gauge::default(),
             auth: auth::Meters::default(),
+            shared_degraded: Gauge::default(),
             notes: Mutex::default(),
         };
         health.register();
@@ -174,11 +191,17 @@ impl Health {
         r.register("pointsman_registry_stale_seconds", help, self.registry_stale.clone());
         let help = "Asks to the shared quota store by what came of them";
         r.register("pointsman_quota_store_asks", help, self.store_asks.clone());
+        let help = "Asks for rates, keys and homes that gateways share, by what came of them";
+        r.register("pointsman_shared_asks", help, self.shared_asks.clone());
+        let help = "What the shared store was never told or asked";
+        r.register("pointsman_shared_dropped", help, self.notes_dropped.clone());
         let mut gauge = |name: &str, help: &str, metric: &Gauge| {
             r.register(name, help, metric.clone());
         };
         let help = "1 while only what was drawn ahead is spent";
         gauge("pointsman_quota_degraded", help, &self.quota_degraded);
+        let help = "1 while rates, keys or homes are this gateway's own";
+        gauge("pointsman_shared_degraded", help, &self.shared_degraded);
         gauge("pointsman_reservations", "Quota reservations held", &self.reservations);
         gauge("pointsman_plane_requests", "Requests the plane holds", &self.requests);
         gauge("pointsman_sessions", "Sessions with a home", &self.sessions);
@@ -218,6 +241,16 @@ impl Health {
     /// The shared quota store was asked, and this came of it.
     pub(crate) fn store_asked(&self, outcome: &'static str) {
         self.store_asks.get_or_create(&Asked { outcome }).inc();
+    }
+
+    /// What gateways share beside the ledger was asked for, and this came of it.
+    pub(crate) fn shared_asked(&self, part: &'static str, outcome: &'static str) {
+        self.shared_asks.get_or_create(&Shared { part, outcome }).inc();
+    }
+
+    /// So many were given up.
+    pub(crate) fn notes_dropped(&self, part: &'static str, count: u64) {
+        self.notes_dropped.get_or_create(&Dropped { part }).inc_by(count);
     }
 
     /// An attempt failed, in upstream's words: kept for `/health`, and logged where an operator must act.
@@ -381,7 +414,15 @@ impl Observer for Arc<Health> {
                 let state = if *degraded { "only what was drawn ahead" } else { "from the store" };
                 tracing::warn!("quota is spent {state} from here on");
             }
+            Observation::SharedDegraded(degraded) => {
+                self.shared_degraded.set(i64::from(*degraded));
+                let state = if *degraded { "by this gateway alone" } else { "with the others" };
+                tracing::warn!("rates, keys and sessions' homes are kept {state} from here on");
+            }
             Observation::Arrived { .. }
+            | Observation::Consulted { .. }
+            | Observation::ConsultLost { .. }
+            | Observation::Adopted { .. }
             | Observation::Granted { .. }
             | Observation::Denied { .. }
             | Observation::Picked { .. }

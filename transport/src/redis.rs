@@ -47,14 +47,16 @@
 mod client;
 mod desk;
 mod error;
+mod names;
 mod reply;
 mod runs;
 mod script;
 mod session_log;
 mod shared;
 mod stream_log;
+mod wave;
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use control::id::AccountId;
 use control::quota::{Ask, BalanceKey, HoldId, LedgerConfig, Reply, StoreAnswer, StoreOp, Sums};
@@ -62,11 +64,13 @@ use control::quota::{Ask, BalanceKey, HoldId, LedgerConfig, Reply, StoreAnswer, 
 pub use client::{Settings, SettingsError, Tls};
 pub use desk::{Counter, Desk};
 pub use error::StoreError;
+pub use names::{home_keys, home_name, key_key, rate_key};
 pub use runs::Runs;
 pub use script::{NUMBER_MAX, Told, keys, scripts};
 pub use session_log::SessionLog;
 pub use shared::{JoinError, Shared};
 pub use stream_log::{Beat, Claimed, Logged, Owned, Readers, Shipment, StreamLog};
+pub use wave::{Brought, Wave, wave_scripts};
 
 use crate::seam::Network;
 use client::Caller;
@@ -85,7 +89,7 @@ const PROBE_SECONDS: u64 = 60;
 /// The shared ledger.
 #[derive(Debug)]
 pub struct Store {
-    caller: Caller,
+    caller: Arc<Caller>,
     bounds: LedgerConfig,
     runs: Mutex<Runs>,
     /// Part of the run of a book this process makes.
@@ -112,7 +116,7 @@ impl Store {
         salt: u64,
         network: Network,
     ) -> Result<Self, SettingsError> {
-        let caller = Caller::new(settings, network)?;
+        let caller = Arc::new(Caller::new(settings, network)?);
         Ok(Self {
             caller,
             bounds,

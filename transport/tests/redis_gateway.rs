@@ -239,6 +239,7 @@ async fn ask(gateway: &Gateway, output_max: u64) -> Result<(), Why> {
         model: "m".to_owned(),
         principal: caller.principal,
         session: None,
+        session_name: None,
         idempotency: None,
         prompt: Tokens(3),
         output_max: Some(Tokens(output_max)),

@@ -17,6 +17,7 @@ use crate::outcome::AttemptEnd;
 use crate::plane::{ControlPlane, Observation, Outcome, Refusal, Spent, request_of_attempt};
 use crate::quota::{Denied, DenyReason, Unit, WindowKind};
 use crate::rate::RateUnit;
+use crate::shared::{Consulted, HomeAnswer, KeyAnswer, RatesAnswer};
 use crate::time::Instant;
 use crate::units::{Amount, MicroUsd};
 
@@ -138,6 +139,15 @@ impl Explanation {
             Observation::Denied { request, denied } => {
                 (request, format!("quota denied: {}", tell_denied(denied)))
             }
+            Observation::Consulted { request, answer, awaited } => {
+                let late = if *awaited { "" } else { ", too late to count" };
+                (request, format!("the store that gateways share says{late}: {}", tell_shared(answer)))
+            }
+            Observation::ConsultLost { request } => (
+                request,
+                "the store that gateways share does not answer: this gateway goes by what it knows itself"
+                    .to_string(),
+            ),
             Observation::Nobody { request, nobody } => {
                 (request, format!("nobody to pick: {nobody}"))
             }
@@ -292,6 +302,38 @@ fn tell_denied(denied: &Denied) -> String {
     }
 }
 
+/// What gateways share, as the store has it.
+fn tell_shared(answer: &Consulted) -> String {
+    let key = answer.idempotency.map(|key| match key {
+        KeyAnswer::Begun => "the key is new".to_string(),
+        KeyAnswer::InFlight => "another request with this key runs".into(),
+        KeyAnswer::Done => "another request with this key was answered".into(),
+        KeyAnswer::Mismatch => "this key came with another body".into(),
+    });
+    let rates = answer.rates.map(|rates| match rates {
+        RatesAnswer::Taken { .. } => "the rates have room".to_string(),
+        RatesAnswer::Refused { account, unit, limit, .. } => {
+            let unit = tell_rate(unit);
+            format!("over all gateways {account} has had its {limit} {unit} a minute")
+        }
+    });
+    let home = answer.home.as_ref().map(|home| match home {
+        HomeAnswer::Nowhere { .. } => "the session has no home".to_string(),
+        HomeAnswer::At { endpoint, epoch } => {
+            format!("the session is at home on {endpoint} (epoch {epoch})")
+        }
+    });
+    let parts: Vec<_> = [key, rates, home].into_iter().flatten().collect();
+    if parts.is_empty() { "nothing".into() } else { parts.join("; ") }
+}
+
+const fn tell_rate(unit: RateUnit) -> &'static str {
+    match unit {
+        RateUnit::Rpm => "requests",
+        RateUnit::Tpm => "tokens",
+    }
+}
+
 fn tell_refusal(refusal: &Refusal) -> String {
     match refusal {
         Refusal::UnknownModel => "no endpoint serves the model".into(),
@@ -300,20 +342,19 @@ fn tell_refusal(refusal: &Refusal) -> String {
             format!("no quota can be reserved just now; again in {}", short(*retry_after))
         }
         Refusal::RateLimited { account, unit, limit, retry_after } => {
-            let unit = match unit {
-                RateUnit::Rpm => "requests",
-                RateUnit::Tpm => "tokens",
-            };
+            let unit = tell_rate(*unit);
             format!("{account} may have {limit} {unit} a minute; again in {}", short(*retry_after))
         }
         Refusal::ModelBusy { retry_after } => {
             format!("the model takes no more just now; again in {}", short(*retry_after))
         }
         Refusal::TurnConflict => "another turn of the session runs".into(),
-        Refusal::IdempotencyInFlight { by } => format!("{by} is answering the same key now"),
-        Refusal::IdempotencyDone { by } => format!("{by} has answered the same key"),
+        Refusal::IdempotencyInFlight { by } => {
+            format!("{} is answering the same key now", tell_other(*by))
+        }
+        Refusal::IdempotencyDone { by } => format!("{} has answered the same key", tell_other(*by)),
         Refusal::IdempotencyMismatch { by } => {
-            format!("{by} came with the same key and another body")
+            format!("{} came with the same key and another body", tell_other(*by))
         }
         Refusal::NobodyLeft { members, draining, ejected, full, .. } => format!(
             "nobody is left: of {members} endpoints {draining} are draining, {ejected} have an open breaker, {full} are full"
@@ -329,6 +370,11 @@ fn tell_refusal(refusal: &Refusal) -> String {
         Refusal::Overloaded => "the gateway holds as many requests as it may".into(),
         Refusal::Lost => "the process stopped before anything was sent; nothing is charged".into(),
     }
+}
+
+/// Another gateway's requests have ids that name others here.
+fn tell_other(by: Option<RequestId>) -> String {
+    by.map_or_else(|| "a request of another gateway".into(), |by| by.to_string())
 }
 
 fn name(plane: &ControlPlane, id: EndpointId) -> String {

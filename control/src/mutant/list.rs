@@ -155,6 +155,19 @@ mutants! {
     /// `name_hash`).
     HomeBySlot "home-by-slot" breaks [4], pains [17];
 
+    // What gateways share.
+
+    /// Each gateway holds accounts to their rates by itself (`plane/sharing.rs`, `consult`).
+    RatesNotConsulted "rates-not-consulted" breaks [14], pains [];
+    /// A session that another gateway moved at the same time stays where this one put it (`plane/sharing.rs`, `hear_home`).
+    LostHomeKept "lost-home-kept" breaks [14], pains [17];
+    /// The others are not told that a key was charged (`plane/sharing.rs`, `tell_end`).
+    ChargedKeyNotTold "charged-key-not-told" breaks [14], pains [2];
+    /// What the shared rate refuses keeps what was reserved for it (`plane/end.rs`, `conclude`).
+    LimitedHoldKept "limited-hold-kept" breaks [3, 9], pains [1];
+    /// Each request waits for a store that is known to be away (`shared/asks.rs`, `ask` and `wants`).
+    ConsultsWhileAway "consults-while-away" breaks [14], pains [];
+
     // Breakers.
 
     /// An ejection that is over begins again (`breaker.rs`, `advance`).

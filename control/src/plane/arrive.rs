@@ -6,9 +6,9 @@ use alloc::vec::Vec;
 
 use super::ControlPlane;
 use super::effect::{Effect, Refusal, Spent};
-use super::input::{Arrival, Idempotency};
+use super::input::{Arrival, Idempotency, Session};
 use super::observation::{Observation, Stale};
-use super::request::{Phase, Request, request_of, reservation_of};
+use super::request::{Heard, Phase, Request, request_of, reservation_of};
 use crate::id::{AccountId, RequestId, ReservationId};
 use crate::quota::{Denied, DenyReason, Entry, Event, Fact, MAX_AMOUNT, Reserve};
 use crate::rate::{RateLimits, Signal};
@@ -64,9 +64,9 @@ impl ControlPlane {
         let tenant = arrival.principal.tenant;
         match self.idempotency.begin(self.now, tenant, key, body, request) {
             Begun::New => Ok(()),
-            Begun::InFlight { by } => Err(Refusal::IdempotencyInFlight { by }),
-            Begun::Done { by } => Err(Refusal::IdempotencyDone { by }),
-            Begun::Mismatch { by } => Err(Refusal::IdempotencyMismatch { by }),
+            Begun::InFlight { by } => Err(Refusal::IdempotencyInFlight { by: Some(by) }),
+            Begun::Done { by } => Err(Refusal::IdempotencyDone { by: Some(by) }),
+            Begun::Mismatch { by } => Err(Refusal::IdempotencyMismatch { by: Some(by) }),
             Begun::Full => Err(Refusal::Overloaded),
         }
     }
@@ -148,6 +148,7 @@ impl ControlPlane {
             rated: arrival.prompt + slice,
             rates,
             last_failure: None,
+            heard: Heard::default(),
             due: deadline,
             arrival,
         });
@@ -171,7 +172,7 @@ impl ControlPlane {
     }
 
     fn take_turn(&mut self, id: RequestId) {
-        let stored = self.requests[&id].arrival.session.filter(|session| session.stored);
+        let stored = self.requests[&id].arrival.session.filter(Session::is_stored);
         match stored.map(|session| self.turns.begin_turn(self.now, session.key, id)) {
             None | Some(Turn::Go) => self.reserve(id),
             Some(Turn::Wait { .. }) => self.set_phase(id, Phase::WaitingTurn),
@@ -196,9 +197,10 @@ impl ControlPlane {
         }
     }
 
-    /// The turn is this request's: ask for its tokens.
+    /// The turn is this request's: ask for its tokens, and in the same step for what is shared beside them.
     fn reserve(&mut self, id: RequestId) {
         self.set_phase(id, Phase::Reserving);
+        self.consult(id);
         let request = &self.requests[&id];
         // A client may allow itself a number of tokens that no ledger holds: what can be held is held.
         let amount = holdable(request.wanted());
@@ -251,7 +253,11 @@ impl ControlPlane {
         }
         self.note_covered(id, total);
         self.observe(Observation::Granted { request: id, total });
-        self.pick(id);
+        let heard = &mut self.requests.get_mut(&id).expect("it is reserving").heard;
+        heard.granted = true;
+        if !heard.awaits {
+            self.pick(id);
+        }
     }
 
     fn is_reserving(&self, id: RequestId) -> bool {

@@ -9,6 +9,7 @@ use crate::affinity::Binding;
 use crate::id::{AccountId, AttemptId, CallerToken, EndpointId, RequestId, SessionKey};
 use crate::outcome::Failure;
 use crate::quota::{Entry, StoreOp, Unit, WindowKind};
+use crate::shared::{Consult, Note};
 use crate::time::Instant;
 use crate::units::{Amount, Tokens};
 
@@ -57,6 +58,11 @@ pub enum Effect {
         /// How many attempts were made.
         attempts: u32,
     },
+    /// Ask the store that gateways share whether a request may go on, and where its session lives. Never emitted where
+    /// stores are embedded.
+    Consult(Box<Consult>),
+    /// Tell that store. Nobody waits for it.
+    Note(Box<Note>),
 }
 
 /// One attempt to be made.
@@ -105,6 +111,13 @@ pub enum Durable {
     Released {
         /// Which session.
         session: SessionKey,
+    },
+    /// The store that gateways share says where a session lives: it stands, even beside a home of the same epoch.
+    Adopted {
+        /// Which session.
+        session: SessionKey,
+        /// Where it lives now.
+        binding: Binding,
     },
 }
 
@@ -172,18 +185,18 @@ pub enum Refusal {
     TurnConflict,
     /// The same idempotency key is being answered now (409).
     IdempotencyInFlight {
-        /// By which request.
-        by: RequestId,
+        /// By which request. `None`: by one of another gateway.
+        by: Option<RequestId>,
     },
     /// The same idempotency key was answered before (409, or the stored answer where the shell still has it).
     IdempotencyDone {
-        /// By which request.
-        by: RequestId,
+        /// By which request. `None`: by one of another gateway.
+        by: Option<RequestId>,
     },
     /// The same idempotency key came with another body (422).
     IdempotencyMismatch {
-        /// With which request it came first.
-        by: RequestId,
+        /// With which request it came first. `None`: with one of another gateway.
+        by: Option<RequestId>,
     },
     /// Nobody is left to ask (503).
     NobodyLeft {

@@ -5,6 +5,7 @@ use core::time::Duration;
 use super::ControlPlane;
 use super::arrive::holdable;
 use super::effect::{Durable, Effect, Outcome, Refusal};
+use super::input::Session;
 use super::observation::{Observation, Stale};
 use super::request::{Attempt, Phase, Request, reservation_of};
 use crate::attempt::{Decision, History};
@@ -303,7 +304,9 @@ impl ControlPlane {
             Exit::Refused(refusal) => {
                 let gone = planted!(RefundLost) && refusal == Refusal::ClientGone;
                 let lost = planted!(CrashLeaks) && refusal == Refusal::Lost;
-                if !gone && !lost {
+                let limited = matches!(refusal, Refusal::RateLimited { .. });
+                let kept = planted!(LimitedHoldKept) && limited;
+                if !gone && !lost && !kept {
                     self.quota.refund(self.now, reservation_of(id));
                 }
                 self.drain_quota();
@@ -352,6 +355,7 @@ impl ControlPlane {
         let whole = matches!(exit, Exit::Answered { outcome: Outcome::Completed, .. });
         let charged = used > Tokens::ZERO && (whole || !planted!(KeyForgotten));
         self.free_idempotency(id, &request.arrival, charged);
+        self.tell_end(id, request, used, charged);
         self.concurrency.released(self.now, &request.arrival.model, load_signal(exit));
         for account in &request.rates {
             self.rate.adjust(self.now, *account, request.arrived, request.rated, used);
@@ -369,6 +373,7 @@ impl ControlPlane {
         };
         if let Some(session) = request.arrival.session.filter(|_| unavailable) {
             let session = session.key;
+            self.tell_homeless(request, session);
             if self.affinity.lookup(self.now, session).is_some() {
                 self.affinity.release(session);
                 self.effects.push_back(Effect::Persist(Durable::Released { session }));
@@ -381,7 +386,7 @@ impl ControlPlane {
         if planted!(TurnNeverPassed) && request.attempts == 0 {
             return;
         }
-        let Some(session) = request.arrival.session.filter(|session| session.stored) else {
+        let Some(session) = request.arrival.session.filter(Session::is_stored) else {
             return;
         };
         self.next_turns.extend(self.turns.end_turn(session.key, id));

@@ -11,6 +11,7 @@ use crate::id::{AttemptId, CallerToken, Digest, Principal, SessionKey};
 use crate::outcome::AttemptEnd;
 use crate::quota::{OpId, StoreAnswer};
 use crate::registry::{EndpointSpec, SourceKind};
+use crate::shared::{Consulted, Housed, SharedOpId};
 use crate::time::Wall;
 use crate::units::Tokens;
 
@@ -97,6 +98,15 @@ pub enum Input {
         /// Which ask.
         op: OpId,
     },
+    /// The store that gateways share answered what a request was to be let through by.
+    Consulted(Box<Consulted>),
+    /// The store cannot be consulted, and this consultation will have no answer. It may have been performed.
+    ConsultFailed {
+        /// Which.
+        op: SharedOpId,
+    },
+    /// The store says where a session lives, after it was told.
+    Housed(Box<Housed>),
 }
 
 /// A request as it arrives: ids, counts and keyed hashes, never a user's text.
@@ -130,9 +140,33 @@ pub struct Arrival {
 pub struct Session {
     /// The keyed hash.
     pub key: SessionKey,
-    /// True only for a session that is stored under its name: it has turn order. A key sent for stickiness, or derived
-    /// from a prefix, never orders anything.
-    pub stored: bool,
+    /// What its key is a hash of.
+    pub kind: SessionKind,
+}
+
+impl Session {
+    /// Whether its turns are in order.
+    #[must_use]
+    pub fn is_stored(&self) -> bool {
+        self.kind == SessionKind::Stored
+    }
+
+    /// Whether it has a name, under which gateways can share its home.
+    #[must_use]
+    pub fn is_named(&self) -> bool {
+        self.kind != SessionKind::Hint
+    }
+}
+
+/// What a session's key is a hash of. Written as earlier versions wrote whether it is stored: the order stays.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SessionKind {
+    /// How the conversation opens: a hint where its prefix may be, and no more.
+    Hint,
+    /// A name under which the session is stored. Only such a session has turn order.
+    Stored,
+    /// A name that was sent for stickiness. It orders nothing.
+    Named,
 }
 
 /// An idempotency key and the body it was sent with.

@@ -134,6 +134,7 @@ impl ControlPlane {
         }
         self.idempotency.expire(self.now);
         self.affinity.expire(self.now, EXPIRED_PER_STEP);
+        self.consults_due(DUE_PER_STEP);
         for _ in 0..DUE_PER_STEP {
             match self.timers.first() {
                 Some((due, id)) if *due <= self.now => self.request_due(*id),

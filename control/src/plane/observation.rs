@@ -11,6 +11,7 @@ use crate::id::{AttemptId, EndpointId, RequestId, ReservationId, SessionKey};
 use crate::outcome::AttemptEnd;
 use crate::quota::Denied;
 use crate::registry::Refused as SourceRefused;
+use crate::shared::{Consulted, SharedOpId};
 use crate::units::{Amount, Tokens};
 use crate::{attempt, time::Instant};
 
@@ -48,6 +49,27 @@ pub enum Observation {
         request: RequestId,
         /// Why.
         denied: Denied,
+    },
+    /// The store that gateways share was consulted, and answered.
+    Consulted {
+        /// For which request.
+        request: RequestId,
+        /// What it says.
+        answer: Box<Consulted>,
+        /// False where the request has gone on alone meanwhile: it decides nothing.
+        awaited: bool,
+    },
+    /// The store that gateways share did not answer: the request goes on with what this plane knows.
+    ConsultLost {
+        /// Which request.
+        request: RequestId,
+    },
+    /// The store that gateways share says where a session lives.
+    Adopted {
+        /// Which session.
+        session: SessionKey,
+        /// Its home now.
+        binding: Binding,
     },
     /// An endpoint was picked.
     Picked {
@@ -176,6 +198,8 @@ pub enum Observation {
     },
     /// The shared quota store cannot be reached (`true`), or can again.
     QuotaDegraded(bool),
+    /// The store that gateways share cannot be consulted (`true`), for all or for part of what is asked of it, or can again.
+    SharedDegraded(bool),
     /// An input named something that has ended or never was: a normal race.
     Stale(Stale),
 }
@@ -191,4 +215,6 @@ pub enum Stale {
     Reservation(ReservationId),
     /// An endpoint's name.
     Endpoint,
+    /// A consultation, or a note.
+    Shared(SharedOpId),
 }

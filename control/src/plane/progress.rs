@@ -59,9 +59,13 @@ impl ControlPlane {
             return;
         }
         let before = self.affinity.lookup(self.now, session).map(|b| (b.endpoint, b.epoch));
-        let bound = self.affinity.bind(self.now, session, endpoint);
+        let heard = self.requests.get(&request).and_then(|request| request.heard.home);
+        let (known, floor) = (self.affinity.epoch(session), heard.map_or(0, |(_, epoch)| epoch));
+        let bound = self.affinity.bind_above(self.now, session, endpoint, floor);
         let binding = bound.binding;
-        if before != Some((binding.endpoint, binding.epoch)) {
+        let moved = before != Some((binding.endpoint, binding.epoch));
+        self.tell_home(request, session, moved, known);
+        if moved {
             let moved_from = bound.moved_from;
             self.effects.push_back(Effect::Persist(Durable::Binding { session, binding }));
             self.observe(Observation::Bound { request, session, binding, moved_from });

@@ -1,18 +1,22 @@
 //! One request, from arrival to its one outcome.
 //!
-//! Two phases have a second name below: *begun* is an attempt whose first token has gone to the client, and *waiting* is
-//! for the turn of a stored session. What ends a request ends it in the same step, as *refused* (nothing of an answer
+//! Some phases have other names below: *begun* is an attempt whose first token has gone to the client, and *waiting* is
+//! for the turn of a stored session. A request that is *reserving* waits for the ledger alone, one that is *consulting* has
+//! its reservation and waits for what gateways share, one that is *asking* waits for both; it is *let through* or *turned
+//! away* there, or *unanswered*, in time or by a wait that is over. What ends a request ends it in the same step, as *refused* (nothing of an answer
 //! was sent, all is refunded) or as one of the outcomes. A dash is an event that cannot reach the phase, or is stale.
 //!
-//! | phase      | turn comes | granted    | denied  | accepted   | first token | limit met | completed | failed  | failed for good | cancelled | client gone | timer      |
-//! |------------|------------|------------|---------|------------|-------------|-----------|-----------|---------|-----------------|-----------|-------------|------------|
-//! | waiting    | reserving  | -          | -       | -          | -           | -         | -         | -       | -               | -         | refused     | refused    |
-//! | reserving  | -          | attempting | refused | -          | -           | -         | -         | -       | -               | -         | refused     | refused    |
-//! | attempting | -          | -          | -       | attempting | begun       | -         | completed | backoff | refused         | refused   | refused     | refused    |
-//! | begun      | -          | -          | -       | begun      | begun       | cutting   | completed | broken  | broken          | cancelled | cancelled   | broken     |
-//! | backoff    | -          | -          | -       | -          | -           | -         | -         | -       | -               | -         | refused     | attempting |
-//! | resuming   | -          | -          | -       | -          | -           | -         | -         | -       | -               | -         | cancelled   | attempting |
-//! | cutting    | -          | -          | -       | cutting    | cutting     | cutting   | completed | spent   | spent           | spent     | cancelled   | spent      |
+//! | phase      | turn comes | granted    | denied  | let through | turned away | unanswered | accepted   | first token | limit met | completed | failed     | failed for good | cancelled | client gone | timer |
+//! |------------|------------|------------|---------|-------------|-------------|------------|------------|-------------|-----------|-----------|------------|-----------------|-----------|-------------|-------|
+//! | waiting    | asking     | -          | -       | -           | -           | -          | -          | -           | -         | -         | -          | -               | -         | refused     | refused |
+//! | asking     | -          | consulting | refused | reserving   | refused     | reserving  | -          | -           | -         | -         | -          | -               | -         | refused     | refused |
+//! | reserving  | -          | attempting | refused | -           | -           | -          | -          | -           | -         | -         | -          | -               | -         | refused     | refused |
+//! | consulting | -          | -          | -       | attempting  | refused     | attempting | -          | -           | -         | -         | -          | -               | -         | refused     | refused |
+//! | attempting | -          | -          | -       | -           | -           | -          | attempting | begun       | -         | completed | backoff    | refused         | refused   | refused     | refused |
+//! | begun      | -          | -          | -       | -           | -           | -          | begun      | begun       | cutting   | completed | broken     | broken          | cancelled | cancelled   | broken |
+//! | backoff    | -          | -          | -       | -           | -           | -          | -          | -           | -         | -         | -          | -               | -         | refused     | attempting |
+//! | resuming   | -          | -          | -       | -           | -           | -          | -          | -           | -         | -         | -          | -               | -         | cancelled   | attempting |
+//! | cutting    | -          | -          | -       | -           | -           | -          | cutting    | cutting     | cutting   | completed | spent      | spent           | spent     | cancelled   | spent |
 //!
 //! *Resuming* is the backoff of a request that has begun: where an endpoint with the fingerprint of the one that broke off can
 //! be asked, *begun* goes there on *failed* instead of *broken*, and an attempt from there is one that has begun.
@@ -35,6 +39,7 @@ use crate::id::{AccountId, AttemptId, EndpointId, Minted, RequestId, Reservation
 use crate::outcome::Failure;
 use crate::rate::RateLimits;
 use crate::registry::Fingerprint;
+use crate::shared::SharedOpId;
 use crate::time::Instant;
 use crate::units::{Amount, Price, Tokens, Usage};
 
@@ -102,8 +107,27 @@ pub(super) struct Request {
     /// The limits it was admitted under. Pinned: were its end told to others, a reload would leak what is held.
     pub rates: Vec<(AccountId, RateLimits)>,
     pub last_failure: Option<Failure>,
+    /// What was heard of its reservation and its consultation.
+    pub heard: Heard,
     /// The instant under which the request stands in the timer set.
     pub due: Instant,
+}
+
+/// What a request has heard of the one wave that it waits for before it is sent out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Heard {
+    /// The ledger holds its tokens.
+    pub granted: bool,
+    /// The consultation on its way, waited for or late.
+    pub out: Option<SharedOpId>,
+    /// It is waited for.
+    pub awaits: bool,
+    /// The store may hold its key for it.
+    pub claims: bool,
+    /// The slot in which the store holds its tokens.
+    pub until: Option<u64>,
+    /// Where the store says its session lives, as far as that is an endpoint of ours, and under which epoch.
+    pub home: Option<(Option<EndpointId>, u64)>,
 }
 
 impl Request {

@@ -36,7 +36,16 @@ impl ControlPlane {
         }
         self.drain_quota();
         // The callers of that life are gone with it: nobody is there to be told. Stores are.
-        self.effects.retain(|effect| matches!(effect, Effect::Persist(_) | Effect::Reserve(_)));
+        self.shared.forget();
+        self.effects.retain(|effect| match effect {
+            Effect::Persist(_) | Effect::Reserve(_) | Effect::Note(_) => true,
+            Effect::Admitted { .. }
+            | Effect::Dispatch(_)
+            | Effect::Cancel { .. }
+            | Effect::Reject { .. }
+            | Effect::Finish { .. }
+            | Effect::Consult(_) => false,
+        });
     }
 
     /// Goes over a step that another logic decided: time passes, and what people and sources said is taken in, since the
@@ -62,6 +71,9 @@ impl ControlPlane {
             }
             Input::StoreAnswered(_)
             | Input::StoreFailed { .. }
+            | Input::Consulted(_)
+            | Input::ConsultFailed { .. }
+            | Input::Housed(_)
             | Input::AttemptAccepted { .. }
             | Input::FirstToken { .. }
             | Input::Progress { .. }
@@ -82,6 +94,9 @@ impl ControlPlane {
                 self.affinity.restore(*session, *binding);
             }
             Durable::Released { session } => self.affinity.release(*session),
+            Durable::Adopted { session, binding } => {
+                self.affinity.adopt(*session, *binding);
+            }
         }
     }
 

@@ -8,6 +8,7 @@ mod admission;
 mod attempts;
 mod breakers;
 pub(crate) mod chaos;
+pub(crate) mod gateways;
 
 mod lives;
 mod membership;

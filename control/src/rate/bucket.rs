@@ -122,7 +122,7 @@ fn leaked(held: &Held, now: Instant, pace: Pace) -> bool {
 }
 
 /// The burst, lengthened to what one unit takes to drain: a shorter one would admit nothing, ever.
-pub(super) fn at_least_one(limit: u64, burst: Duration) -> Duration {
+pub(crate) fn at_least_one(limit: u64, burst: Duration) -> Duration {
     let one = MINUTE_NANOS.div_ceil(u128::from(limit.max(1)));
     burst.max(Duration::from_nanos(u64::try_from(one).unwrap_or(u64::MAX)))
 }

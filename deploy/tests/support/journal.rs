@@ -96,6 +96,10 @@ impl Told {
             | Observation::SourceRefused { .. }
             | Observation::ChargeLost { .. }
             | Observation::QuotaDegraded(_)
+            | Observation::SharedDegraded(_)
+            | Observation::Consulted { .. }
+            | Observation::ConsultLost { .. }
+            | Observation::Adopted { .. }
             | Observation::Stale(_) => {}
         }
     }

@@ -58,6 +58,9 @@ impl Affinity {
             | Input::RequestArrived(_)
             | Input::StoreAnswered(_)
             | Input::StoreFailed { .. }
+            | Input::Consulted(_)
+            | Input::ConsultFailed { .. }
+            | Input::Housed(_)
             | Input::Progress { .. }
             | Input::ClientGone { .. }
             | Input::Timeout => None,
@@ -93,6 +96,13 @@ impl Affinity {
                 }
             }
         }
+        let (position, epoch, endpoint) = (step.position, binding.epoch, binding.endpoint);
+        homes.push(Home { position, epoch, endpoint, released: false });
+    }
+
+    /// The store says where a session lives: perhaps elsewhere under the same epoch, where two moved it at once.
+    pub fn adopted(&mut self, step: &Step<'_>, session: SessionKey, binding: Binding) {
+        let homes = self.gateways[step.gateway as usize].entry(session).or_default();
         let (position, epoch, endpoint) = (step.position, binding.epoch, binding.endpoint);
         homes.push(Home { position, epoch, endpoint, released: false });
     }

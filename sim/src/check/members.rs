@@ -117,6 +117,9 @@ impl Members {
             | Input::RequestArrived(_)
             | Input::StoreAnswered(_)
             | Input::StoreFailed { .. }
+            | Input::Consulted(_)
+            | Input::ConsultFailed { .. }
+            | Input::Housed(_)
             | Input::AttemptAccepted { .. }
             | Input::FirstToken { .. }
             | Input::Progress { .. }
@@ -162,6 +165,10 @@ impl Members {
             | Observation::Configured { .. }
             | Observation::ChargeLost { .. }
             | Observation::QuotaDegraded(_)
+            | Observation::SharedDegraded(_)
+            | Observation::Consulted { .. }
+            | Observation::ConsultLost { .. }
+            | Observation::Adopted { .. }
             | Observation::Stale(_) => {}
         }
     }

@@ -141,6 +141,9 @@ impl Requests {
             | Input::RequestArrived(_)
             | Input::StoreAnswered(_)
             | Input::StoreFailed { .. }
+            | Input::Consulted(_)
+            | Input::ConsultFailed { .. }
+            | Input::Housed(_)
             | Input::AttemptAccepted { .. }
             | Input::ClientGone { .. }
             | Input::Timeout => {}
@@ -297,7 +300,9 @@ impl Requests {
                     verdict.fail(Invariant::Deadlines, step.at, text);
                 }
             }
-            Input::RequestArrived(arrival) if arrival.session.is_some_and(|own| own.stored) => {
+            Input::RequestArrived(arrival)
+                if arrival.session.is_some_and(|own| own.is_stored()) =>
+            {
                 let Some(request) = self.of(arrival.caller) else { return };
                 let turns = self.turns(step.gateway, request);
                 let waiting = self.config(step.gateway).session.waiting_max as usize;
@@ -315,6 +320,9 @@ impl Requests {
             | Input::RequestArrived(_)
             | Input::StoreAnswered(_)
             | Input::StoreFailed { .. }
+            | Input::Consulted(_)
+            | Input::ConsultFailed { .. }
+            | Input::Housed(_)
             | Input::AttemptAccepted { .. }
             | Input::FirstToken { .. }
             | Input::Progress { .. }

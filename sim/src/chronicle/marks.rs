@@ -88,6 +88,9 @@ impl Marks {
             | Input::RequestArrived(_)
             | Input::StoreAnswered(_)
             | Input::StoreFailed { .. }
+            | Input::Consulted(_)
+            | Input::ConsultFailed { .. }
+            | Input::Housed(_)
             | Input::AttemptAccepted { .. }
             | Input::FirstToken { .. }
             | Input::Progress { .. }
@@ -119,6 +122,13 @@ impl Marks {
                 }
                 Observation::QuotaDegraded(false) => {
                     self.add(step.at, host, "reaches the quota store again".to_owned());
+                }
+                Observation::SharedDegraded(true) => {
+                    let text = "cannot consult the store: goes by what it knows itself".to_owned();
+                    self.add(step.at, host, text);
+                }
+                Observation::SharedDegraded(false) => {
+                    self.add(step.at, host, "consults the store again".to_owned());
                 }
                 Observation::ChargeLost { reservation, actual } => {
                     let text =

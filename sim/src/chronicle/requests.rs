@@ -101,6 +101,9 @@ impl Requests {
             | Input::Drain { .. }
             | Input::StoreAnswered(_)
             | Input::StoreFailed { .. }
+            | Input::Consulted(_)
+            | Input::ConsultFailed { .. }
+            | Input::Housed(_)
             | Input::AttemptAccepted { .. }
             | Input::FirstToken { .. }
             | Input::AttemptEnded { .. }
@@ -393,8 +396,9 @@ fn asked(arrival: &Arrival) -> String {
     let most = most.unwrap_or_default();
     let patience = arrival.patience.map(|p| format!(", waits {}", words::span(p)));
     let key = arrival.idempotency.map_or("", |_| ", with an idempotency key");
-    let turn =
-        arrival.session.map_or("", |s| if s.stored { ", a turn of a stored session" } else { "" });
+    let turn = arrival
+        .session
+        .map_or("", |s| if s.is_stored() { ", a turn of a stored session" } else { "" });
     format!(
         "+0 ms: asks {} for {how} to a prompt of {} tokens{most}{}{key}{turn}",
         arrival.model,
@@ -431,6 +435,10 @@ fn concerns(observation: &Observation) -> Option<RequestId> {
         | Observation::Configured { .. }
         | Observation::ChargeLost { .. }
         | Observation::QuotaDegraded(_)
+        | Observation::SharedDegraded(_)
+        | Observation::Consulted { .. }
+        | Observation::ConsultLost { .. }
+        | Observation::Adopted { .. }
         | Observation::Stale(_) => None,
     }
 }

@@ -7,6 +7,7 @@ use control::quota::{Ask, At, Entry, Ledger, LedgerConfig, OpId, OwnerId, StoreO
 use control::{Instant, Wall};
 
 use super::Command;
+use super::common::{Common, READS};
 use super::resp::Said;
 use super::words::{Arguments, ELSEWHERE, HERE, Unreadable, named, row, told};
 
@@ -29,6 +30,7 @@ pub enum Stance {
 pub struct Server {
     tenants: BTreeMap<AccountId, Tenant>,
     texts: BTreeMap<Vec<u8>, Vec<u8>>,
+    common: Common,
     /// The SHAs of scripts that this process has been given.
     scripts: BTreeSet<String>,
     /// What each call wrote, in order: as a replica would receive it.
@@ -66,6 +68,7 @@ impl Default for Server {
         Self {
             tenants: BTreeMap::new(),
             texts: BTreeMap::new(),
+            common: Common::default(),
             scripts: BTreeSet::new(),
             calls: Vec::new(),
             made: Vec::new(),
@@ -80,7 +83,17 @@ impl Server {
     pub fn answer(&mut self, at: At, command: &Command) -> Said {
         let Some((name, words)) = command.split_first() else { return unknown() };
         let name = String::from_utf8_lossy(name).to_ascii_uppercase();
-        let writes = matches!(&*name, "SET" | "SETNX" | "EVAL" | "EVALSHA");
+        let reads = || {
+            let first = words.first().map(Vec::as_slice).unwrap_or_default();
+            known().any(|(name, text, sha)| {
+                name == READS && (text.as_bytes() == first || sha.as_bytes() == first)
+            })
+        };
+        let writes = match &*name {
+            "SET" | "SETNX" => true,
+            "EVAL" | "EVALSHA" => !reads(),
+            _ => false,
+        };
         if let Some(refusal) = self.refusal(&name, writes) {
             return refusal;
         }
@@ -156,12 +169,17 @@ impl Server {
     }
 
     fn perform(&mut self, at: At, sha: &str, words: &[Vec<u8>]) -> Result<Said, Unreadable> {
-        let known = transport::redis::scripts().into_iter().find(|(.., known)| *known == sha);
-        let (script, ..) = known.ok_or(Unreadable)?;
+        let (script, ..) = known().find(|(.., known)| *known == sha).ok_or(Unreadable)?;
         let mut head = Arguments::new(words);
-        let keys = usize::try_from(head.number()?).map_err(|_| Unreadable)?;
-        let tenant = tenant_of(head.text()?)?;
-        let mut arguments = Arguments::new(words.get(keys + 1..).ok_or(Unreadable)?);
+        let count = usize::try_from(head.number()?).map_err(|_| Unreadable)?;
+        let keys = (0..count).map(|_| head.text()).collect::<Result<Vec<_>, _>>()?;
+        let arguments = Arguments::new(words.get(count + 1..).ok_or(Unreadable)?);
+        let micros = at.now.as_nanos() / 1_000;
+        if let Some(said) = self.common.run(micros, script, &keys, arguments) {
+            return said;
+        }
+        let tenant = tenant_of(keys.first().ok_or(Unreadable)?)?;
+        let mut arguments = Arguments::new(words.get(count + 1..).ok_or(Unreadable)?);
         if script == "balances" {
             let (after, count) = (arguments.text()?, arguments.number()?);
             return Ok(self.balances(tenant, after, count));
@@ -211,6 +229,7 @@ impl Server {
         if !with_data {
             self.tenants.clear();
             self.texts.clear();
+            self.common = Common::default();
             self.calls.clear();
         }
     }
@@ -218,6 +237,7 @@ impl Server {
     /// A replica takes over which lacks the last calls, though they were acknowledged.
     pub fn fail_over(&mut self, lose: usize) {
         self.restart(true);
+        self.common.lose(lose);
         self.calls.truncate(self.calls.len().saturating_sub(lose));
         let before = std::mem::take(&mut self.tenants);
         for (tenant, entries) in &self.calls {
@@ -266,8 +286,12 @@ impl Tenant {
 }
 
 fn sha_of(text: &[u8]) -> Option<&'static str> {
-    let known = transport::redis::scripts();
-    known.into_iter().find(|(_, known, _)| known.as_bytes() == text).map(|(.., sha)| sha)
+    known().find(|(_, known, _)| known.as_bytes() == text).map(|(.., sha)| sha)
+}
+
+/// The product's scripts: name, text and SHA.
+fn known() -> impl Iterator<Item = (&'static str, &'static str, &'static str)> {
+    transport::redis::scripts().into_iter().chain(transport::redis::wave_scripts())
 }
 
 fn tenant_of(key: &str) -> Result<AccountId, Unreadable> {

@@ -139,11 +139,11 @@ fn run(text: &str) -> Option<String> {
     (!text.is_empty()).then(|| text.to_owned())
 }
 
-fn parsed(text: &str) -> Read<u64> {
+pub(super) fn parsed(text: &str) -> Read<u64> {
     text.parse().map_err(|_| Unreadable)
 }
 
-fn hex(text: &str) -> Read<u64> {
+pub(super) fn hex(text: &str) -> Read<u64> {
     u64::from_str_radix(text, 16).map_err(|_| Unreadable)
 }
 

@@ -280,6 +280,9 @@ impl Follower {
             | Input::Drain { .. }
             | Input::StoreAnswered(_)
             | Input::StoreFailed { .. }
+            | Input::Consulted(_)
+            | Input::ConsultFailed { .. }
+            | Input::Housed(_)
             | Input::AttemptAccepted { .. }
             | Input::FirstToken { .. }
             | Input::Progress { .. }
@@ -289,7 +292,7 @@ impl Follower {
         };
         let entries = record.durables.into_iter().filter_map(|durable| match durable {
             Durable::Entry(entry) => Some(entry),
-            Durable::Binding { .. } | Durable::Released { .. } => None,
+            Durable::Binding { .. } | Durable::Released { .. } | Durable::Adopted { .. } => None,
         });
         let step = Step { digest, entries: entries.collect(), key };
         let before = self.used.clone();

@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, VecDeque};
 use control::id::{AttemptId, CallerToken, RequestId};
 use control::plane::{Effect, Input};
 use control::quota::{Entry, OpId};
+use control::shared::SharedOpId;
 
 use super::words;
 use crate::check::Violation;
@@ -23,6 +24,7 @@ pub struct Tail {
     callers: BTreeMap<(u32, CallerToken), RequestId>,
     attempts: BTreeMap<(u32, AttemptId), (RequestId, Box<str>)>,
     asks: BTreeMap<(u32, OpId), RequestId>,
+    consults: BTreeMap<(u32, SharedOpId), RequestId>,
 }
 
 /// One thing that happened.
@@ -51,6 +53,7 @@ impl Tail {
             callers: BTreeMap::new(),
             attempts: BTreeMap::new(),
             asks: BTreeMap::new(),
+            consults: BTreeMap::new(),
         }
     }
 
@@ -137,6 +140,8 @@ impl Tail {
                     self.attempts.insert((gateway, order.attempt), to);
                 }
                 Effect::Reserve(_)
+                | Effect::Consult(_)
+                | Effect::Note(_)
                 | Effect::Cancel { .. }
                 | Effect::Persist(_)
                 | Effect::Reject { .. }
@@ -154,6 +159,9 @@ impl Tail {
             }
             Input::StoreAnswered(answer) => self.asks.get(&(gateway, answer.op)),
             Input::StoreFailed { op } => self.asks.get(&(gateway, *op)),
+            Input::Consulted(answer) => self.consults.get(&(gateway, answer.op)),
+            Input::ConsultFailed { op } => self.consults.get(&(gateway, *op)),
+            Input::Housed(housed) => self.consults.get(&(gateway, housed.op)),
             Input::Restarted { .. }
             | Input::WallTime(_)
             | Input::Configured(_)
@@ -167,6 +175,10 @@ impl Tail {
             for effect in effects {
                 if let Effect::Reserve(op) = effect {
                     self.asks.insert((gateway, op.op), request);
+                } else if let Effect::Consult(consult) = effect {
+                    self.consults.insert((gateway, consult.op), consult.request);
+                } else if let Effect::Note(note) = effect {
+                    self.consults.insert((gateway, note.op), request);
                 }
             }
         }

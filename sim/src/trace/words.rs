@@ -9,6 +9,7 @@ use std::fmt::Debug;
 use control::outcome::AttemptEnd;
 use control::plane::{Arrival, Durable, Effect, Input};
 use control::quota::{Ask, Fact, HoldId, Reply};
+use control::shared::{Consult, Consulted, HomeAnswer, Noted};
 
 /// An input as somebody would tell it. What happens all the time and says nothing is `None`.
 pub(super) fn input(input: &Input) -> Option<String> {
@@ -28,6 +29,20 @@ pub(super) fn input(input: &Input) -> Option<String> {
             format!("hears from the store, op {}: {}", answer.op.0, reply(&answer.reply))
         }
         Input::StoreFailed { op } => format!("hears that op {} cannot reach the store", op.0),
+        Input::Consulted(answer) => {
+            format!("is told by the store, consult {}: {}", answer.op.0, told(answer))
+        }
+        Input::ConsultFailed { op } => {
+            format!("hears that consult {} cannot reach the store", op.0)
+        }
+        Input::Housed(housed) => {
+            format!(
+                "is told by the store, note {}: {:?} is {}",
+                housed.op.0,
+                housed.session,
+                home(&housed.home)
+            )
+        }
         Input::AttemptAccepted { attempt } => format!("{attempt} is accepted"),
         Input::FirstToken { attempt } => format!("{attempt} brings its first token"),
         Input::Progress { attempt, produced } => format!("{attempt} has brought {produced}"),
@@ -52,12 +67,58 @@ pub(super) fn effect(effect: &Effect) -> String {
             format!("binds {session:?} to {to:?}, epoch {epoch}")
         }
         Effect::Persist(Durable::Released { session }) => format!("releases {session:?}"),
+        Effect::Persist(Durable::Adopted { session, binding }) => {
+            let (to, epoch) = (binding.endpoint, binding.epoch);
+            format!("takes over that {session:?} is at {to:?}, epoch {epoch}")
+        }
+        Effect::Consult(consult) => consulted(consult),
+        Effect::Note(note) => format!("tells the store, note {}: {}", note.op.0, noted(&note.what)),
         Effect::Reject { request, refusal, .. } => {
             format!("refuses {request}: {}", plain(refusal))
         }
         Effect::Finish { request, outcome, charged, attempts, .. } => {
             let (outcome, tokens) = (plain(outcome), charged.tokens);
             format!("ends {request}: {outcome}, charged {tokens} after {attempts} attempts")
+        }
+    }
+}
+
+fn consulted(consult: &Consult) -> String {
+    let mut parts = Vec::new();
+    parts
+        .extend(consult.rates.iter().map(|take| format!("{} {}", plain(&take.unit), take.account)));
+    parts.extend(consult.idempotency.map(|claim| format!("key {:?}", claim.idempotency.key)));
+    parts.extend(consult.home.map(|session| format!("home of {session:?}")));
+    format!("consults the store, {}, for {}: {}", consult.op.0, consult.request, parts.join(", "))
+}
+
+fn told(answer: &Consulted) -> String {
+    let mut parts = Vec::new();
+    parts.extend(answer.rates.map(|rates| plain(&rates)));
+    parts.extend(answer.idempotency.map(|key| format!("key {}", plain(&key))));
+    parts.extend(answer.home.as_ref().map(home));
+    if parts.is_empty() { "nothing".to_owned() } else { parts.join("; ") }
+}
+
+fn home(home: &HomeAnswer) -> String {
+    match home {
+        HomeAnswer::Nowhere { epoch } => format!("nowhere, epoch {epoch}"),
+        HomeAnswer::At { endpoint, epoch } => format!("at {endpoint}, epoch {epoch}"),
+    }
+}
+
+fn noted(what: &Noted) -> String {
+    match what {
+        Noted::Rates(corrections) => format!("{} limits were used otherwise", corrections.len()),
+        Noted::Key { idempotency, charged: true, .. } => {
+            format!("key {:?} was charged", idempotency.key)
+        }
+        Noted::Key { idempotency, .. } => format!("key {:?} is free", idempotency.key),
+        Noted::Home { session, endpoint, believed, .. } => {
+            format!("{session:?} was accepted at {endpoint}, epoch {believed} believed")
+        }
+        Noted::Homeless { session, believed } => {
+            format!("{session:?} has no home, epoch {believed} believed")
         }
     }
 }
@@ -189,7 +250,10 @@ mod tests {
     #[test]
     fn a_value_is_told_without_its_punctuation() {
         let by = RequestId(Minted { incarnation: 1, counter: 45 });
-        assert_eq!(plain(&Refusal::IdempotencyDone { by }), "idempotency done by req_1-2d");
+        assert_eq!(
+            plain(&Refusal::IdempotencyDone { by: Some(by) }),
+            "idempotency done by req_1-2d"
+        );
         assert_eq!(plain(&Failure::Timeout(Stage::FirstToken)), "timeout first token");
         assert_eq!(plain(&Some(Failure::Status(502))), "status 502");
     }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use control::id::{CallerToken, Digest, Principal, SessionKey};
-use control::plane::{Arrival, Idempotency, Input, Session};
+use control::plane::{Arrival, Idempotency, Input, Session, SessionKind};
 use control::units::Tokens;
 
 use super::World;
@@ -159,7 +159,10 @@ fn arrival(call: u32, ask: &Ask) -> Arrival {
             user: ask.user.map(|user| user_account(ask.tenant, user)),
             key: None,
         },
-        session: ask.session.map(|id| Session { key: hint(id), stored: ask.stored }),
+        session: ask.session.map(|id| Session {
+            key: hint(id),
+            kind: if ask.stored { SessionKind::Stored } else { SessionKind::Hint },
+        }),
         idempotency: ask.key.map(|key| Idempotency {
             key: Digest(u128::from(key)),
             // Who uses a key twice seldom asks the same.

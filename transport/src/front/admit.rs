@@ -2,8 +2,8 @@
 
 use axum::body::Body;
 use bytes::Bytes;
-use control::id::{Digest, SessionKey};
-use control::plane::{Idempotency, Session};
+use control::id::Digest;
+use control::plane::{Idempotency, Session, SessionKind};
 use http::StatusCode;
 use http::request::Parts;
 
@@ -14,6 +14,7 @@ use super::head::{self, Head};
 use super::record::Record;
 use super::{Shared, body, sessions, unknown};
 use crate::exchange::{Behalf, Call, Chat, Model, Operation, Stored};
+use crate::redis::home_name;
 use crate::sessions::Sessions;
 use crate::trace::Trace;
 use crate::upstream::Secret;
@@ -56,8 +57,8 @@ pub(super) async fn admit<C: Chat>(
         Some(stored) if !shared.edge => Some(stored.id.to_string()),
         Some(_) | None => name,
     };
-    let session = session(shared, &caller, name, &asked)
-        .map(|key| Session { key, stored: is_stored && !shared.edge });
+    let session_name = name.as_deref().map(|name| home_name(&caller.tenant_name, name).into());
+    let session = session(shared, &caller, name, &asked, is_stored);
     record.session(session);
     let idempotency = match shared.edge {
         false => idempotency(shared, &caller, &head, parts, &bytes),
@@ -69,6 +70,7 @@ pub(super) async fn admit<C: Chat>(
         operation,
         principal: caller.principal,
         session,
+        session_name,
         idempotency,
         prompt: asked.prompt,
         output_max: asked.output_max,
@@ -144,11 +146,19 @@ fn session<C: Chat>(
     caller: &Caller,
     name: Option<String>,
     asked: &Ask<'_>,
-) -> Option<SessionKey> {
-    // A digest is keyed, so nobody can name a session that meets somebody's opening.
-    let hint = || asked.opening.map(|text| opening_name(shared.auth.digest(text.as_bytes())));
-    let name = name.or_else(hint)?;
-    Some(shared.auth.session_key(&caller.principal, &name))
+    is_stored: bool,
+) -> Option<Session> {
+    let (name, kind) = match name {
+        // At the edge no turn is ordered.
+        Some(name) if is_stored && !shared.edge => (name, SessionKind::Stored),
+        Some(name) => (name, SessionKind::Named),
+        // A digest is keyed, so nobody can name a session that meets somebody's opening.
+        None => {
+            let digest = shared.auth.digest(asked.opening?.as_bytes());
+            (opening_name(digest), SessionKind::Hint)
+        }
+    };
+    Some(Session { key: shared.auth.session_key(&caller.principal, &name), kind })
 }
 
 /// The stored session that a request is a turn of: a new one where it names none.

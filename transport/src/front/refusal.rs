@@ -8,6 +8,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use control::id::RequestId;
 use control::outcome::Fault;
 use control::outcome::{Failure, Stage};
 use control::plane::{Outcome, Refusal, Spent};
@@ -78,14 +79,15 @@ pub(super) fn of_refusal(refusal: &Refusal) -> ApiError {
         .retry_after(WAIT_SHORT),
         Refusal::IdempotencyInFlight { by } => conflict(
             "idempotency_in_flight",
-            format!("A request with this Idempotency-Key is being answered ({by}). Wait for it and ask again."),
+            format!("A request with this Idempotency-Key is being answered ({}). Wait for it and ask again.", other(*by)),
         )
         .retry_after(WAIT_SHORT),
         Refusal::IdempotencyDone { by } => conflict(
             "idempotency_done",
             format!(
-                "A request with this Idempotency-Key was answered before, whole or in part, and charged ({by}); its \
-                 answer is not kept. Send a new key to ask anew."
+                "A request with this Idempotency-Key was answered before, whole or in part, and charged ({}); its \
+                 answer is not kept. Send a new key to ask anew.",
+                other(*by)
             ),
         )
         .should_retry(false),
@@ -93,7 +95,7 @@ pub(super) fn of_refusal(refusal: &Refusal) -> ApiError {
             StatusCode::UNPROCESSABLE_ENTITY,
             error::INVALID,
             "idempotency_mismatch",
-            format!("This Idempotency-Key came before with another body ({by}). Send a new key for a new request."),
+            format!("This Idempotency-Key came before with another body ({}). Send a new key for a new request.", other(*by)),
         )
         .should_retry(false),
         Refusal::NobodyLeft { members, draining, ejected, full, retry_after } => {
@@ -331,6 +333,11 @@ fn client_gone() -> ApiError {
         "client_gone",
         "The request was cancelled before its answer was whole.",
     )
+}
+
+/// The request that had the key first. Those of another gateway have ids that name others here.
+fn other(by: Option<RequestId>) -> String {
+    by.map_or_else(|| "at another gateway".into(), |by| by.to_string())
 }
 
 fn unavailable(code: &'static str, words: impl Into<std::borrow::Cow<'static, str>>) -> ApiError {

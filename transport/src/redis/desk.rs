@@ -10,9 +10,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use control::plane::Input;
 use control::quota::StoreOp;
+use control::shared::{Consult, Note};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
+use super::wave::{self, Wave};
 use super::{Store, StoreError};
 use crate::driver::{Carrier, Driver};
 use crate::health::Health;
@@ -26,6 +28,7 @@ const PART: &str = "quota store";
 /// The plane's side of the desk.
 pub struct Counter {
     asks: mpsc::Sender<StoreOp>,
+    slot: wave::desk::Slot,
     dropped: Arc<AtomicU64>,
 }
 
@@ -35,12 +38,21 @@ impl Carrier for Counter {
             self.dropped.fetch_add(1, Ordering::Relaxed);
         }
     }
+
+    fn consult(&self, consult: Box<Consult>, name: Option<Arc<str>>) {
+        self.slot.consult(consult, name);
+    }
+
+    fn note(&self, note: Box<Note>, name: Option<Arc<str>>) {
+        self.slot.note(note, name);
+    }
 }
 
 /// The store's side.
 pub struct Desk {
     store: Arc<Store>,
     asks: mpsc::Receiver<StoreOp>,
+    beside: wave::desk::Desk,
     dropped: Arc<AtomicU64>,
     in_flight_max: usize,
     report: Arc<Report>,
@@ -53,19 +65,46 @@ struct Report {
 }
 
 impl Desk {
-    /// Both sides. At most `in_flight_max` asks are on their way at once.
+    /// Both sides. At most `in_flight_max` asks are on their way at once. Where nobody here `spends`, `/health` says nothing
+    /// of a ledger.
     #[must_use]
-    pub fn new(store: Arc<Store>, in_flight_max: usize, health: Arc<Health>) -> (Counter, Self) {
+    pub fn new(
+        store: Arc<Store>,
+        in_flight_max: usize,
+        health: Arc<Health>,
+        spends: bool,
+    ) -> (Counter, Self) {
         let (sender, asks) = mpsc::channel(WAITING_MAX);
         let dropped = Arc::new(AtomicU64::new(0));
-        let counter = Counter { asks: sender, dropped: Arc::clone(&dropped) };
-        health.note(PART, Some((true, "not asked yet".into())));
+        let wave = Wave::beside(&store);
+        let (slot, beside) = wave::desk::Desk::new(wave, in_flight_max, Arc::clone(&health));
+        let counter = Counter { asks: sender, slot, dropped: Arc::clone(&dropped) };
+        if spends {
+            health.note(PART, Some((true, "not asked yet".into())));
+        }
         let report = Arc::new(Report { health, last: Mutex::new(None) });
-        (counter, Self { store, asks, dropped, in_flight_max, report })
+        (counter, Self { store, asks, beside, dropped, in_flight_max, report })
     }
 
     /// Carries until it is dropped, or the driver is gone.
-    pub async fn run(mut self, driver: Arc<Driver>) {
+    pub async fn run(self, driver: Arc<Driver>) {
+        let Self { store, asks, beside, dropped, in_flight_max, report } = self;
+        let ledger = Ledger { store, asks, dropped, in_flight_max, report };
+        tokio::join!(ledger.run(Arc::clone(&driver)), beside.run(driver));
+    }
+}
+
+/// The ledger's part of the desk.
+struct Ledger {
+    store: Arc<Store>,
+    asks: mpsc::Receiver<StoreOp>,
+    dropped: Arc<AtomicU64>,
+    in_flight_max: usize,
+    report: Arc<Report>,
+}
+
+impl Ledger {
+    async fn run(mut self, driver: Arc<Driver>) {
         let mut under_way = JoinSet::new();
         while let Some(op) = self.asks.recv().await {
             while under_way.len() >= self.in_flight_max {

@@ -31,6 +31,11 @@ impl Source {
         Self { text, sha: Script::new(text).get_hash().to_owned() }
     }
 
+    /// For whoever answers in a server's place: name, text and SHA.
+    pub fn told(&'static self, name: &'static str) -> (&'static str, &'static str, &'static str) {
+        (name, self.text, &self.sha)
+    }
+
     /// The beginning of a call: by SHA, or where the server does not know the script yet, with its text.
     pub fn command(&self, whole: bool) -> Cmd {
         let mut command = redis::cmd(if whole { "EVAL" } else { "EVALSHA" });
@@ -56,14 +61,13 @@ script!(BALANCES, "balances.lua");
 /// The text of each script with its name and its SHA: for whoever answers in a server's place.
 #[must_use]
 pub fn scripts() -> [(&'static str, &'static str, &'static str); 6] {
-    let source = |name, source: &'static Source| (name, source.text, &*source.sha);
     [
-        source("reserve", &RESERVE),
-        source("extend", &EXTEND),
-        source("assert", &ASSERT),
-        source("settle", &SETTLE),
-        source("refund", &REFUND),
-        source("balances", &BALANCES),
+        RESERVE.told("reserve"),
+        EXTEND.told("extend"),
+        ASSERT.told("assert"),
+        SETTLE.told("settle"),
+        REFUND.told("refund"),
+        BALANCES.told("balances"),
     ]
 }
 

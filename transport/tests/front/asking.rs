@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
+use control::plane::SessionKind;
 use control::units::Tokens;
 use http::Method;
 use http_body_util::Full;
@@ -63,7 +64,7 @@ async fn a_session_is_the_same_from_header_and_body_and_never_stored() {
     let by_body = call(&world, &[], &named).await.session.unwrap();
     let by_both = call(&world, &[("x-session-id", "s1")], &named).await.session.unwrap();
     assert_eq!((by_header, by_both), (by_body, by_body));
-    assert!(!by_header.stored);
+    assert_eq!(by_header.kind, SessionKind::Named);
     let other = call(&world, &[("x-session-id", "s2")], HELLO).await.session.unwrap();
     assert_ne!(other.key, by_header.key);
 }
@@ -80,7 +81,7 @@ async fn a_conversation_without_a_name_is_known_by_its_opening() {
     let later = messages(r#",{"role":"assistant","content":"b"},{"role":"user","content":"c"}"#);
     assert_eq!(call(&world, &[], &later).await.session, Some(first));
     assert_ne!(call(&world, &[], HELLO).await.session, Some(first));
-    assert!(!first.stored);
+    assert_eq!(first.kind, SessionKind::Hint);
 }
 
 #[tokio::test]

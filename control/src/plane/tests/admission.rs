@@ -50,12 +50,12 @@ fn a_repeated_key_runs_once_while_it_runs_and_after_it_succeeded() {
     let first = world.ask(Ask::new().keyed(1, 1));
     let by = world.dispatches[&first].request;
     let second = world.ask(Ask::new().keyed(1, 1));
-    assert_eq!(world.refusal(second), Refusal::IdempotencyInFlight { by });
+    assert_eq!(world.refusal(second), Refusal::IdempotencyInFlight { by: Some(by) });
     let other_body = world.ask(Ask::new().keyed(1, 2));
-    assert_eq!(world.refusal(other_body), Refusal::IdempotencyMismatch { by });
+    assert_eq!(world.refusal(other_body), Refusal::IdempotencyMismatch { by: Some(by) });
     world.complete(first, 1);
     let third = world.ask(Ask::new().keyed(1, 1));
-    assert_eq!(world.refusal(third), Refusal::IdempotencyDone { by });
+    assert_eq!(world.refusal(third), Refusal::IdempotencyDone { by: Some(by) });
     let other_tenant = world.ask(Ask::new().keyed(1, 1).tenant(2));
     assert!(world.runs(other_tenant));
     world.complete(other_tenant, 1);
@@ -83,13 +83,13 @@ fn a_key_is_charged_once_even_if_its_answer_broke_off_or_was_left() {
     world.first_token(broken);
     world.fail(broken, Failure::Truncated);
     let again = world.ask(Ask::stream().keyed(1, 1));
-    assert_eq!(world.refusal(again), Refusal::IdempotencyDone { by });
+    assert_eq!(world.refusal(again), Refusal::IdempotencyDone { by: Some(by) });
     let left = world.ask(Ask::stream().keyed(2, 1));
     let by = world.dispatches[&left].request;
     world.first_token(left);
     world.gone(left);
     let again = world.ask(Ask::stream().keyed(2, 1));
-    assert_eq!(world.refusal(again), Refusal::IdempotencyDone { by });
+    assert_eq!(world.refusal(again), Refusal::IdempotencyDone { by: Some(by) });
     world.is_quiet();
 }
 

@@ -9,20 +9,24 @@ use crate::plane::{Effect, Outcome};
 use crate::quota::{
     Ask as StoreAsk, BalanceKey, Denied, DenyReason, Reply, RunId, StoreAnswer, StoreMode, Window,
 };
+use crate::shared::{Consult, Consulted, HomeAnswer, KeyAnswer};
 use crate::units::Tokens;
 
 /// The table in the module doc of `request.rs`, as the plane behaves.
 const TABLE: &str = "\
-phase      | turn comes | granted    | denied  | accepted   | first token | limit met | completed | failed     | failed for good | cancelled | client gone | timer
-waiting    | reserving  | -          | -       | -          | -           | -         | -         | -          | -               | -         | refused     | refused
-reserving  | -          | attempting | refused | -          | -           | -         | -         | -          | -               | -         | refused     | refused
-attempting | -          | -          | -       | attempting | begun       | -         | completed | backoff    | refused         | refused   | refused     | refused
-begun      | -          | -          | -       | begun      | begun       | cutting   | completed | broken     | broken          | cancelled | cancelled   | broken
-backoff    | -          | -          | -       | -          | -           | -         | -         | -          | -               | -         | refused     | attempting
-cutting    | -          | -          | -       | cutting    | cutting     | cutting   | completed | spent      | spent           | spent     | cancelled   | spent
+phase      | turn comes | granted    | denied  | let through | turned away | unanswered | accepted   | first token | limit met | completed | failed     | failed for good | cancelled | client gone | timer
+waiting    | asking     | -          | -       | -           | -           | -          | -          | -           | -         | -         | -          | -               | -         | refused     | refused
+asking     | -          | consulting | refused | reserving   | refused     | reserving  | -          | -           | -         | -         | -          | -               | -         | refused     | refused
+reserving  | -          | attempting | refused | -           | -           | -          | -          | -           | -         | -         | -          | -               | -         | refused     | refused
+consulting | -          | -          | -       | attempting  | refused     | attempting | -          | -           | -         | -         | -          | -               | -         | refused     | refused
+attempting | -          | -          | -       | -           | -           | -          | attempting | begun       | -         | completed | backoff    | refused         | refused   | refused     | refused
+begun      | -          | -          | -       | -           | -           | -          | begun      | begun       | cutting   | completed | broken     | broken          | cancelled | cancelled   | broken
+backoff    | -          | -          | -       | -           | -           | -          | -          | -           | -         | -         | -          | -               | -         | refused     | attempting
+cutting    | -          | -          | -       | -           | -           | -          | cutting    | cutting     | cutting   | completed | spent      | spent           | spent     | cancelled   | spent
 ";
 
-const PHASES: [&str; 6] = ["waiting", "reserving", "attempting", "begun", "backoff", "cutting"];
+const PHASES: [&str; 8] =
+    ["waiting", "asking", "reserving", "consulting", "attempting", "begun", "backoff", "cutting"];
 
 #[test]
 fn every_phase_answers_every_event_as_the_table_says() {
@@ -56,7 +60,16 @@ fn meet(phase: &str, event: &str) -> String {
     let attempts = matches!(phase, "attempting" | "begun" | "cutting");
     match event {
         "turn comes" if phase == "waiting" => drop(world.complete(CallerToken(1), 1)),
-        "granted" | "denied" if phase == "reserving" => answer(&mut world, event == "granted"),
+        "granted" | "denied" if matches!(phase, "asking" | "reserving") => {
+            answer(&mut world, event == "granted");
+        }
+        "let through" | "turned away" if matches!(phase, "asking" | "consulting") => {
+            consulted(&mut world, event == "let through");
+        }
+        "unanswered" if matches!(phase, "asking" | "consulting") => {
+            let op = consult(&world).op;
+            world.input(Input::ConsultFailed { op });
+        }
         "accepted" if attempts => drop(world.accept(caller)),
         "first token" if attempts => world.first_token(caller),
         "limit met" if matches!(phase, "begun" | "cutting") => drop(world.produce(caller, 90)),
@@ -84,7 +97,7 @@ fn meet(phase: &str, event: &str) -> String {
 
 fn stage(phase: &str) -> (World, CallerToken) {
     let mut world = World::with(|config| {
-        if matches!(phase, "reserving" | "waiting") {
+        if matches!(phase, "asking" | "reserving" | "consulting" | "waiting") {
             config.quota.store = StoreMode::Shared;
             config.quota.answer_timeout = seconds(60);
         }
@@ -97,14 +110,17 @@ fn stage(phase: &str) -> (World, CallerToken) {
     let caller = match phase {
         "waiting" => {
             let first = world.ask(Ask::new().stored(1).patience(seconds(60)));
+            consulted(&mut world, true);
             answer(&mut world, true);
             assert!(world.dispatches.contains_key(&first));
             world.ask(Ask::new().stored(1))
         }
-        "reserving" => world.ask(Ask::new()),
+        "asking" | "reserving" | "consulting" => world.ask(Ask::new().keyed(1, 1)),
         _ => world.ask(Ask::stream()),
     };
     match phase {
+        "reserving" => consulted(&mut world, true),
+        "consulting" => answer(&mut world, true),
         "begun" => world.first_token(caller),
         "backoff" => drop(world.fail(caller, Failure::Status(500))),
         "cutting" => {
@@ -135,12 +151,40 @@ fn answer(world: &mut World, granted: bool) {
     world.input(Input::StoreAnswered(StoreAnswer { op: asked.op, run: RunId(1), reply }));
 }
 
+/// The consultation that was made last.
+fn consult(world: &World) -> Consult {
+    let asked = world.effects.iter().rev().find_map(|effect| match effect {
+        Effect::Consult(consult) => Some((**consult).clone()),
+        _ => None,
+    });
+    asked.unwrap()
+}
+
+fn consulted(world: &mut World, through: bool) {
+    let Consult { op, idempotency, home, .. } = consult(world);
+    let key = if through { KeyAnswer::Begun } else { KeyAnswer::InFlight };
+    let answer = Consulted {
+        op,
+        rates: None,
+        idempotency: idempotency.map(|_| key),
+        home: home.map(|_| HomeAnswer::Nowhere { epoch: 0 }),
+    };
+    world.input(Input::Consulted(answer.into()));
+}
+
 fn name(world: &World, caller: CallerToken) -> String {
     let id = world.plane.callers.get(&caller);
     let request = id.and_then(|id| world.plane.requests.get(id));
     let name = match request.map(|request| (&request.phase, request.committed)) {
         Some((Phase::WaitingTurn, _)) => "waiting",
-        Some((Phase::Reserving, _)) => "reserving",
+        Some((Phase::Reserving, _)) => {
+            let heard = request.map(|request| (request.heard.granted, request.heard.awaits));
+            match heard {
+                Some((false, true)) => "asking",
+                Some((true, true)) => "consulting",
+                _ => "reserving",
+            }
+        }
         Some((Phase::Attempting(_), false)) => "attempting",
         Some((Phase::Attempting(_), true)) => "begun",
         Some((Phase::Backoff { .. }, _)) => "backoff",

@@ -58,7 +58,11 @@ impl Books {
                     assert!(self.open.values().any(|(open, _)| open == caller));
                 }
                 Effect::Persist(Durable::Entry(entry)) => self.post(&entry.fact),
-                Effect::Persist(Durable::Binding { .. } | Durable::Released { .. })
+                Effect::Persist(
+                    Durable::Binding { .. } | Durable::Released { .. } | Durable::Adopted { .. },
+                )
+                | Effect::Consult(_)
+                | Effect::Note(_)
                 | Effect::Reserve(_) => {}
             }
         }

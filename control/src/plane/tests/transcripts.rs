@@ -166,6 +166,9 @@ impl Story {
                 let home = self.world.plane.endpoint_name(binding.endpoint).unwrap_or("?");
                 format!("write: {session:?} lives on {home} (epoch {})", binding.epoch)
             }
+            Effect::Consult(_) | Effect::Note(_) | Effect::Persist(Durable::Adopted { .. }) => {
+                return None;
+            }
             Effect::Persist(Durable::Released { session }) => {
                 format!("write: {session:?} lives nowhere")
             }

@@ -26,9 +26,9 @@ fn what_was_charged_under_a_key_is_not_charged_again_after_an_upgrade() {
     world.ask(Ask::new().keyed(1, 1));
     world.upgrade();
     let again = world.ask(Ask::new().keyed(1, 1));
-    assert_eq!(world.refusal(again), Refusal::IdempotencyDone { by });
+    assert_eq!(world.refusal(again), Refusal::IdempotencyDone { by: Some(by) });
     let other = world.ask(Ask::new().keyed(1, 2));
-    assert_eq!(world.refusal(other), Refusal::IdempotencyMismatch { by });
+    assert_eq!(world.refusal(other), Refusal::IdempotencyMismatch { by: Some(by) });
     let elsewhere = world.ask(Ask::new().keyed(1, 1).tenant(2));
     assert!(world.runs(elsewhere), "a key is its tenant's own");
     assert_eq!(world.spent(1), 15);
@@ -64,7 +64,7 @@ fn what_a_new_life_had_settled_before_the_upgrade_stays_charged() {
     world.restart();
     world.upgrade();
     let again = world.ask(Ask::stream().keyed(1, 1));
-    assert_eq!(world.refusal(again), Refusal::IdempotencyDone { by });
+    assert_eq!(world.refusal(again), Refusal::IdempotencyDone { by: Some(by) });
 }
 
 #[test]
@@ -81,11 +81,11 @@ fn a_request_that_the_snapshot_has_under_way_keeps_or_frees_its_key_as_the_facts
     world.fail(refunded, Failure::ClientError(400));
     world.upgrade();
     let again = world.ask(Ask::new().keyed(1, 1));
-    assert_eq!(world.refusal(again), Refusal::IdempotencyDone { by });
+    assert_eq!(world.refusal(again), Refusal::IdempotencyDone { by: Some(by) });
     let again = world.ask(Ask::new().keyed(2, 1));
     assert!(world.runs(again));
     let again = world.ask(Ask::stream().keyed(3, 1));
-    let settled_as_lost = Refusal::IdempotencyDone { by: lost_by };
+    let settled_as_lost = Refusal::IdempotencyDone { by: Some(lost_by) };
     assert_eq!(world.refusal(again), settled_as_lost);
 }
 
@@ -102,7 +102,7 @@ fn a_reservation_that_expired_is_charged_late_and_its_key_stays_used() {
     world.complete(late, 5);
     world.upgrade();
     let again = world.ask(Ask::new().keyed(1, 1));
-    assert_eq!(world.refusal(again), Refusal::IdempotencyDone { by });
+    assert_eq!(world.refusal(again), Refusal::IdempotencyDone { by: Some(by) });
     assert_eq!(world.spent(1), 15);
 }
 
@@ -145,7 +145,7 @@ fn keys_survive_an_upgrade_where_the_ledger_is_shared() {
     serve(&mut world, &mut store);
     world.upgrade();
     let again = world.ask(Ask::new().keyed(1, 1));
-    assert_eq!(world.refusal(again), Refusal::IdempotencyDone { by });
+    assert_eq!(world.refusal(again), Refusal::IdempotencyDone { by: Some(by) });
     for key in [2, 3] {
         let again = world.ask(Ask::new().keyed(key, 1));
         assert!(world.runs(again), "key {key} is free");
@@ -208,6 +208,9 @@ fn serve(world: &mut World, store: &mut Ledger) {
     let mut asked = core::mem::take(&mut world.effects);
     while !asked.is_empty() {
         for effect in core::mem::take(&mut asked) {
+            if let Effect::Consult(consult) = &effect {
+                asked.extend(world.input(Input::ConsultFailed { op: consult.op }));
+            }
             let Effect::Reserve(op) = effect else { continue };
             let at = At { now: world.now, wall: world.wall() };
             let answer = store.perform(at, RunId(1), &op, &mut Vec::new());

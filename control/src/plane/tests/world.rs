@@ -10,7 +10,7 @@ use crate::journal::{Explanation, Recorder, Replay};
 use crate::outcome::{AttemptEnd, Failure};
 use crate::plane::{
     AccountConfig, Arrival, Config, ControlPlane, Dispatch, Durable, Effect, Idempotency, Input,
-    ModelConfig, Observation, Outcome, Refusal, Session,
+    ModelConfig, Observation, Outcome, Refusal, Session, SessionKind,
 };
 use crate::quota::{self, Cap};
 use crate::rate::RateLimits;
@@ -330,12 +330,12 @@ impl Ask {
     }
 
     pub fn session(mut self, key: u64) -> Self {
-        self.0.session = Some(Session { key: SessionKey(key), stored: false });
+        self.0.session = Some(Session { key: SessionKey(key), kind: SessionKind::Hint });
         self
     }
 
     pub fn stored(mut self, key: u64) -> Self {
-        self.0.session = Some(Session { key: SessionKey(key), stored: true });
+        self.0.session = Some(Session { key: SessionKey(key), kind: SessionKind::Stored });
         self
     }
 

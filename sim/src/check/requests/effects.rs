@@ -196,7 +196,7 @@ impl Requests {
     /// Whether another of its session was over in this very step: a gateway that slept ends both late, and the one that
     /// waited has waited long enough by then.
     fn just_left(&self, step: &Step<'_>, request: &Request) -> bool {
-        let stored = |one: &Request| one.arrival.session.filter(|session| session.stored);
+        let stored = |one: &Request| one.arrival.session.filter(|session| session.is_stored());
         self.all.iter().flatten().any(|other| {
             other.gateway == step.gateway
                 && other.end.is_some_and(|end| end.position == step.position)
@@ -208,7 +208,7 @@ impl Requests {
     pub(super) fn turns(&self, gateway: u32, request: &Request) -> usize {
         let live = self.gateways[gateway as usize].live.iter();
         let others = live.filter_map(|call| self.all[*call as usize].as_deref());
-        let stored = |one: &Request| one.arrival.session.filter(|session| session.stored);
+        let stored = |one: &Request| one.arrival.session.filter(|session| session.is_stored());
         others.filter(|other| stored(other).is_some() && stored(other) == stored(request)).count()
     }
 

@@ -1,0 +1,377 @@
+//! Two gateways over one real Redis: one rate, one answer for one idempotency key, one home for one session; and each for
+//! itself while Redis is away.
+#![allow(clippy::unwrap_used, reason = "a test that unwraps nothing fails as it should")]
+
+#[path = "redis/server.rs"]
+#[allow(dead_code, reason = "shared with tests that do more to their servers")]
+mod server;
+
+use core::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Instant;
+
+use bytes::Bytes;
+use control::id::Digest;
+use control::plane::{Idempotency, Refusal, Session, SessionKind};
+use control::rate::RateUnit;
+use control::units::Tokens;
+use server::Server;
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use transport::config::{Env, Flags, parse};
+use transport::exchange::{Call, Chat, Operation, Reply, Why};
+use transport::front::Authenticate;
+use transport::gateway::Gateway;
+use transport::redis::{home_name, key_key, rate_key};
+
+/// What every answer costs: 3 tokens of prompt and 5 of completion.
+const COST: u64 = 8;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rate_is_one_for_both_gateways_and_not_one_each() {
+    let redis = Server::start();
+    let world = World::new(&redis, "{rpm: 10}").await;
+    let gateways = world.two();
+    let started = Instant::now();
+    let asked = (0..40).map(|number| ask(&gateways[number % 2], Ask::default()));
+    let answered = futures_util::future::join_all(asked).await;
+    let served = answered.iter().filter(|answer| answer.is_ok()).count() as u64;
+    for refused in answered.iter().filter_map(|answer| answer.as_ref().err()) {
+        let Why::Plane(Refusal::RateLimited { unit, limit, retry_after, .. }) = refused else {
+            panic!("{refused:?}")
+        };
+        assert_eq!((*unit, *limit), (RateUnit::Rpm, 10));
+        assert!(
+            !retry_after.is_zero() && *retry_after <= Duration::from_secs(6),
+            "{retry_after:?}"
+        );
+    }
+    // One more every six seconds, where the machine is slow.
+    let drained = started.elapsed().as_secs() / 6;
+    assert!((10..=10 + drained).contains(&served), "{served} of 10 a minute were served");
+    let tenant = gateways[0].accounts().ids().tenant("default");
+    assert!(!redis.ask(&format!("GET {}", rate_key(tenant, tenant, RateUnit::Rpm))).is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tokens_that_were_held_and_not_used_are_there_again_for_both() {
+    let redis = Server::start();
+    let world = World::new(&redis, "{tpm: 1000}").await;
+    let gateways = world.two();
+    let tenant = gateways[0].accounts().ids().tenant("default");
+    let bucket = rate_key(tenant, tenant, RateUnit::Tpm);
+    let begun = now();
+    for number in 0..40 {
+        // Of each answer 303 tokens are held: four of them were too much.
+        let ask = ask(&gateways[number % 2], Ask { output_max: 300, ..Ask::default() });
+        ask.await.unwrap();
+        // What was used is told behind the answer's back.
+        within(|| !redis.ask(&format!("GET {bucket}")).contains(' ')).await;
+    }
+    // All that was used stands there: 60 ms of a minute for each token.
+    let tat: u64 = redis.ask(&format!("GET {bucket}")).parse().unwrap();
+    let used = 40 * COST * 60_000;
+    assert!((begun + used..=now() + used).contains(&tat), "{begun} {tat} {used}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_idempotency_key_is_answered_once_over_both_gateways() {
+    let redis = Server::start();
+    let world = World::new(&redis, "{}").await;
+    let gateways = world.two();
+    let tenant = gateways[0].accounts().ids().tenant("default");
+    let keyed = |key, body| Ask {
+        idempotency: Some(Idempotency { key: Digest(key), body: Digest(body) }),
+        ..Ask::default()
+    };
+    let said = |key| get(&redis, &key_key(tenant, Digest(key)));
+    world.replicas[0].slow(400);
+    world.replicas[1].slow(400);
+    let (first, second) = tokio::join!(ask(&gateways[0], keyed(1, 7)), async {
+        within(|| said(1).starts_with("running ")).await;
+        ask(&gateways[1], keyed(1, 7)).await
+    });
+    assert!(first.is_ok(), "{first:?}");
+    assert!(refused(second, |why| *why == Refusal::IdempotencyInFlight { by: None }));
+    within(|| said(1).starts_with("done ")).await;
+    let again = ask(&gateways[1], keyed(1, 7)).await;
+    assert!(refused(again, |why| *why == Refusal::IdempotencyDone { by: None }));
+    let other = ask(&gateways[1], keyed(1, 8)).await;
+    assert!(refused(other, |why| *why == Refusal::IdempotencyMismatch { by: None }));
+    // Who answered it says so once more.
+    assert!(ask(&gateways[0], keyed(1, 7)).await.is_ok());
+    // What failed is free again, at the other one too.
+    world.replicas.iter().for_each(|replica| replica.break_off(true));
+    assert!(ask(&gateways[0], keyed(2, 7)).await.is_err());
+    within(|| said(2).is_empty()).await;
+    world.replicas.iter().for_each(|replica| replica.break_off(false));
+    assert!(ask(&gateways[1], keyed(2, 7)).await.is_ok());
+    assert_eq!(world.answered(), 2, "each key was answered once");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_named_session_has_one_home_over_both_gateways_and_moves_once() {
+    let redis = Server::start();
+    let world = World::new(&redis, "{}").await;
+    let gateways = world.two();
+    let home = |name: &str| get(&redis, &format!("session_affinity:{name}"));
+    let epoch = |name: &str| get(&redis, &format!("{{session_affinity:{name}}}:epoch"));
+    let named = |name: &'static str| Ask { session: Some(name), ..Ask::default() };
+    let first = ask(&gateways[0], named("s1")).await.unwrap().replica;
+    within(|| home("s1") == first).await;
+    assert_eq!(epoch("s1"), "1");
+    // Where the others say it lives counts, and not what both would compute alone.
+    for (number, replica) in ["left", "right"].into_iter().enumerate() {
+        let name = ["s2", "s3"][number];
+        redis.ask(&format!("SET session_affinity:{name} {replica}"));
+        redis.ask(&format!("SET {{session_affinity:{name}}}:epoch 7"));
+        for gateway in [&gateways[0], &gateways[1], &gateways[0]] {
+            assert_eq!(ask(gateway, named(name)).await.unwrap().replica, replica, "{name}");
+        }
+        assert_eq!((home(name), epoch(name)), (replica.to_owned(), "7".to_owned()));
+    }
+    // Its home breaks off: it moves, once, and both know.
+    world.of(&first).break_off(true);
+    let second = ask(&gateways[1], named("s1")).await.unwrap().replica;
+    assert_ne!(second, first);
+    within(|| home("s1") == second).await;
+    assert_eq!(epoch("s1"), "2");
+    world.of(&first).break_off(false);
+    for number in 0..6 {
+        let replica = ask(&gateways[number % 2], named("s1")).await.unwrap().replica;
+        assert_eq!(replica, second, "it stays where it moved to");
+    }
+    assert_eq!((home("s1"), epoch("s1")), (second, "2".to_owned()));
+    // What nobody of ours wrote stops nobody.
+    redis.ask("LPUSH session_affinity:s4 precious");
+    assert!(ask(&gateways[0], named("s4")).await.is_ok());
+    assert_eq!(redis.ask("TYPE session_affinity:s4"), "list");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn while_redis_is_away_each_limits_for_itself_and_when_it_is_back_they_share_again() {
+    let mut redis = Server::start();
+    let world = World::new(&redis, "{rpm: 600}").await;
+    let gateways = world.two();
+    let tenant = gateways[0].accounts().ids().tenant("default");
+    let bucket = rate_key(tenant, tenant, RateUnit::Rpm);
+    for gateway in &gateways {
+        ask(gateway, Ask { session: Some("s1"), ..Ask::default() }).await.unwrap();
+    }
+    within(|| says(&gateways[0], true)).await;
+    let mut usual = Vec::new();
+    for _ in 0..20 {
+        usual.push(timed(&gateways[0]).await);
+    }
+    usual.sort();
+    redis.kill();
+    let first = timed(&gateways[0]).await;
+    println!(
+        "the first request after Redis died took {first:?}, the median before {:?}",
+        usual[10]
+    );
+    // Nobody waits out a deadline of 200 ms: a connection that is refused says so.
+    assert!(first < usual[10] + Duration::from_millis(150), "{first:?}");
+    let started = Instant::now();
+    for _ in 0..20 {
+        timed(&gateways[0]).await;
+    }
+    assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
+    within(|| says(&gateways[0], false)).await;
+    let figures = gateways[0].chat().metrics();
+    for line in [
+        "pointsman_shared_asks_total{part=\"rates\",outcome=\"answered\"}",
+        "pointsman_shared_degraded 1",
+    ] {
+        assert!(figures.contains(line), "{line}: {figures}");
+    }
+    redis.up();
+    redis.ask("FLUSHALL");
+    let started = Instant::now();
+    while redis.ask(&format!("EXISTS {bucket}")) != "1" || !says(&gateways[0], true) {
+        assert!(started.elapsed() < Duration::from_secs(20), "Redis is back and nobody asks it");
+        let _ = ask(&gateways[0], Ask::default()).await;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!(gateways[0].chat().metrics().contains("pointsman_shared_degraded 0"));
+}
+
+/// Where gateways live: two replicas, a Redis, and what the tenant may.
+struct World {
+    replicas: [Arc<Replica>; 2],
+    redis: u16,
+    tenant: &'static str,
+}
+
+#[derive(Default)]
+struct Replica {
+    name: &'static str,
+    port: u16,
+    slow_ms: AtomicU64,
+    breaks_off: AtomicBool,
+    answered: AtomicU64,
+}
+
+impl Replica {
+    async fn start(name: &'static str) -> Arc<Self> {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let replica = Arc::new(Self { name, port, ..Self::default() });
+        let serves = Arc::clone(&replica);
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                tokio::spawn(answer(stream, Arc::clone(&serves)));
+            }
+        });
+        replica
+    }
+
+    fn slow(&self, millis: u64) {
+        self.slow_ms.store(millis, Ordering::Relaxed);
+    }
+
+    fn break_off(&self, breaks: bool) {
+        self.breaks_off.store(breaks, Ordering::Relaxed);
+    }
+}
+
+impl World {
+    async fn new(redis: &Server, tenant: &'static str) -> Self {
+        let replicas = [Replica::start("left").await, Replica::start("right").await];
+        Self { replicas, redis: redis.port, tenant }
+    }
+
+    fn two(&self) -> [Arc<Gateway>; 2] {
+        [self.gateway(), self.gateway()]
+    }
+
+    /// In a directory that nobody removes before the process ends.
+    fn gateway(&self) -> Arc<Gateway> {
+        let endpoint = |replica: &Replica| {
+            format!("{{name: {}, url: 'http://127.0.0.1:{}'}}", replica.name, replica.port)
+        };
+        let text = format!(
+            "version: 1\ndata: {{dir: {}, redis: {{addr: '127.0.0.1:{}'}}}}\ntenants: {{default: {}}}\n\
+             models: {{m: {{endpoints: [{}, {}]}}}}\n",
+            TempDir::new().unwrap().keep().display(),
+            self.redis,
+            self.tenant,
+            endpoint(&self.replicas[0]),
+            endpoint(&self.replicas[1]),
+        );
+        let loaded = parse("p.yaml", text.as_bytes(), &Flags::default(), &Env::default()).unwrap();
+        Gateway::start(&loaded.config).unwrap()
+    }
+
+    fn of(&self, name: &str) -> &Replica {
+        self.replicas.iter().find(|replica| replica.name == name).unwrap()
+    }
+
+    fn answered(&self) -> u64 {
+        self.replicas.iter().map(|replica| replica.answered.load(Ordering::Relaxed)).sum()
+    }
+}
+
+#[derive(Clone, Copy, Default)]
+struct Ask {
+    output_max: u64,
+    session: Option<&'static str>,
+    idempotency: Option<Idempotency>,
+}
+
+async fn ask(gateway: &Gateway, ask: Ask) -> Result<Reply, Why> {
+    let trace = transport::trace::Trace::default();
+    let caller = gateway.accounts().authenticate(None, None, &trace).await.unwrap();
+    let session = ask.session.map(|name| Session {
+        key: gateway.accounts().session_key(&caller.principal, name),
+        kind: SessionKind::Named,
+    });
+    let call = Call {
+        operation: Operation::ChatCompletions,
+        model: "m".to_owned(),
+        principal: caller.principal,
+        session,
+        session_name: ask.session.map(|name| home_name("default", name).into()),
+        idempotency: ask.idempotency,
+        prompt: Tokens(3),
+        output_max: Some(Tokens(ask.output_max.max(5))),
+        stream: false,
+        patience: None,
+        body: Bytes::from_static(b"{\"model\":\"m\",\"messages\":[]}"),
+        trace,
+        behalf: None,
+        stored: None,
+    };
+    gateway.chat().exchange(call).await.map_err(|refused| refused.why)
+}
+
+async fn timed(gateway: &Gateway) -> Duration {
+    let started = Instant::now();
+    ask(gateway, Ask::default()).await.unwrap();
+    started.elapsed()
+}
+
+fn refused(answer: Result<Reply, Why>, is_it: impl Fn(&Refusal) -> bool) -> bool {
+    match answer {
+        Err(Why::Plane(refusal)) if is_it(&refusal) => true,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Whether the part's line in `/health` says that it is well (or that it is not). The shadow, which decides everything once
+/// more from the journal, is well in any case.
+fn says(gateway: &Gateway, well: bool) -> bool {
+    let parts = gateway.chat().checks().parts;
+    assert!(parts.iter().any(|(part, ok, _)| part == "determinism" && *ok), "{parts:?}");
+    parts
+        .iter()
+        .any(|(part, ok, text)| part == "shared limits" && *ok == well && text != "not asked yet")
+}
+
+/// A key's text; none where there is no such key.
+fn get(redis: &Server, key: &str) -> String {
+    redis.try_ask(&format!("GET {key}")).unwrap_or_default()
+}
+
+async fn within(is_so: impl Fn() -> bool) {
+    let started = Instant::now();
+    while !is_so() {
+        assert!(started.elapsed() < Duration::from_secs(10), "it never came to be so");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+fn now() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    u64::try_from(since.as_micros()).unwrap()
+}
+
+/// Answers one request after another, each with the same usage.
+async fn answer(mut stream: TcpStream, replica: Arc<Replica>) {
+    let body = r#"{"id":"x","object":"chat.completion","model":"m","choices":[{"index":0,"message":{"role":"assistant","content":"a b c d e"},"finish_reason":"stop"}],"usage":{"prompt_tokens":3,"completion_tokens":5,"total_tokens":8}}"#;
+    let answer = format!(
+        "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    let (mut read, mut part) = (Vec::new(), [0; 4_096]);
+    while let Ok(count @ 1..) = stream.read(&mut part).await {
+        read.extend_from_slice(&part[..count]);
+        let text = String::from_utf8_lossy(&read).to_lowercase();
+        let Some((head, rest)) = text.split_once("\r\n\r\n") else { continue };
+        let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
+        if rest.len() < length.map_or(0, |length| length.parse().unwrap()) {
+            continue;
+        }
+        read.clear();
+        tokio::time::sleep(Duration::from_millis(replica.slow_ms.load(Ordering::Relaxed))).await;
+        if replica.breaks_off.load(Ordering::Relaxed) {
+            return;
+        }
+        replica.answered.fetch_add(1, Ordering::Relaxed);
+        if stream.write_all(answer.as_bytes()).await.is_err() {
+            return;
+        }
+    }
+}
