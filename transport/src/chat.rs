@@ -33,7 +33,7 @@ use crate::front::exposition;
 use crate::health::Health;
 use crate::sessions::{Sessions, Turn};
 use crate::upstream::{Client, UpstreamError};
-use attempt::{Begun, Run};
+use attempt::{Begun, Run, WholeAnswer};
 use cache::Answers;
 use span::AttemptSpan;
 use stored::Story;
@@ -208,32 +208,7 @@ impl Request {
             }
         };
         match begun {
-            Ok(Begun::Whole(whole)) => {
-                let end = AttemptEnd::Completed { usage: whole.usage, estimated: whole.estimated };
-                span.whole(&whole.body);
-                span.end(&end);
-                let attempt = dispatch.attempt;
-                chat.driver.submit_all([
-                    Input::AttemptAccepted { attempt },
-                    Input::AttemptEnded { attempt, end },
-                ]);
-                let outcome = self.settled().await?;
-                let (bytes, session) = self.end_turn(whole.body, whole.session, &outcome).await?;
-                let end = End {
-                    outcome,
-                    detail: None,
-                    usage: whole.usage,
-                    first_token: None,
-                    resumed: None,
-                    error: None,
-                };
-                let body = ReplyBody::Whole { bytes, end };
-                let reply = Reply { session, ..self.reply(dispatch, whole.content_type, body) };
-                if self.call.idempotency.is_some() {
-                    chat.answers.insert(&reply);
-                }
-                Ok(Some(reply))
-            }
+            Ok(Begun::Whole(whole)) => self.whole(dispatch, whole, &mut span).await.map(Some),
             Ok(Begun::Stream(mut opened)) => {
                 // Later than the reservation's record: both are written before the client sees a byte.
                 span.begins(&opened.opening);
@@ -264,6 +239,38 @@ impl Request {
                 Ok(None)
             }
         }
+    }
+
+    /// All of the answer is here: it is settled, kept and returned.
+    async fn whole(
+        &mut self,
+        dispatch: &Dispatch,
+        whole: WholeAnswer,
+        span: &mut AttemptSpan,
+    ) -> Result<Reply, Refused> {
+        let end = AttemptEnd::Completed { usage: whole.usage, estimated: whole.estimated };
+        span.whole(&whole.body);
+        span.end(&end);
+        let attempt = dispatch.attempt;
+        self.chat
+            .driver
+            .submit_all([Input::AttemptAccepted { attempt }, Input::AttemptEnded { attempt, end }]);
+        let outcome = self.settled().await?;
+        let (bytes, session) = self.end_turn(whole.body, whole.session, &outcome).await?;
+        let end = End {
+            outcome,
+            detail: None,
+            usage: whole.usage,
+            first_token: None,
+            resumed: None,
+            error: None,
+        };
+        let body = ReplyBody::Whole { bytes, end };
+        let reply = Reply { session, ..self.reply(dispatch, whole.content_type, body) };
+        if self.call.idempotency.is_some() {
+            self.chat.answers.insert(&reply);
+        }
+        Ok(reply)
     }
 
     fn report(&self, dispatch: &Dispatch, end: AttemptEnd, span: &mut AttemptSpan) {

@@ -96,6 +96,7 @@ impl Obstacle {
             StartError::Join(_)
             | StartError::Salt(_)
             | StartError::Cache(_)
+            | StartError::Sessions(_)
             | StartError::Route(_)
             | StartError::Upstream(_)
             | StartError::Socket { .. }

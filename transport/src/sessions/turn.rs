@@ -167,7 +167,7 @@ impl Turn {
             Store::Embedded(store) => store.create(&self.id, &head).await,
             Store::Shared(store) => store.create(&self.id, &head).await,
         };
-        self.exists = true;
+        self.exists = created.is_ok();
         self.sessions.told(created)
     }
 

@@ -36,8 +36,6 @@ monitoring:
     let expected = [
         "server.grpc.timeout",
         "routing.default_provider",
-        "session.max_tokens",
-        "session.ttl",
         "session.compression_threshold",
         "session.summary_model",
         "providers.aliyun.base_url",
