@@ -100,6 +100,7 @@ impl Obstacle {
             | StartError::Route(_)
             | StartError::Upstream(_)
             | StartError::Socket { .. }
+            | StartError::Auth(_)
             | StartError::Entropy(_) => Self::Other,
         }
     }
