@@ -6,10 +6,11 @@ use std::path::PathBuf;
 use prost::Message;
 
 /// The files, relative to this crate, which is also the root that imports are resolved from.
-const FILES: [&str; 3] = [
+const FILES: [&str; 4] = [
     "pointsman/chat/v1/chat.proto",
     "pointsman/inference/v1/inference.proto",
     "pointsman/inference/v1/quic.proto",
+    "pointsman/quota/v1/quota.proto",
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {

@@ -15,6 +15,7 @@ mod end;
 mod extend;
 mod input;
 mod keyed;
+mod ledger;
 mod membership;
 mod observation;
 mod pick;
@@ -175,6 +176,7 @@ impl ControlPlane {
             Input::RequestArrived(arrival) => self.handle_arrival(arrival),
             Input::StoreAnswered(answer) => self.quota.answer(self.now, answer),
             Input::StoreFailed { op } => self.quota.ask_failed(self.now, op),
+            Input::LedgerAsked { caller, op } => self.handle_ledger_asked(caller, &op),
             Input::AttemptAccepted { attempt } => self.handle_accepted(attempt),
             Input::FirstToken { attempt } => self.handle_first_token(attempt),
             Input::Progress { attempt, produced } => self.handle_progress(attempt, produced),

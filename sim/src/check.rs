@@ -194,6 +194,7 @@ impl Judge {
             | Input::RequestArrived(_)
             | Input::StoreAnswered(_)
             | Input::StoreFailed { .. }
+            | Input::LedgerAsked { .. }
             | Input::Timeout => None,
         };
         if let Some(request) = request.filter(|request| request.end.is_none()) {
@@ -207,7 +208,10 @@ impl Judge {
             Effect::Cancel { caller, .. }
             | Effect::Reject { caller, .. }
             | Effect::Finish { caller, .. } => Some(*caller),
-            Effect::Admitted { .. } | Effect::Reserve(_) | Effect::Persist(_) => None,
+            Effect::Admitted { .. }
+            | Effect::Reserve(_)
+            | Effect::LedgerAnswered { .. }
+            | Effect::Persist(_) => None,
         };
         if let Some(request) = caller.and_then(|caller| self.requests.of(caller)) {
             rows::moved(request.phase(), step, effect);
@@ -221,6 +225,7 @@ impl Judge {
                 self.requests.asked(step, op);
                 self.ledgers.asked(step, op);
             }
+            Effect::LedgerAnswered { .. } => {}
             Effect::Dispatch(order) => self.dispatched(step, order),
             Effect::Cancel { caller, attempt } => {
                 self.requests.cancelled(step, *caller, *attempt, verdict);

@@ -24,7 +24,7 @@ use control::journal::Recorder;
 use control::plane::{
     Arrival, ControlPlane, Dispatch, Effect, Input, Observation, Outcome, Refusal,
 };
-use control::quota::StoreOp;
+use control::quota::{StoreAnswer, StoreOp};
 use control::units::Amount;
 use tokio::sync::{Notify, mpsc};
 
@@ -103,6 +103,8 @@ struct Core {
     recorder: Recorder,
     effects: Vec<Effect>,
     mailboxes: BTreeMap<CallerToken, mpsc::Sender<Order>>,
+    /// What the ledger answered to who asks beside the requests, in the step that runs.
+    answered: Option<StoreAnswer>,
     callers: u64,
     /// When the timer task will wake by itself.
     armed: Option<control::Instant>,
@@ -130,6 +132,7 @@ impl Driver {
             recorder: Recorder::default(),
             effects: Vec::new(),
             mailboxes: BTreeMap::new(),
+            answered: None,
             callers: 0,
             armed: None,
             ended: false,
@@ -161,6 +164,24 @@ impl Driver {
         core.mailboxes.insert(caller, sender);
         self.step(&mut core, Input::RequestArrived(Box::new(arrival(caller))));
         Ok((caller, orders))
+    }
+
+    /// Asks the embedded ledger, for an owner that is not this plane. The answer may be believed once the record at the
+    /// position beside it is written. `None` where the ledger is shared, or the process is about to end.
+    ///
+    /// # Errors
+    /// Where the journal takes no new work: then nothing happened.
+    pub fn ask_ledger(
+        &self,
+        op: StoreOp,
+    ) -> Result<Option<(StoreAnswer, u64)>, JournalUnavailable> {
+        self.journal.admits().map_err(|error| JournalUnavailable(error.to_string()))?;
+        let mut core = self.lock();
+        core.callers += 1;
+        let caller = CallerToken(core.callers);
+        core.answered = None;
+        let position = self.step(&mut core, Input::LedgerAsked { caller, op: Box::new(op) });
+        Ok(core.answered.take().map(|answer| (answer, position)))
     }
 
     /// Something happened. Returns the position of its record.
@@ -258,7 +279,8 @@ impl Driver {
             self.observer.observe(&core.plane, &observation);
         }
         for effect in std::mem::take(&mut core.effects) {
-            perform(&mut core.mailboxes, self.carrier.get().map(Box::as_ref), effect, position);
+            let carrier = self.carrier.get().map(Box::as_ref);
+            perform(&mut core.mailboxes, carrier, &mut core.answered, (effect, position));
         }
         let due = core.plane.poll_timeout().map(|(due, _)| due);
         if due.is_some_and(|due| core.armed.is_none_or(|armed| due < armed)) {
@@ -275,8 +297,8 @@ const NEVER: u64 = u64::MAX;
 fn perform(
     mailboxes: &mut BTreeMap<CallerToken, mpsc::Sender<Order>>,
     carrier: Option<&dyn Carrier>,
-    effect: Effect,
-    position: u64,
+    answered: &mut Option<StoreAnswer>,
+    (effect, position): (Effect, u64),
 ) {
     match effect {
         Effect::Admitted { caller, request } => {
@@ -295,6 +317,8 @@ fn perform(
             mailboxes.remove(&caller).as_ref(),
             Order::Finish { outcome, charged, attempts, position },
         ),
+        // Its asker holds the lock, and takes it when the step is over.
+        Effect::LedgerAnswered { answer, .. } => *answered = Some(answer),
         // The record that has just been appended holds it.
         Effect::Persist(_) => {}
         Effect::Reserve(op) => {

@@ -33,6 +33,7 @@ use crate::keys::{AccountIds, SaltError};
 use crate::redis::{Desk, JoinError, Shared};
 use crate::seam::{Beside, World};
 use crate::streams::Streams;
+use crate::till::Till;
 use crate::upstream::{Client, Settings, SetupError};
 use follower::Follower;
 
@@ -92,6 +93,8 @@ pub struct Gateway {
     socket: Option<PathBuf>,
     /// Its part in a quota ledger that is shared.
     shared: Option<Shared>,
+    /// Whether it has a ledger at all.
+    spends: bool,
     streams: Arc<Streams>,
 }
 
@@ -162,6 +165,7 @@ impl Gateway {
             journal: Mutex::new(Some(journal)),
             socket: has_files.then(|| socket.unwrap_or_else(|| admin::socket_path(dir))),
             shared,
+            spends: config.role != Role::Gateway,
             streams,
         });
         gateway.start_desk();
@@ -219,6 +223,14 @@ impl Gateway {
     #[must_use]
     pub fn streams(&self) -> Arc<Streams> {
         Arc::clone(&self.streams)
+    }
+
+    /// The ledger for services beside it: none in the gateway role, which has none.
+    #[must_use]
+    pub fn till(&self) -> Option<Arc<Till>> {
+        let store = self.shared.as_ref().map(|shared| Arc::clone(&shared.store));
+        let till = Till::new(Arc::clone(&self.driver), store, self.accounts.ids().clone());
+        self.spends.then(|| Arc::new(till))
     }
 
     /// Who may ask.

@@ -23,6 +23,7 @@ pub mod seam;
 pub mod sources;
 pub mod sse;
 pub mod streams;
+pub mod till;
 pub mod tls;
 pub mod tokens;
 pub mod trace;

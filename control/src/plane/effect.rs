@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::affinity::Binding;
 use crate::id::{AccountId, AttemptId, CallerToken, EndpointId, RequestId, SessionKey};
 use crate::outcome::Failure;
-use crate::quota::{Entry, StoreOp, Unit, WindowKind};
+use crate::quota::{Entry, StoreAnswer, StoreOp, Unit, WindowKind};
 use crate::time::Instant;
 use crate::units::{Amount, Tokens};
 
@@ -56,6 +56,13 @@ pub enum Effect {
         charged: Amount,
         /// How many attempts were made.
         attempts: u32,
+    },
+    /// The embedded ledger's answer to somebody beside the gateway. What it says is durable with this step's record.
+    LedgerAnswered {
+        /// Who asked.
+        caller: CallerToken,
+        /// What it says.
+        answer: StoreAnswer,
     },
 }
 

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::Config;
 use crate::id::{AttemptId, CallerToken, Digest, Principal, SessionKey};
 use crate::outcome::AttemptEnd;
-use crate::quota::{OpId, StoreAnswer};
+use crate::quota::{OpId, StoreAnswer, StoreOp};
 use crate::registry::{EndpointSpec, SourceKind};
 use crate::time::Wall;
 use crate::units::Tokens;
@@ -96,6 +96,14 @@ pub enum Input {
     StoreFailed {
         /// Which ask.
         op: OpId,
+    },
+    /// Somebody beside the gateway asks the embedded ledger, in the words of the shared one: a service that charges the
+    /// same accounts. Nothing is answered where the ledger is shared: there, that one is asked.
+    LedgerAsked {
+        /// Who asks.
+        caller: CallerToken,
+        /// What. Its owner is another than this plane's own.
+        op: Box<StoreOp>,
     },
 }
 

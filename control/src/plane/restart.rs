@@ -62,6 +62,7 @@ impl ControlPlane {
             }
             Input::StoreAnswered(_)
             | Input::StoreFailed { .. }
+            | Input::LedgerAsked { .. }
             | Input::AttemptAccepted { .. }
             | Input::FirstToken { .. }
             | Input::Progress { .. }

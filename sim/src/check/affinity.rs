@@ -58,6 +58,7 @@ impl Affinity {
             | Input::RequestArrived(_)
             | Input::StoreAnswered(_)
             | Input::StoreFailed { .. }
+            | Input::LedgerAsked { .. }
             | Input::Progress { .. }
             | Input::ClientGone { .. }
             | Input::Timeout => None,

@@ -120,6 +120,8 @@ pub(super) fn performed(effect: &Effect) {
         Effect::Persist(Durable::Released { .. }) => sometimes!("effect_persist_released"),
         Effect::Reject { .. } => sometimes!("effect_reject"),
         Effect::Finish { .. } => sometimes!("effect_finish"),
+        // No service asks in these worlds.
+        Effect::LedgerAnswered { .. } => {}
     }
 }
 

@@ -117,6 +117,7 @@ impl Members {
             | Input::RequestArrived(_)
             | Input::StoreAnswered(_)
             | Input::StoreFailed { .. }
+            | Input::LedgerAsked { .. }
             | Input::AttemptAccepted { .. }
             | Input::FirstToken { .. }
             | Input::Progress { .. }

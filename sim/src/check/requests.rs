@@ -141,6 +141,7 @@ impl Requests {
             | Input::RequestArrived(_)
             | Input::StoreAnswered(_)
             | Input::StoreFailed { .. }
+            | Input::LedgerAsked { .. }
             | Input::AttemptAccepted { .. }
             | Input::ClientGone { .. }
             | Input::Timeout => {}
@@ -315,6 +316,7 @@ impl Requests {
             | Input::RequestArrived(_)
             | Input::StoreAnswered(_)
             | Input::StoreFailed { .. }
+            | Input::LedgerAsked { .. }
             | Input::AttemptAccepted { .. }
             | Input::FirstToken { .. }
             | Input::Progress { .. }

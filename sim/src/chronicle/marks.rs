@@ -88,6 +88,7 @@ impl Marks {
             | Input::RequestArrived(_)
             | Input::StoreAnswered(_)
             | Input::StoreFailed { .. }
+            | Input::LedgerAsked { .. }
             | Input::AttemptAccepted { .. }
             | Input::FirstToken { .. }
             | Input::Progress { .. }

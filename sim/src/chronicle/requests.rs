@@ -101,6 +101,7 @@ impl Requests {
             | Input::Drain { .. }
             | Input::StoreAnswered(_)
             | Input::StoreFailed { .. }
+            | Input::LedgerAsked { .. }
             | Input::AttemptAccepted { .. }
             | Input::FirstToken { .. }
             | Input::AttemptEnded { .. }

@@ -280,6 +280,7 @@ impl Follower {
             | Input::Drain { .. }
             | Input::StoreAnswered(_)
             | Input::StoreFailed { .. }
+            | Input::LedgerAsked { .. }
             | Input::AttemptAccepted { .. }
             | Input::FirstToken { .. }
             | Input::Progress { .. }

@@ -137,6 +137,7 @@ impl Tail {
                     self.attempts.insert((gateway, order.attempt), to);
                 }
                 Effect::Reserve(_)
+                | Effect::LedgerAnswered { .. }
                 | Effect::Cancel { .. }
                 | Effect::Persist(_)
                 | Effect::Reject { .. }
@@ -160,6 +161,7 @@ impl Tail {
             | Input::Membership { .. }
             | Input::SourceLost { .. }
             | Input::Drain { .. }
+            | Input::LedgerAsked { .. }
             | Input::Timeout => None,
         };
         let request = request.copied();

@@ -28,6 +28,7 @@ pub(super) fn input(input: &Input) -> Option<String> {
             format!("hears from the store, op {}: {}", answer.op.0, reply(&answer.reply))
         }
         Input::StoreFailed { op } => format!("hears that op {} cannot reach the store", op.0),
+        Input::LedgerAsked { op, .. } => format!("is asked by a service: {}", ask(&op.ask)),
         Input::AttemptAccepted { attempt } => format!("{attempt} is accepted"),
         Input::FirstToken { attempt } => format!("{attempt} brings its first token"),
         Input::Progress { attempt, produced } => format!("{attempt} has brought {produced}"),
@@ -54,6 +55,9 @@ pub(super) fn effect(effect: &Effect) -> String {
         Effect::Persist(Durable::Released { session }) => format!("releases {session:?}"),
         Effect::Reject { request, refusal, .. } => {
             format!("refuses {request}: {}", plain(refusal))
+        }
+        Effect::LedgerAnswered { answer, .. } => {
+            format!("answers the service: {}", reply(&answer.reply))
         }
         Effect::Finish { request, outcome, charged, attempts, .. } => {
             let (outcome, tokens) = (plain(outcome), charged.tokens);

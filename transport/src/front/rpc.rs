@@ -5,9 +5,11 @@
 //! routes, and what comes back is told in gRPC's words ([`status`]), event by event ([`pieces`]). What HTTP would have
 //! answered stands beside a status, so that the gateway role can pass it on as it was worded.
 //!
-//! Health and reflection are served beside it. `Check` follows `/ready`.
+//! `QuotaService` ([`quota`]) is served beside it where the ledger is asked, that is everywhere but in the gateway role.
+//! Health and reflection too. `Check` follows `/ready`.
 
 mod pieces;
+mod quota;
 pub(crate) mod status;
 
 use std::io;
@@ -26,6 +28,7 @@ use proto::chat::v1::{
     ListModelsRequest, ListModelsResponse, Model as ModelSaid, StreamChatRequest,
     StreamChatResponse,
 };
+use proto::quota::v1::quota_service_server::QuotaServiceServer;
 use rustls::pki_types::pem;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
@@ -45,6 +48,8 @@ use crate::worker::{Incoming, bounded};
 
 /// The name by which health is asked for.
 const SERVICE: &str = "pointsman.chat.v1.ChatService";
+/// The same of the ledger.
+const QUOTA_SERVICE: &str = "pointsman.quota.v1.QuotaService";
 /// How often health looks at readiness.
 const HEALTH_EVERY: Duration = Duration::from_millis(250);
 
@@ -111,7 +116,7 @@ impl RpcDoor {
 }
 
 impl<C: Chat> Front<C> {
-    /// Serves `ChatService` on a port until `stopping` resolves; calls under way may then go on for `grace`.
+    /// Serves `ChatService`, and `QuotaService` where there is a till, on a port until `stopping` resolves; calls under way may then go on for `grace`.
     ///
     /// # Errors
     /// See [`RpcError`].
@@ -125,6 +130,10 @@ impl<C: Chat> Front<C> {
         let (health, health_service) = tonic_health::server::health_reporter();
         let chat = Rpc { router: routes::router(Arc::clone(&shared)), shared: Arc::clone(&shared) };
         let chat = ChatServiceServer::new(chat).max_decoding_message_size(shared.limits.body_max);
+        let quota = shared.till.clone().map(|till| {
+            QuotaServiceServer::new(quota::Counter { auth: Arc::clone(&shared.auth), till })
+        });
+        let has_quota = quota.is_some();
         let reflection = tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
@@ -137,6 +146,9 @@ impl<C: Chat> Front<C> {
                 };
                 health.set_service_status("", status).await;
                 health.set_service_status(SERVICE, status).await;
+                if has_quota {
+                    health.set_service_status(QUOTA_SERVICE, status).await;
+                }
                 tokio::time::sleep(HEALTH_EVERY).await;
             }
         }));
@@ -149,6 +161,7 @@ impl<C: Chat> Front<C> {
         let mut server = Box::pin(
             bounded(builder)
                 .add_service(chat)
+                .add_optional_service(quota)
                 .add_service(health_service)
                 .add_service(reflection)
                 .serve_with_incoming_shutdown(
