@@ -1,4 +1,5 @@
 //! Services that charge the embedded ledger beside the requests.
+#![allow(clippy::disallowed_types, reason = "prop_oneof! shares its strategies in Arcs")]
 
 use core::time::Duration;
 
