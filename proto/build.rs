@@ -11,6 +11,7 @@ const FILES: [&str; 4] = [
     "pointsman/chat/v1/chat.proto",
     "pointsman/inference/v1/inference.proto",
     "pointsman/inference/v1/quic.proto",
+    "pointsman/quota/v1/quota.proto",
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {

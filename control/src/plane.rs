@@ -15,6 +15,7 @@ mod end;
 mod extend;
 mod input;
 mod keyed;
+mod ledger;
 mod membership;
 mod observation;
 mod pick;
@@ -184,6 +185,7 @@ impl ControlPlane {
             Input::Consulted(answer) => self.handle_consulted(*answer),
             Input::ConsultFailed { op } => self.handle_consult_failed(op),
             Input::Housed(housed) => self.handle_housed(*housed),
+            Input::LedgerAsked { caller, op } => self.handle_ledger_asked(caller, &op),
             Input::AttemptAccepted { attempt } => self.handle_accepted(attempt),
             Input::FirstToken { attempt } => self.handle_first_token(attempt),
             Input::Progress { attempt, produced } => self.handle_progress(attempt, produced),

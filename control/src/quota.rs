@@ -197,6 +197,9 @@ enum Mode {
     Shared(Owner),
 }
 
+/// The embedded ledger forgets nothing that was acknowledged: it has one run for ever.
+pub const EMBEDDED_RUN: RunId = RunId(1);
+
 /// Expiries handled by one timeout, and windows looked at when wall time arrives: some 100 us. What is left asks for an
 /// immediate timeout.
 const WORK_PER_CALL: usize = 64;
@@ -391,7 +394,9 @@ impl Quota {
             Mode::Embedded(ledger) => (Some(ledger), None),
             Mode::Shared(owner) => (None, Some(owner)),
         };
-        let embedded = ledger.into_iter().flat_map(Ledger::live).map(|hold| hold.id);
+        let own = self.config.owner;
+        let embedded = ledger.into_iter().flat_map(Ledger::live);
+        let embedded = embedded.filter(move |hold| hold.owner == own).map(|hold| hold.id);
         embedded.chain(owner.into_iter().flat_map(Owner::live))
     }
 
@@ -408,6 +413,11 @@ impl Quota {
     #[must_use]
     pub fn audit(&self) -> Option<Audit> {
         self.ledger().map(Ledger::audit)
+    }
+
+    /// Performs an ask of another owner than this one on the embedded ledger. `None` where the ledger is shared: ask the store.
+    pub fn perform(&mut self, now: Instant, op: &StoreOp) -> Option<StoreAnswer> {
+        self.with_ledger(now, |ledger, at, out| ledger.perform(at, EMBEDDED_RUN, op, out))
     }
 
     /// Applies a fact that this room, perhaps of another version, made durable: recovery. Makes no events.

@@ -115,6 +115,7 @@ async fn serve(args: &ServeArgs, flags: Flags, env: Env, loaded: Loaded) -> Resu
         streams: gateway.streams(),
         tracer: spans.tracer(),
         edge: config.role == Role::Gateway,
+        till: gateway.till(),
     };
     let front = Front::with(Arc::new(gateway.chat()), gateway.auth(), settings);
     let admin = admin_server(&config, &front, limits(&config))?;

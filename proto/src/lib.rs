@@ -34,6 +34,15 @@ pub mod chat {
     }
 }
 
+/// Between services beside the gateway and the ledger.
+pub mod quota {
+    /// Version 1.
+    #[allow(missing_docs, clippy::all, reason = "made by prost and tonic from the .proto")]
+    pub mod v1 {
+        tonic::include_proto!("pointsman.quota.v1");
+    }
+}
+
 /// All files as an encoded `FileDescriptorSet`, for servers that offer reflection.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 

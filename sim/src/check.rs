@@ -197,6 +197,7 @@ impl Judge {
             | Input::Consulted(_)
             | Input::ConsultFailed { .. }
             | Input::Housed(_)
+            | Input::LedgerAsked { .. }
             | Input::Timeout => None,
         };
         if let Some(request) = request.filter(|request| request.end.is_none()) {
@@ -214,6 +215,7 @@ impl Judge {
             | Effect::Reserve(_)
             | Effect::Consult(_)
             | Effect::Note(_)
+            | Effect::LedgerAnswered { .. }
             | Effect::Persist(_) => None,
         };
         if let Some(request) = caller.and_then(|caller| self.requests.of(caller)) {
@@ -228,6 +230,7 @@ impl Judge {
                 self.requests.asked(step, op);
                 self.ledgers.asked(step, op);
             }
+            Effect::LedgerAnswered { .. } => {}
             Effect::Dispatch(order) => self.dispatched(step, order),
             Effect::Cancel { caller, attempt } => {
                 self.requests.cancelled(step, *caller, *attempt, verdict);

@@ -24,7 +24,7 @@ use control::journal::Recorder;
 use control::plane::{
     Arrival, ControlPlane, Dispatch, Effect, Input, Observation, Outcome, Refusal,
 };
-use control::quota::StoreOp;
+use control::quota::{StoreAnswer, StoreOp};
 use control::shared::{Consult, Note};
 use control::units::Amount;
 use tokio::sync::{Notify, mpsc};
@@ -117,6 +117,8 @@ struct Core {
     recorder: Recorder,
     effects: Vec<Effect>,
     mailboxes: BTreeMap<CallerToken, Mailbox>,
+    /// What the ledger answered to who asks beside the requests, in the step that runs.
+    answered: Option<StoreAnswer>,
     callers: u64,
     /// When the timer task will wake by itself.
     armed: Option<control::Instant>,
@@ -144,6 +146,7 @@ impl Driver {
             recorder: Recorder::default(),
             effects: Vec::new(),
             mailboxes: BTreeMap::new(),
+            answered: None,
             callers: 0,
             armed: None,
             ended: false,
@@ -176,6 +179,24 @@ impl Driver {
         core.mailboxes.insert(caller, Mailbox { orders: sender, session });
         self.step(&mut core, Input::RequestArrived(Box::new(arrival(caller))));
         Ok((caller, orders))
+    }
+
+    /// Asks the embedded ledger, for an owner that is not this plane. The answer may be believed once the record at the
+    /// position beside it is written. `None` where the ledger is shared, or the process is about to end.
+    ///
+    /// # Errors
+    /// Where the journal takes no new work: then nothing happened.
+    pub fn ask_ledger(
+        &self,
+        op: StoreOp,
+    ) -> Result<Option<(StoreAnswer, u64)>, JournalUnavailable> {
+        self.journal.admits().map_err(|error| JournalUnavailable(error.to_string()))?;
+        let mut core = self.lock();
+        core.callers += 1;
+        let caller = CallerToken(core.callers);
+        core.answered = None;
+        let position = self.step(&mut core, Input::LedgerAsked { caller, op: Box::new(op) });
+        Ok(core.answered.take().map(|answer| (answer, position)))
     }
 
     /// Something happened. Returns the position of its record.
@@ -275,7 +296,8 @@ impl Driver {
         let mut over = Vec::new();
         for effect in std::mem::take(&mut core.effects) {
             let carrier = self.carrier.get().map(Box::as_ref);
-            over.extend(perform(&mut core.mailboxes, carrier, effect, position));
+            let answered = &mut core.answered;
+            over.extend(perform(&mut core.mailboxes, carrier, answered, (effect, position)));
         }
         for caller in over {
             core.mailboxes.remove(&caller);
@@ -296,8 +318,8 @@ const NEVER: u64 = u64::MAX;
 fn perform(
     mailboxes: &mut BTreeMap<CallerToken, Mailbox>,
     carrier: Option<&dyn Carrier>,
-    effect: Effect,
-    position: u64,
+    answered: &mut Option<StoreAnswer>,
+    (effect, position): (Effect, u64),
 ) -> Option<CallerToken> {
     match effect {
         Effect::Admitted { caller, request } => {
@@ -317,6 +339,8 @@ fn perform(
             deliver(mailboxes.get(&caller), order);
             return Some(caller);
         }
+        // Its asker holds the lock, and takes it when the step is over.
+        Effect::LedgerAnswered { answer, .. } => *answered = Some(answer),
         // The record that has just been appended holds it.
         Effect::Persist(_) => {}
         Effect::Reserve(op) => {

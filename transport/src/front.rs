@@ -57,6 +57,7 @@ pub use server::{Drained, Listener, Server};
 
 use crate::exchange::Chat;
 use crate::streams::{self, Streams};
+use crate::till::Till;
 use crate::trace::Tracer;
 
 /// The routes of the front over one [`Chat`].
@@ -87,6 +88,8 @@ pub struct Settings {
     pub tracer: Tracer,
     /// Whether it is the gateway role's: the chat role is another process, is told who asks, and judges that again.
     pub edge: bool,
+    /// The ledger for services beside the gateway, where this process asks one.
+    pub till: Option<Arc<Till>>,
 }
 
 impl Default for Settings {
@@ -97,6 +100,7 @@ impl Default for Settings {
             streams: Streams::new(streams::Limits::default()),
             tracer: Tracer::default(),
             edge: false,
+            till: None,
         }
     }
 }
@@ -111,9 +115,9 @@ impl<C: Chat> Front<C> {
     /// The same with more than limits.
     #[must_use]
     pub fn with(chat: Arc<C>, auth: Arc<dyn Authenticate>, settings: Settings) -> Self {
-        let Settings { limits, streams, tracer, edge } = settings;
+        let Settings { limits, streams, tracer, edge, till } = settings;
         let (meters, ids) = (Arc::new(Meters::counting(tracer.counts())), LocalIds::new());
-        let shared = Shared { chat, auth, limits, streams, meters, ids, tracer, edge };
+        let shared = Shared { chat, auth, limits, streams, meters, ids, tracer, edge, till };
         Self { shared: Arc::new(shared) }
     }
 
@@ -145,6 +149,7 @@ struct Shared<C> {
     tracer: Tracer,
     /// Whether the chat role is another process.
     edge: bool,
+    till: Option<Arc<Till>>,
 }
 
 /// Ids of requests that never reached the plane.

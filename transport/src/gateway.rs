@@ -36,6 +36,7 @@ use crate::redis::{Desk, JoinError, Shared};
 use crate::seam::{Beside, World};
 use crate::sessions::{Limits, SessionError, Sessions};
 use crate::streams::Streams;
+use crate::till::Till;
 use crate::upstream::{Client, Failed, Settings, SetupError};
 use follower::Follower;
 
@@ -246,6 +247,14 @@ impl Gateway {
     #[must_use]
     pub fn auth(&self) -> Arc<dyn Authenticate> {
         Arc::clone(&self.auth)
+    }
+
+    /// The ledger for services beside it: none in the gateway role, which has none.
+    #[must_use]
+    pub fn till(&self) -> Option<Arc<Till>> {
+        let store = self.shared.as_ref().map(|shared| Arc::clone(&shared.store));
+        let till = Till::new(Arc::clone(&self.driver), store, self.accounts.ids().clone());
+        (!self.is_edge).then(|| Arc::new(till))
     }
 
     /// The keys of this process, and the names of accounts.

@@ -25,6 +25,7 @@ pub mod sessions;
 pub mod sources;
 pub mod sse;
 pub mod streams;
+pub mod till;
 pub mod tls;
 pub mod tokens;
 pub mod trace;

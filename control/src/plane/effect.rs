@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::affinity::Binding;
 use crate::id::{AccountId, AttemptId, CallerToken, EndpointId, RequestId, SessionKey};
 use crate::outcome::Failure;
-use crate::quota::{Entry, StoreOp, Unit, WindowKind};
+use crate::quota::{Entry, StoreAnswer, StoreOp, Unit, WindowKind};
 use crate::shared::{Consult, Note};
 use crate::time::Instant;
 use crate::units::{Amount, Tokens};
@@ -63,6 +63,13 @@ pub enum Effect {
     Consult(Box<Consult>),
     /// Tell that store. Nobody waits for it.
     Note(Box<Note>),
+    /// The embedded ledger's answer to somebody beside the gateway. What it says is durable with this step's record.
+    LedgerAnswered {
+        /// Who asked.
+        caller: CallerToken,
+        /// What it says.
+        answer: StoreAnswer,
+    },
 }
 
 /// One attempt to be made.

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::Config;
 use crate::id::{AttemptId, CallerToken, Digest, Principal, SessionKey};
 use crate::outcome::AttemptEnd;
-use crate::quota::{OpId, StoreAnswer};
+use crate::quota::{OpId, StoreAnswer, StoreOp};
 use crate::registry::{EndpointSpec, SourceKind};
 use crate::shared::{Consulted, Housed, SharedOpId};
 use crate::time::Wall;
@@ -107,6 +107,14 @@ pub enum Input {
     },
     /// The store says where a session lives, after it was told.
     Housed(Box<Housed>),
+    /// Somebody beside the gateway asks the embedded ledger, in the words of the shared one: a service that charges the
+    /// same accounts. Nothing is answered where the ledger is shared: there, that one is asked.
+    LedgerAsked {
+        /// Who asks.
+        caller: CallerToken,
+        /// What. Its owner is another than this plane's own.
+        op: Box<StoreOp>,
+    },
 }
 
 /// A request as it arrives: ids, counts and keyed hashes, never a user's text.

@@ -74,6 +74,7 @@ impl ControlPlane {
             | Input::Consulted(_)
             | Input::ConsultFailed { .. }
             | Input::Housed(_)
+            | Input::LedgerAsked { .. }
             | Input::AttemptAccepted { .. }
             | Input::FirstToken { .. }
             | Input::Progress { .. }

@@ -17,6 +17,7 @@ mod properties;
 
 mod quota;
 mod resuming;
+mod services;
 
 mod transcripts;
 mod turns;

@@ -61,6 +61,7 @@ impl Affinity {
             | Input::Consulted(_)
             | Input::ConsultFailed { .. }
             | Input::Housed(_)
+            | Input::LedgerAsked { .. }
             | Input::Progress { .. }
             | Input::ClientGone { .. }
             | Input::Timeout => None,

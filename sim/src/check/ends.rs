@@ -123,6 +123,8 @@ pub(super) fn performed(effect: &Effect) {
         Effect::Note(_) => sometimes!("effect_note"),
         Effect::Reject { .. } => sometimes!("effect_reject"),
         Effect::Finish { .. } => sometimes!("effect_finish"),
+        // No service asks in these worlds.
+        Effect::LedgerAnswered { .. } => {}
     }
 }
 

@@ -120,6 +120,7 @@ impl Members {
             | Input::Consulted(_)
             | Input::ConsultFailed { .. }
             | Input::Housed(_)
+            | Input::LedgerAsked { .. }
             | Input::AttemptAccepted { .. }
             | Input::FirstToken { .. }
             | Input::Progress { .. }

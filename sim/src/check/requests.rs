@@ -144,6 +144,7 @@ impl Requests {
             | Input::Consulted(_)
             | Input::ConsultFailed { .. }
             | Input::Housed(_)
+            | Input::LedgerAsked { .. }
             | Input::AttemptAccepted { .. }
             | Input::ClientGone { .. }
             | Input::Timeout => {}
@@ -323,6 +324,7 @@ impl Requests {
             | Input::Consulted(_)
             | Input::ConsultFailed { .. }
             | Input::Housed(_)
+            | Input::LedgerAsked { .. }
             | Input::AttemptAccepted { .. }
             | Input::FirstToken { .. }
             | Input::Progress { .. }

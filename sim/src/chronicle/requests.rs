@@ -104,6 +104,7 @@ impl Requests {
             | Input::Consulted(_)
             | Input::ConsultFailed { .. }
             | Input::Housed(_)
+            | Input::LedgerAsked { .. }
             | Input::AttemptAccepted { .. }
             | Input::FirstToken { .. }
             | Input::AttemptEnded { .. }

@@ -142,6 +142,7 @@ impl Tail {
                 Effect::Reserve(_)
                 | Effect::Consult(_)
                 | Effect::Note(_)
+                | Effect::LedgerAnswered { .. }
                 | Effect::Cancel { .. }
                 | Effect::Persist(_)
                 | Effect::Reject { .. }
@@ -168,6 +169,7 @@ impl Tail {
             | Input::Membership { .. }
             | Input::SourceLost { .. }
             | Input::Drain { .. }
+            | Input::LedgerAsked { .. }
             | Input::Timeout => None,
         };
         let request = request.copied();

@@ -43,6 +43,7 @@ pub(super) fn input(input: &Input) -> Option<String> {
                 home(&housed.home)
             )
         }
+        Input::LedgerAsked { op, .. } => format!("is asked by a service: {}", ask(&op.ask)),
         Input::AttemptAccepted { attempt } => format!("{attempt} is accepted"),
         Input::FirstToken { attempt } => format!("{attempt} brings its first token"),
         Input::Progress { attempt, produced } => format!("{attempt} has brought {produced}"),
@@ -75,6 +76,9 @@ pub(super) fn effect(effect: &Effect) -> String {
         Effect::Note(note) => format!("tells the store, note {}: {}", note.op.0, noted(&note.what)),
         Effect::Reject { request, refusal, .. } => {
             format!("refuses {request}: {}", plain(refusal))
+        }
+        Effect::LedgerAnswered { answer, .. } => {
+            format!("answers the service: {}", reply(&answer.reply))
         }
         Effect::Finish { request, outcome, charged, attempts, .. } => {
             let (outcome, tokens) = (plain(outcome), charged.tokens);

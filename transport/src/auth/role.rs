@@ -128,7 +128,7 @@ impl Role {
             .max_decoding_message_size(REQUEST_BYTES_MAX);
         let role = Arc::clone(self);
         let ready = move || role.checks().ready;
-        serve_routes(door, (SERVICE, Routes::new(service)), ready, stopping, grace).await
+        serve_routes(door, (vec![SERVICE], Routes::new(service)), ready, stopping, grace).await
     }
 
     fn answer(&self, hash: &KeyHash) -> AuthenticateResponse {

@@ -5,10 +5,12 @@
 //! routes, and what comes back is told in gRPC's words ([`status`]), event by event ([`pieces`]). What HTTP would have
 //! answered stands beside a status, so that the gateway role can pass it on as it was worded.
 //!
-//! Health and reflection are served beside it. `Check` follows `/ready`.
+//! `QuotaService` ([`quota`]) is served beside it where the ledger is asked, that is everywhere but in the gateway role.
+//! Health and reflection too. `Check` follows `/ready`.
 
 mod door;
 mod pieces;
+mod quota;
 mod sessions;
 pub(crate) mod status;
 
@@ -27,6 +29,7 @@ use proto::chat::v1::{
     GetSessionResponse, ListModelsRequest, ListModelsResponse, ListSessionsRequest,
     ListSessionsResponse, Model as ModelSaid, StreamChatRequest, StreamChatResponse,
 };
+use proto::quota::v1::quota_service_server::QuotaServiceServer;
 use tonic::metadata::MetadataMap;
 use tonic::service::Routes;
 use tonic::{Request, Response, Status};
@@ -44,8 +47,11 @@ use crate::translate;
 
 /// The name by which health is asked for.
 const SERVICE: &str = "pointsman.chat.v1.ChatService";
+/// The same of the ledger.
+const QUOTA_SERVICE: &str = "pointsman.quota.v1.QuotaService";
 impl<C: Chat> Front<C> {
-    /// Serves `ChatService` on a port until `stopping` resolves; calls under way may then go on for `grace`.
+    /// Serves `ChatService`, and `QuotaService` where there is a till, on a port until `stopping` resolves; calls under way
+    /// may then go on for `grace`.
     ///
     /// # Errors
     /// See [`RpcError`].
@@ -58,8 +64,14 @@ impl<C: Chat> Front<C> {
         let shared = Arc::clone(&self.shared);
         let chat = Rpc { router: routes::router(Arc::clone(&shared)), shared: Arc::clone(&shared) };
         let chat = ChatServiceServer::new(chat).max_decoding_message_size(shared.limits.body_max);
+        let mut services = (vec![SERVICE], Routes::new(chat));
+        if let Some(till) = shared.till.clone() {
+            let quota = quota::Counter { auth: Arc::clone(&shared.auth), till };
+            services.0.push(QUOTA_SERVICE);
+            services.1 = services.1.add_service(QuotaServiceServer::new(quota));
+        }
         let ready = move || shared.chat.checks().ready;
-        serve_routes(door, (SERVICE, Routes::new(chat)), ready, stopping, grace).await
+        serve_routes(door, services, ready, stopping, grace).await
     }
 }
 

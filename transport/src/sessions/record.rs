@@ -142,13 +142,9 @@ impl PageOf {
 }
 
 impl Owner {
-    /// A name in a key that tenants share: plain for the default tenant, behind the tenant's name for others. A plain name
-    /// with a colon is put behind its tenant's, too, and a colon of a tenant's name is escaped: so no two owners ever meet.
+    /// A name in a key that tenants share, so that no two owners ever meet.
     pub(crate) fn scoped(&self, name: &str) -> String {
-        match &*self.tenant {
-            crate::config::DEFAULT_TENANT if !name.contains(':') => name.to_owned(),
-            tenant => format!("{}:{name}", tenant.replace('%', "%25").replace(':', "%3A")),
-        }
+        crate::redis::home_name(&self.tenant, name)
     }
 }
 

@@ -60,9 +60,9 @@ async fn keys_are_those_of_the_documents_and_tenants_never_meet() {
     assert_eq!(redis.ask(&format!("LLEN session_messages:{session}")), "2");
     assert_eq!(redis.ask("ZCARD user_sessions:ann"), "1");
     assert_eq!(redis.ask("LLEN history:ann"), "2");
-    assert_eq!(redis.ask(&format!("HGET session:acme:{others} tenant")), "acme");
-    assert_eq!(redis.ask("ZCARD user_sessions:acme:ann"), "1");
-    assert_eq!(redis.ask("LLEN history:acme:ann"), "2");
+    assert_eq!(redis.ask(&format!("HGET session:acme%:{others} tenant")), "acme");
+    assert_eq!(redis.ask("ZCARD user_sessions:acme%:ann"), "1");
+    assert_eq!(redis.ask("LLEN history:acme%:ann"), "2");
     // The record does not expire, and no turn is held.
     assert_eq!(redis.ask(&format!("TTL session_messages:{session}")), "-1");
     assert_eq!(redis.ask(&format!("EXISTS {{session:{session}}}:turn")), "0");
@@ -80,7 +80,7 @@ async fn keys_are_those_of_the_documents_and_tenants_never_meet() {
     assert_eq!(redis.ask("EXISTS history:ann"), "0");
     assert_eq!(site.get("ann", "/api/v1/sessions").await.json()["total"], 0);
     // What somebody else wrote there is no panic, and not repeated.
-    redis.ask(&format!("RPUSH session_messages:acme:{others} secret"));
+    redis.ask(&format!("RPUSH session_messages:acme%:{others} secret"));
     let foreign = site.get("other", &format!("/api/v1/sessions/{others}")).await;
     assert_eq!(
         (foreign.status.as_u16(), foreign.code().as_str()),

@@ -15,6 +15,7 @@ mod quic;
 mod quic_lines;
 mod resuming;
 mod roles;
+mod services;
 mod serving;
 mod skewed;
 mod telling;

@@ -222,7 +222,7 @@ pub struct World {
     /// Where it is over gRPC, where it has a port for that.
     pub rpc: Option<SocketAddr>,
     _served: [AbortOnDropHandle<()>; 2],
-    gateway: Arc<Gateway>,
+    pub gateway: Arc<Gateway>,
     home: TempDir,
     text: String,
 }
@@ -275,7 +275,8 @@ impl World {
         let limits = Limits::default();
         let (chat, accounts) = (Arc::new(gateway.chat()), gateway.auth());
         let (streams, edge) = (gateway.streams(), role == Role::Gateway);
-        let settings = FrontSettings { limits: limits.clone(), streams, tracer, edge };
+        let settings =
+            FrontSettings { limits: limits.clone(), streams, tracer, edge, till: gateway.till() };
         let front = Front::with(chat, accounts, settings);
         let listener = Listener::bind(([127, 0, 0, 1], 0).into()).unwrap();
         let addr = listener.local_addr().unwrap();

@@ -54,6 +54,7 @@ impl Books {
                         fact => panic!("ended by {fact:?}"),
                     }
                 }
+                Effect::LedgerAnswered { .. } => panic!("no service asked"),
                 Effect::Cancel { caller, .. } => {
                     assert!(self.open.values().any(|(open, _)| open == caller));
                 }

@@ -156,7 +156,7 @@ impl Story {
         };
         Some(match effect {
             Effect::Admitted { caller, request } => format!("{} is {request}", name(caller)),
-            Effect::Reserve(_) => return None,
+            Effect::Reserve(_) | Effect::LedgerAnswered { .. } => return None,
             Effect::Dispatch(dispatch) => {
                 let (number, endpoint) = (dispatch.number, &dispatch.endpoint_name);
                 format!("{} -> {endpoint}, attempt {number}", name(&dispatch.caller))

@@ -81,10 +81,10 @@ impl RpcDoor {
     }
 }
 
-/// Serves `service`, known by its name, until `stopping` resolves; calls under way may then go on for `grace`.
+/// Serves `services`, known by their names, until `stopping` resolves; calls under way may then go on for `grace`.
 pub(crate) async fn serve_routes(
     door: RpcDoor,
-    (name, service): (&'static str, Routes),
+    (names, services): (Vec<&'static str>, Routes),
     ready: impl Fn() -> bool + Send + 'static,
     stopping: impl Future<Output = ()>,
     grace: Duration,
@@ -101,7 +101,9 @@ pub(crate) async fn serve_routes(
                 false => ServingStatus::NotServing,
             };
             health.set_service_status("", status).await;
-            health.set_service_status(name, status).await;
+            for name in &names {
+                health.set_service_status(*name, status).await;
+            }
             tokio::time::sleep(HEALTH_EVERY).await;
         }
     }));
@@ -113,7 +115,7 @@ pub(crate) async fn serve_routes(
     };
     let mut server = Box::pin(
         bounded(builder)
-            .add_routes(service.add_service(health_service).add_service(reflection))
+            .add_routes(services.add_service(health_service).add_service(reflection))
             .serve_with_incoming_shutdown(
                 incoming.connections(),
                 closing.clone().cancelled_owned(),
