@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use prost::Message;
 
 /// The files, relative to this crate, which is also the root that imports are resolved from.
-const FILES: [&str; 4] = [
+const FILES: [&str; 5] = [
     "pointsman/auth/v1/auth.proto",
     "pointsman/chat/v1/chat.proto",
     "pointsman/inference/v1/inference.proto",

@@ -44,7 +44,8 @@ impl ControlPlane {
             | Effect::Cancel { .. }
             | Effect::Reject { .. }
             | Effect::Finish { .. }
-            | Effect::Consult(_) => false,
+            | Effect::Consult(_)
+            | Effect::LedgerAnswered { .. } => false,
         });
     }
 

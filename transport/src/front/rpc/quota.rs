@@ -20,6 +20,7 @@ use super::status::{self, RETRY_AFTER_MS};
 use super::{head, passed};
 use crate::front::Authenticate;
 use crate::till::{NAME_BYTES_MAX, Refused, Standing, Till};
+use crate::trace::Trace;
 
 /// How long a reservation lives without a word, where nothing is said: as long as a request's.
 const TTL: Duration = Duration::from_secs(300);
@@ -34,13 +35,13 @@ pub(super) struct Counter {
 
 impl Counter {
     /// Whose accounts are meant.
-    fn caller(&self, metadata: &MetadataMap, user: &str) -> Result<Principal, Status> {
+    async fn caller(&self, metadata: &MetadataMap, user: &str) -> Result<Principal, Status> {
         if user.len() > NAME_BYTES_MAX {
             return Err(Status::invalid_argument("user_id must have at most 256 bytes"));
         }
         let bearer = head::bearer(&passed(metadata)).map_err(|why| status::of_error(&why))?;
         let user = Some(user).filter(|user| !user.is_empty());
-        let caller = self.auth.authenticate(bearer.as_deref(), user);
+        let caller = self.auth.authenticate(bearer.as_deref(), user, &Trace::default()).await;
         caller.map(|caller| caller.principal).map_err(|why| status::of_error(&why.into()))
     }
 }
@@ -52,7 +53,7 @@ impl QuotaService for Counter {
         request: Request<ReserveRequest>,
     ) -> Result<Response<ReserveResponse>, Status> {
         let (metadata, _, asked) = request.into_parts();
-        let who = self.caller(&metadata, &asked.user_id)?;
+        let who = self.caller(&metadata, &asked.user_id).await?;
         let ttl = match asked.ttl_ms {
             0 => TTL,
             millis if TTLS.contains(&millis) => Duration::from_millis(millis),
@@ -69,7 +70,7 @@ impl QuotaService for Counter {
         request: Request<ExtendRequest>,
     ) -> Result<Response<ExtendResponse>, Status> {
         let (metadata, _, asked) = request.into_parts();
-        let who = self.caller(&metadata, "")?;
+        let who = self.caller(&metadata, "").await?;
         let total = amount(asked.total, "total")?;
         let held = self.till.extend(&who, &asked.reservation_id, total).await;
         let held = Some(said(held.map_err(|why| refusal(&who, why))?));
@@ -81,7 +82,7 @@ impl QuotaService for Counter {
         request: Request<SettleRequest>,
     ) -> Result<Response<SettleResponse>, Status> {
         let (metadata, _, asked) = request.into_parts();
-        let who = self.caller(&metadata, &asked.user_id)?;
+        let who = self.caller(&metadata, &asked.user_id).await?;
         let used = (amount(asked.used, "used")?, asked.estimated);
         let settled = self.till.settle(&who, &asked.reservation_id, used).await;
         settled.map_err(|why| refusal(&who, why))?;
@@ -93,7 +94,7 @@ impl QuotaService for Counter {
         request: Request<RefundRequest>,
     ) -> Result<Response<RefundResponse>, Status> {
         let (metadata, _, asked) = request.into_parts();
-        let who = self.caller(&metadata, "")?;
+        let who = self.caller(&metadata, "").await?;
         let refunded = self.till.refund(&who, &asked.reservation_id).await;
         refunded.map_err(|why| refusal(&who, why))?;
         Ok(Response::new(RefundResponse {}))
@@ -104,7 +105,7 @@ impl QuotaService for Counter {
         request: Request<GetBalancesRequest>,
     ) -> Result<Response<GetBalancesResponse>, Status> {
         let (metadata, _, asked) = request.into_parts();
-        let who = self.caller(&metadata, &asked.user_id)?;
+        let who = self.caller(&metadata, &asked.user_id).await?;
         let found = self.till.balances(&who).await.map_err(|why| refusal(&who, why))?;
         let balances = found.iter().filter_map(|one| balance(&who, one)).collect();
         Ok(Response::new(GetBalancesResponse { balances }))
