@@ -8,29 +8,26 @@ use super::error::{self, ApiError};
 use super::page;
 
 /// The paths that somebody may have meant, with their method.
-const PATHS: [(&str, &str); 9] = [
+const PATHS: [(&str, &str); 12] = [
     ("/v1/chat/completions", "POST"),
     ("/v1/embeddings", "POST"),
     ("/v1/models", "GET"),
     ("/v1/streams/{id}", "GET"),
+    ("/api/v1/chat/completions", "POST"),
+    ("/api/v1/sessions", "GET"),
     ("/api/v1/embeddings", "POST"),
     ("/api/v1/models", "GET"),
+    ("/history", "GET"),
     ("/health", "GET"),
     ("/ready", "GET"),
     ("/metrics", "GET"),
 ];
-
-/// Of the chat product, whose store is not part of this version.
-const STORED_CHAT: &str = "/api/v1/chat/completions";
 
 /// A path that no route has.
 pub(super) async fn unknown(method: Method, uri: Uri, headers: HeaderMap) -> Response {
     let path = uri.path();
     if method == Method::GET && accepts_html(&headers) && !is_api(path) {
         return page::page(&headers);
-    }
-    if path == STORED_CHAT {
-        return stored_chat().into_response();
     }
     let hint = match meant(path) {
         Some((near, method)) => format!("Did you mean {method} {near}?"),
@@ -107,12 +104,6 @@ fn meant(path: &str) -> Option<(&'static str, &'static str)> {
         .filter(|(slips, _)| *slips <= SLIPS_MAX)
         .min_by_key(|(slips, _)| *slips)
         .map(|(_, found)| *found)
-}
-
-fn stored_chat() -> ApiError {
-    let words = "The stored form /api/v1/chat/completions comes with the chat product and is not part of this version. \
-                 Send the whole conversation to POST /v1/chat/completions; a session_id there keeps it on one replica.";
-    error::new(StatusCode::NOT_FOUND, error::INVALID, "stored_chat_unavailable", words)
 }
 
 #[cfg(test)]

@@ -80,8 +80,11 @@ async fn unknown_paths_name_the_likely_one_and_browsers_get_a_page() {
     let answer = world.post("/v1/chat/completions/", HELLO).await;
     assert_eq!((answer.status.as_u16(), answer.code().as_str()), (404, "unknown_url"));
     assert!(answer.text().contains("Did you mean POST /v1/chat/completions?"));
-    let answer = world.post("/api/v1/chat/completions", HELLO).await;
-    assert_eq!((answer.status.as_u16(), answer.code().as_str()), (404, "stored_chat_unavailable"));
+    let answer = world.post("/api/v1/chat/completion", HELLO).await;
+    assert!(answer.text().contains("Did you mean POST /api/v1/chat/completions?"));
+    // A chat role that keeps no sessions says so.
+    let answer = world.get("/api/v1/sessions", "application/json").await;
+    assert_eq!((answer.status.as_u16(), answer.code().as_str()), (503, "sessions_off"));
     let page = world.get("/", "text/html,*/*").await;
     assert_eq!(page.status, 200);
     assert!(page.header("content-type").starts_with("text/html"));
