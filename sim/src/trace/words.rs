@@ -250,7 +250,10 @@ mod tests {
     #[test]
     fn a_value_is_told_without_its_punctuation() {
         let by = RequestId(Minted { incarnation: 1, counter: 45 });
-        assert_eq!(plain(&Refusal::IdempotencyDone { by: Some(by) }), "idempotency done by req_1-2d");
+        assert_eq!(
+            plain(&Refusal::IdempotencyDone { by: Some(by) }),
+            "idempotency done by req_1-2d"
+        );
         assert_eq!(plain(&Failure::Timeout(Stage::FirstToken)), "timeout first token");
         assert_eq!(plain(&Some(Failure::Status(502))), "status 502");
     }
