@@ -134,8 +134,9 @@ impl World<'_> {
     fn perform(&mut self, index: u32, effect: Effect, position: u64, written: Nanos) {
         let gateway = Host::Gateway(index);
         match effect {
-            Effect::Admitted { .. } | Effect::Persist(_) | Effect::Consult(_) | Effect::Note(_) => {
-            }
+            Effect::Admitted { .. } | Effect::Persist(_) => {}
+            Effect::Consult(consult) => self.consult(index, consult),
+            Effect::Note(note) => self.note(index, note),
             Effect::Reserve(op) => {
                 let life = self.gateways[index as usize].life;
                 self.send_to_store(index, life, op);
