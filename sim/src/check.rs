@@ -18,6 +18,7 @@ mod owners;
 mod request;
 mod requests;
 mod rows;
+mod sharing;
 
 use std::fmt;
 
@@ -28,6 +29,7 @@ use control::quota::{Entry, Ledger, StoreAnswer, StoreOp};
 use serde::{Deserialize, Serialize};
 
 use crate::plan::Plan;
+use crate::world::{SharedAnswer, SharedAsk};
 use affinity::Affinity;
 use balance::Balance;
 use breakers::Breakers;
@@ -35,6 +37,7 @@ pub use ends::Figures;
 use ledger::Ledgers;
 use members::Members;
 use requests::Requests;
+use sharing::Sharing;
 
 /// What must hold. The numbers are those of the documentation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -66,6 +69,8 @@ pub enum Invariant {
     Deadlines = 12,
     /// No tenant pays or waits for another.
     Fairness = 13,
+    /// Over all gateways and while their store answers: one rate, one charge for a key, one home for a session.
+    Sharing = 14,
 }
 
 /// Something that must hold and does not.
@@ -103,6 +108,7 @@ pub(crate) struct Judge {
     affinity: Affinity,
     breakers: Breakers,
     balance: Balance,
+    sharing: Sharing,
     heal_at: u64,
 }
 
@@ -128,6 +134,7 @@ impl Judge {
             affinity: Affinity::new(plan),
             breakers: Breakers::new(plan),
             balance: Balance,
+            sharing: Sharing::new(plan),
             heal_at: plan.heal_at_ms * 1_000_000,
         }
     }
@@ -173,6 +180,7 @@ impl Judge {
         let config = self.requests.config(step.gateway);
         self.breakers.after(step, &self.members, config, &mut self.verdict);
         self.ledgers.after(step, &mut self.verdict);
+        self.sharing.step(step, &self.requests, &mut self.verdict);
     }
 
     /// Which rows of the transition tables the input walks through.
@@ -243,7 +251,7 @@ impl Judge {
                 self.affinity.bound(step, *session, *binding, &self.requests, verdict);
             }
             Effect::Persist(Durable::Adopted { session, binding }) => {
-                self.affinity.adopted(step, *session, *binding);
+                self.affinity.adopted(step, *session, *binding, verdict);
             }
             Effect::Consult(_) | Effect::Note(_) => {}
             Effect::Persist(Durable::Released { session }) => {
@@ -333,12 +341,23 @@ impl Judge {
         self.ledgers.failed_over(at, lost, kept, ledger, &mut self.verdict);
     }
 
+    /// The store performed what gateways share beside the ledger.
+    pub fn shared(&mut self, at: u64, gateway: u32, ask: &SharedAsk, answer: &SharedAnswer) {
+        self.sharing.stored(at, gateway, ask, answer, &mut self.verdict);
+    }
+
+    /// The store forgot some of it.
+    pub fn shared_failed_over(&mut self) {
+        self.sharing.failed_over();
+    }
+
     /// A gateway's process died; records from `next` on are gone.
     pub fn died(&mut self, gateway: u32, next: u64, power: bool, at: u64) {
         self.requests.died(gateway, next, power, at, &mut self.verdict);
         self.ledgers.died(gateway, next);
         self.affinity.died(gateway, next);
         self.members.died(gateway);
+        self.sharing.died(gateway);
     }
 
     /// It was brought back to where its journal ends.
@@ -407,7 +426,7 @@ impl Judge {
 
 impl Invariant {
     /// All of them.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Algebra,
         Self::Bound,
         Self::Outcome,
@@ -421,6 +440,7 @@ impl Invariant {
         Self::Restore,
         Self::Deadlines,
         Self::Fairness,
+        Self::Sharing,
     ];
 
     /// Its number in the documentation.
@@ -452,6 +472,7 @@ impl Invariant {
             Self::Restore => "restore",
             Self::Deadlines => "deadlines",
             Self::Fairness => "fairness",
+            Self::Sharing => "sharing",
         }
     }
 }

@@ -87,6 +87,12 @@ pub struct Ask {
     pub leaves_ms: Option<u64>,
     /// How often the client asks again after a failure or silence, with the same key.
     pub again: u32,
+    /// Whether the session has a name of its own.
+    #[serde(default)]
+    pub named: bool,
+    /// Whether the client asks another gateway the next time, though it has a key.
+    #[serde(default)]
+    pub roams: bool,
     /// Whether every replica refuses it as the client's own mistake (400).
     #[serde(default)]
     pub bad: bool,

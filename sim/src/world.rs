@@ -19,12 +19,14 @@ mod life;
 mod nemesis;
 mod network;
 mod registry;
+mod sharing;
 mod store;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use control::plane::Config;
 use control::rng::Rng;
+use control::shared::SharedOpId;
 
 use crate::check::{Judge, Violation};
 use crate::chronicle::Chronicle;
@@ -41,6 +43,7 @@ use life::Twin;
 use nemesis::Replica;
 use network::Network;
 use registry::Registry;
+pub(crate) use sharing::{SharedAnswer, SharedAsk};
 use store::{EXPIRE_EVERY, Store};
 
 /// How a run ended.
@@ -84,6 +87,8 @@ pub(crate) struct World<'a> {
     /// What dead gateways left behind.
     left: BTreeMap<u32, Left>,
     twins: Vec<Twin>,
+    /// Notes that no shell has heard acknowledged: gateway, life, which.
+    unheard: BTreeSet<(u32, u32, SharedOpId)>,
     /// Replicas that operators ever drained, and how many want them drained now.
     drains: BTreeMap<u32, u32>,
     judge: Judge,
@@ -144,6 +149,7 @@ impl<'a> World<'a> {
             parked: Vec::new(),
             left: BTreeMap::new(),
             twins: Vec::new(),
+            unheard: BTreeSet::new(),
             drains: BTreeMap::new(),
             judge: Judge::new(plan),
             trace,
@@ -237,6 +243,13 @@ impl<'a> World<'a> {
                 self.store_answer(gateway, life, *answer);
             }
             Event::StoreRefused { gateway, life, op } => self.store_refused(gateway, life, op),
+            Event::SharedAsk { gateway, life, ask } => self.shared_ask(gateway, life, *ask),
+            Event::SharedAnswer { gateway, life, answer } => {
+                self.shared_answer(gateway, life, *answer);
+            }
+            Event::NoteTry { gateway, life, note, nth } => {
+                self.try_note(gateway, life, note, nth);
+            }
             Event::Begin { fault } => {
                 self.trace.fault(self.now, fault, true);
                 self.begin(fault);
@@ -268,6 +281,8 @@ impl<'a> World<'a> {
             | Event::Poll { gateway }
             | Event::StoreAnswer { gateway, .. }
             | Event::StoreRefused { gateway, .. }
+            | Event::SharedAnswer { gateway, .. }
+            | Event::NoteTry { gateway, .. }
             | Event::Configure { gateway }
             | Event::Drain { gateway, .. } => *gateway,
             Event::Ask { .. }
@@ -277,6 +292,7 @@ impl<'a> World<'a> {
             | Event::Reach { .. }
             | Event::Stop { .. }
             | Event::StoreAsk { .. }
+            | Event::SharedAsk { .. }
             | Event::Begin { .. }
             | Event::Turn { .. }
             | Event::End { .. }
@@ -364,6 +380,8 @@ fn fresh(at_us: u64, gateway: u32, tenant: u32, model: u32, number: u32) -> Ask 
         patience_ms: None,
         leaves_ms: None,
         again: 0,
+        named: false,
+        roams: false,
         bad: false,
     }
 }

@@ -102,9 +102,19 @@ impl Affinity {
     }
 
     /// The store says where a session lives: perhaps elsewhere under the same epoch, where two moved it at once.
-    pub fn adopted(&mut self, step: &Step<'_>, session: SessionKey, binding: Binding) {
+    pub fn adopted(
+        &mut self,
+        step: &Step<'_>,
+        session: SessionKey,
+        binding: Binding,
+        verdict: &mut Verdict,
+    ) {
         let homes = self.gateways[step.gateway as usize].entry(session).or_default();
         let (position, epoch, endpoint) = (step.position, binding.epoch, binding.endpoint);
+        if let Some(last) = homes.last().filter(|last| last.epoch > epoch) {
+            let text = format!("{session:?} falls back from epoch {} to {epoch}", last.epoch);
+            verdict.fail(Invariant::Affinity, step.at, text);
+        }
         homes.push(Home { position, epoch, endpoint, released: false });
     }
 

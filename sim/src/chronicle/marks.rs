@@ -137,6 +137,9 @@ impl Marks {
                     self.add(step.at, host, names.named(step.gateway, &text));
                 }
                 Observation::Arrived { .. }
+                | Observation::Consulted { .. }
+                | Observation::ConsultLost { .. }
+                | Observation::Adopted { .. }
                 | Observation::Granted { .. }
                 | Observation::Denied { .. }
                 | Observation::Picked { .. }

@@ -177,6 +177,11 @@ pub const NAMES: &[&str] = &[
     "consulted_late",
     "consult_lost",
     "home_adopted",
+    "note_again",
+    "shared_rate_met",
+    "shared_key_in_flight",
+    "shared_key_done",
+    "shared_home_lost",
     "shared_degraded",
     "shared_restored",
     // What only tier B can hit.

@@ -26,7 +26,10 @@ pub fn draw(seed: u64) -> Plan {
     let mut asks = asks(&topology, &mut rng);
     spoil(&mut asks, &mut root.fork("mistakes"));
     let load = asks.iter().map(|ask| ask.prompt + ask.output).sum();
-    let config = knobs::draw(&topology, load, &mut root.fork("knobs"));
+    let mut config = knobs::draw(&topology, load, &mut root.fork("knobs"));
+    if topology.shared {
+        share(&mut config, &mut asks, &topology, &mut root.fork("sharing"));
+    }
     let mut nemesis = Nemesis { rng: root.fork("nemesis"), topology: &topology, load };
     let faults = nemesis.faults(&config);
     Plan {
@@ -160,6 +163,25 @@ fn asks(topology: &Topology, rng: &mut Rng) -> Vec<Ask> {
     asks
 }
 
+/// Mostly gateways share more than the ledger: sessions have names and homes, keys are sent to whoever is there, and some
+/// tenants have rates that are met.
+fn share(config: &mut Config, asks: &mut [Ask], topology: &Topology, rng: &mut Rng) {
+    if chance(30, rng) {
+        return;
+    }
+    config.affinity.bindings_max = 100_000;
+    let (named, roams) = (one_of(&[0, 50, 100], rng), one_of(&[0, 50, 100], rng));
+    for ask in asks {
+        ask.named = ask.session.is_some() && !ask.stored && chance(named, rng);
+        ask.roams = ask.key.is_some() && chance(roams, rng);
+    }
+    for tenant in 0..topology.tenants {
+        if chance(30, rng) {
+            knobs::hurry(config, tenant, rng);
+        }
+    }
+}
+
 /// Clients make mistakes, some more than others.
 fn spoil(asks: &mut [Ask], rng: &mut Rng) {
     let percent = one_of(&[0, 0, 1, 5, 20], rng);
@@ -209,6 +231,8 @@ impl Habits {
             patience_ms: chance(self.patience, rng).then(|| 200 + rng.below(8_000)),
             leaves_ms: chance(self.leaves, rng).then(|| rng.below(4_000)),
             again: if key { self.again } else { 0 },
+            named: false,
+            roams: false,
             bad: false,
         }
     }

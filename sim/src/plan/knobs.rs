@@ -190,6 +190,13 @@ fn tight(expected: u64, rng: &mut Rng) -> Limits {
     limits
 }
 
+/// A tenant may ask so many times a minute.
+pub(super) fn hurry(config: &mut Config, tenant: u32, rng: &mut Rng) {
+    if let Some(account) = config.accounts.get_mut(&tenant_account(tenant)) {
+        account.rates.rpm = Some(10 + rng.below(120) as u32);
+    }
+}
+
 fn rates(expected: u64, rng: &mut Rng) -> RateLimits {
     let rpm = chance(50, rng).then(|| 20 + rng.below(200) as u32);
     let tpm = chance(50, rng).then(|| expected / 2 + 500);

@@ -7,11 +7,13 @@ use super::Shrinker;
 use crate::plan::{Ask, FaultKind, Plan};
 
 /// What an ask may do without, the largest first.
-const PLAINER_ASKS: [fn(&mut Ask); 11] = [
+const PLAINER_ASKS: [fn(&mut Ask); 13] = [
     |ask| (ask.session, ask.stored) = (None, false),
     |ask| ask.stored = false,
     |ask| (ask.key, ask.again) = (None, 0),
     |ask| ask.again = 0,
+    |ask| ask.named = false,
+    |ask| ask.roams = false,
     |ask| ask.user = None,
     |ask| ask.patience_ms = None,
     |ask| ask.leaves_ms = None,

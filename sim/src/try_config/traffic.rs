@@ -176,6 +176,8 @@ pub(super) fn ask(
         patience_ms: None,
         leaves_ms: None,
         again: 0,
+        named: false,
+        roams: false,
         bad: false,
     }
 }

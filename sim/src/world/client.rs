@@ -36,11 +36,11 @@ impl World<'_> {
     /// A client asks.
     pub(super) fn ask(&mut self, ask: u32, nth: u32) {
         let wanted = &self.asks[ask as usize];
-        // Who has no key asks another gateway; a key is known where it was used.
+        // A key is known where it was used, and where gateways share their keys: some clients know that.
         let gateways = self.gateways.len() as u32;
         let gateway = match wanted.key {
-            Some(_) => wanted.gateway,
-            None => (wanted.gateway + nth) % gateways,
+            Some(_) if !wanted.roams => wanted.gateway,
+            Some(_) | None => (wanted.gateway + nth) % gateways,
         };
         let call = self.calls.len() as u32;
         let leaves = wanted.leaves_ms;
@@ -159,9 +159,10 @@ fn arrival(call: u32, ask: &Ask) -> Arrival {
             user: ask.user.map(|user| user_account(ask.tenant, user)),
             key: None,
         },
-        session: ask.session.map(|id| Session {
-            key: hint(id),
-            kind: if ask.stored { SessionKind::Stored } else { SessionKind::Hint },
+        session: ask.session.map(|id| match (ask.stored, ask.named) {
+            (true, _) => Session { key: hint(id), kind: SessionKind::Stored },
+            (false, true) => Session { key: hint(id | 1 << 31), kind: SessionKind::Named },
+            (false, false) => Session { key: hint(id), kind: SessionKind::Hint },
         }),
         idempotency: ask.key.map(|key| Idempotency {
             key: Digest(u128::from(key)),

@@ -5,8 +5,10 @@ use std::collections::BinaryHeap;
 
 use control::outcome::Failure;
 use control::quota::{OpId, StoreAnswer, StoreOp};
+use control::shared::Note;
 
 use super::clock::Nanos;
+use super::sharing::{SharedAnswer, SharedAsk};
 
 /// One thing that happens at an instant. Numbers name gateways, asks, calls and runs of the world.
 #[derive(Clone, Debug)]
@@ -53,6 +55,12 @@ pub(super) enum Event {
     StoreAnswer { gateway: u32, life: u32, answer: Box<StoreAnswer> },
     /// The store's host refuses an ask: nobody listens there.
     StoreRefused { gateway: u32, life: u32, op: OpId },
+    /// A consultation or a note is at the store.
+    SharedAsk { gateway: u32, life: u32, ask: Box<SharedAsk> },
+    /// The store's answer to it is at its gateway.
+    SharedAnswer { gateway: u32, life: u32, answer: Box<SharedAnswer> },
+    /// A gateway's shell tells a note again.
+    NoteTry { gateway: u32, life: u32, note: Box<Note>, nth: u32 },
     /// A fault begins.
     Begin { fault: u32 },
     /// A fault changes.

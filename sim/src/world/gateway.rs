@@ -135,11 +135,9 @@ impl World<'_> {
         let gateway = Host::Gateway(index);
         match effect {
             // No service asks here.
-            Effect::LedgerAnswered { .. }
-            | Effect::Admitted { .. }
-            | Effect::Persist(_)
-            | Effect::Consult(_)
-            | Effect::Note(_) => {}
+            Effect::LedgerAnswered { .. } | Effect::Admitted { .. } | Effect::Persist(_) => {}
+            Effect::Consult(consult) => self.consult(index, consult),
+            Effect::Note(note) => self.note(index, note),
             Effect::Reserve(op) => {
                 let life = self.gateways[index as usize].life;
                 self.send_to_store(index, life, op);

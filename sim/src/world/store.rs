@@ -5,6 +5,7 @@ use control::quota::{At, Entry, Ledger, OpId, RunId, StoreAnswer, StoreOp};
 use super::World;
 use super::clock::{Clock, MILLI, Nanos, SECOND};
 use super::event::Event;
+use super::sharing::Shared;
 use crate::coverage::sometimes;
 use crate::plan::{Host, StoreTrouble, Topology};
 
@@ -16,6 +17,7 @@ pub(super) struct Store {
     /// Every entry the present run knows, as a replica would receive them.
     entries: Vec<Entry>,
     pub troubles: Vec<(u32, StoreTrouble)>,
+    pub shared: Shared,
 }
 
 /// Expiries performed with each message, as a script would do a few of them.
@@ -29,18 +31,19 @@ impl Store {
             run: RunId(1),
             entries: Vec::new(),
             troubles: Vec::new(),
+            shared: Shared::default(),
         }
     }
 
-    fn at(&self, now: Nanos) -> At {
+    pub fn at(&self, now: Nanos) -> At {
         At { now: self.clock.now(now), wall: self.clock.wall(now) }
     }
 
-    fn has(&self, trouble: StoreTrouble) -> bool {
+    pub fn has(&self, trouble: StoreTrouble) -> bool {
         self.troubles.iter().any(|(_, own)| *own == trouble)
     }
 
-    fn slowness(&self) -> Nanos {
+    pub fn slowness(&self) -> Nanos {
         let slow = self.troubles.iter().filter_map(|(_, trouble)| match trouble {
             StoreTrouble::Slow { ms } => Some(ms * MILLI),
             StoreTrouble::Down | StoreTrouble::Mute | StoreTrouble::Twice => None,
@@ -60,7 +63,7 @@ impl World<'_> {
     }
 
     /// What a message takes longer while the store's network is in disorder.
-    fn astray(&mut self) -> Nanos {
+    pub(super) fn astray(&mut self) -> Nanos {
         if self.store.has(StoreTrouble::Twice) { self.rng.below(800) * MILLI } else { 0 }
     }
 
@@ -140,6 +143,8 @@ impl World<'_> {
             store.ledger.apply(entry);
         }
         store.run = RunId(store.run.0 + 1);
+        self.store.shared.fail_over(lose);
+        self.judge.shared_failed_over();
         self.chronicle.failed_over(self.now, lost.len(), &self.store.ledger);
         self.judge.failed_over(self.now, &lost, &self.store.entries, &self.store.ledger);
     }

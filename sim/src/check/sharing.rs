@@ -1,0 +1,335 @@
+//! Invariant 14: what gateways share holds over all of them, while the store they share it in answers.
+//!
+//! Counted is what was let through by a gateway that was not by itself: it did not say that the store was away, and the
+//! request did not go on unanswered. What is taken for such a request is taken between the moment at which it asks for its
+//! quota and the moment at which it is sent; so in any span that holds both moments of some requests of an account, there
+//! are no more of them than the limit and its burst allow. A failover may forget takes, charges and homes: counting starts
+//! anew.
+//!
+//! What a gateway does by itself is bounded by other means: its own rates, its own keys. That it does not consult on and on
+//! while nobody answers is looked at here, and that it finds the store back.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use control::id::{AccountId, CallerToken, RequestId};
+use control::plane::{Config, Durable, Effect, Input, Observation, Refusal};
+use control::quota::{Ask as StoreAsk, StoreMode};
+use control::shared::{Consult, HomeAnswer, Noted};
+use control::units::Tokens;
+
+use super::requests::Requests;
+use super::{Invariant, Step, Verdict};
+use crate::coverage::sometimes;
+use crate::plan::{FaultKind, Plan};
+use crate::world::{SharedAnswer, SharedAsk};
+
+/// A tenant's key.
+type Key = (AccountId, u128);
+
+pub(super) struct Sharing {
+    shared: bool,
+    gateways: Vec<Gateway>,
+    /// The highest limit each account ever has, in requests a minute; accounts that at times have none are not here.
+    limits: BTreeMap<AccountId, u64>,
+    /// How far requests may run ahead, in nanoseconds.
+    burst: u64,
+    /// Requests that were let through with the store's consent: when they asked, and when they were sent.
+    sent: BTreeMap<AccountId, Vec<(u64, u64)>>,
+    /// Keys the store knows as charged, since when.
+    charged: BTreeMap<Key, u64>,
+    epochs: BTreeMap<control::id::SessionKey, u64>,
+}
+
+#[derive(Default)]
+struct Gateway {
+    alone: bool,
+    /// Consultations begun since the gateway is alone, by its own clock.
+    probes: VecDeque<u64>,
+    /// Requests that wait: when they asked.
+    waiting: BTreeMap<RequestId, u64>,
+    /// Requests of which the store has not said anything in time.
+    unheard: BTreeSet<RequestId>,
+}
+
+/// Parts of the store that are asked by themselves.
+const PARTS: usize = 3;
+
+/// Clocks that run differently, and rounding: a hundredth.
+const SLACK_PERCENT: u64 = 1;
+
+impl Sharing {
+    pub fn new(plan: &Plan) -> Self {
+        let reloads = plan.faults.iter().filter_map(|fault| match &fault.kind {
+            FaultKind::Reload { config } => Some(&**config),
+            _ => None,
+        });
+        let configs: Vec<&Config> = reloads.chain([&plan.config]).collect();
+        let mut limits = BTreeMap::new();
+        for account in plan.config.accounts.keys() {
+            let of = |config: &&Config| config.accounts.get(account)?.rates.rpm.map(u64::from);
+            let all: Option<Vec<u64>> = configs.iter().map(of).collect();
+            limits.extend(all.and_then(|all| Some((*account, *all.iter().max()?))));
+        }
+        let burst = configs.iter().map(|config| config.rate.burst.as_nanos() as u64).max();
+        Self {
+            shared: plan.config.quota.store == StoreMode::Shared,
+            gateways: plan.topology.gateways.iter().map(|_| Gateway::default()).collect(),
+            limits,
+            burst: burst.unwrap_or(0),
+            sent: BTreeMap::new(),
+            charged: BTreeMap::new(),
+            epochs: BTreeMap::new(),
+        }
+    }
+
+    /// A plane took a step.
+    pub fn step(&mut self, step: &Step<'_>, requests: &Requests, verdict: &mut Verdict) {
+        if !self.shared {
+            return;
+        }
+        let alone = self.gateways[step.gateway as usize].alone;
+        self.noticed(step);
+        for effect in step.effects {
+            self.effect(step, effect, alone, requests, verdict);
+        }
+        self.homes(step, verdict);
+        let now_alone = self.gateways[step.gateway as usize].alone;
+        if let Input::Consulted(answer) = &step.input
+            && (answer.rates.is_some() || answer.idempotency.is_some() || answer.home.is_some())
+            && now_alone
+            && step.observed.iter().any(|o| matches!(o, Observation::Consulted { .. }))
+        {
+            let text = format!("gateway-{} was answered, and stays by itself", step.gateway);
+            verdict.fail(Invariant::Sharing, step.at, text);
+        }
+    }
+
+    fn noticed(&mut self, step: &Step<'_>) {
+        let own = &mut self.gateways[step.gateway as usize];
+        for observation in step.observed {
+            if let Observation::SharedDegraded(alone) = observation {
+                own.alone = *alone;
+                own.probes.clear();
+            } else if let Observation::ConsultLost { request } = observation {
+                own.unheard.insert(*request);
+            }
+        }
+    }
+
+    fn effect(
+        &mut self,
+        step: &Step<'_>,
+        effect: &Effect,
+        alone: bool,
+        requests: &Requests,
+        verdict: &mut Verdict,
+    ) {
+        let index = step.gateway as usize;
+        match effect {
+            Effect::Reserve(op) => {
+                if let StoreAsk::Reserve(draw) = &op.ask
+                    && !draw.hold.allotment
+                {
+                    let id = RequestId(draw.hold.id.0);
+                    let own = &mut self.gateways[index];
+                    own.waiting.entry(id).or_insert(step.at);
+                    if alone {
+                        own.unheard.insert(id);
+                    }
+                }
+            }
+            Effect::Consult(consult) => self.consults(step, consult, alone, requests, verdict),
+            Effect::Dispatch(order) if order.number == 1 => {
+                let own = &mut self.gateways[index];
+                let asked = own.waiting.remove(&order.request);
+                let Some(asked) = asked.filter(|_| !own.unheard.contains(&order.request)) else {
+                    return;
+                };
+                self.let_through(step, order.caller, asked, requests, verdict);
+            }
+            Effect::Reject { request, caller, refusal } => {
+                self.gateways[index].waiting.remove(request);
+                self.gateways[index].unheard.remove(request);
+                // One that was begun: what its own gateway refuses at the door is never asked for.
+                let consulted = matches!(step.input, Input::Consulted(_));
+                match refusal {
+                    Refusal::RateLimited { .. } if consulted => sometimes!("shared_rate_met"),
+                    Refusal::IdempotencyInFlight { by: None } => sometimes!("shared_key_in_flight"),
+                    Refusal::IdempotencyDone { by: None } => sometimes!("shared_key_done"),
+                    _ => {}
+                }
+                let _ = caller;
+            }
+            Effect::Finish { request, caller, charged, .. } => {
+                self.gateways[index].unheard.remove(request);
+                if charged.tokens > Tokens::ZERO {
+                    told(step, *caller, requests, verdict);
+                }
+            }
+            Effect::Admitted { .. }
+            | Effect::Dispatch(_)
+            | Effect::Cancel { .. }
+            | Effect::Persist(Durable::Entry(_))
+            | Effect::Persist(Durable::Binding { .. })
+            | Effect::Persist(Durable::Released { .. })
+            | Effect::Persist(Durable::Adopted { .. })
+            | Effect::LedgerAnswered { .. }
+            | Effect::Note(_) => {}
+        }
+    }
+
+    /// While nobody answers, each part is asked for once in a while, and not with every request.
+    fn consults(
+        &mut self,
+        step: &Step<'_>,
+        consult: &Consult,
+        alone: bool,
+        requests: &Requests,
+        verdict: &mut Verdict,
+    ) {
+        let own = &mut self.gateways[step.gateway as usize];
+        own.waiting.insert(consult.request, step.at);
+        if !alone {
+            return;
+        }
+        // Sent along, and not waited for.
+        own.unheard.insert(consult.request);
+        let every = requests.config(step.gateway).quota.probe_every.as_nanos() as u64;
+        let now = step.now.as_nanos();
+        own.probes.push_back(now);
+        while own.probes.front().is_some_and(|first| first + every <= now) {
+            own.probes.pop_front();
+        }
+        // What went away a part at a time was asked about by each.
+        if own.probes.len() > 2 * PARTS {
+            let text = format!(
+                "gateway-{} has consulted {} times within {} ms while nobody answers",
+                step.gateway,
+                own.probes.len(),
+                every / 1_000_000
+            );
+            verdict.fail(Invariant::Sharing, step.at, text);
+        }
+    }
+
+    /// A request was sent with the store's consent.
+    fn let_through(
+        &mut self,
+        step: &Step<'_>,
+        caller: CallerToken,
+        asked: u64,
+        requests: &Requests,
+        verdict: &mut Verdict,
+    ) {
+        let Some(request) = requests.of(caller) else { return };
+        let tenant = request.arrival.principal.tenant;
+        if let Some(idempotency) = request.arrival.idempotency {
+            let known = self.charged.get(&(tenant, idempotency.key.0));
+            if let Some(since) = known.filter(|since| **since < asked) {
+                let text = format!(
+                    "{:?} is sent by gateway-{}, and its key was charged {} ms before it asked",
+                    request.id,
+                    step.gateway,
+                    (asked - since) / 1_000_000
+                );
+                verdict.fail(Invariant::Sharing, step.at, text);
+            }
+        }
+        let Some(limit) = self.limits.get(&tenant).copied() else { return };
+        let sent = self.sent.entry(tenant).or_default();
+        sent.push((asked, step.at));
+        sent.sort_unstable();
+        let mut count = 0;
+        for (from, until) in sent.iter().rev() {
+            count += u64::from(*until <= step.at);
+            let span = (step.at - from) * (100 + SLACK_PERCENT) / 100 + self.burst;
+            // One more for the first, and one for rounding.
+            let most = limit * span / 60_000_000_000 + 2;
+            if count > most {
+                let text = format!(
+                    "{tenant} has had {count} requests sent within {} ms over all gateways, and may have {most}",
+                    (step.at - from) / 1_000_000
+                );
+                return verdict.fail(Invariant::Sharing, step.at, text);
+            }
+        }
+    }
+
+    /// Where the store says a session lives, it lives for whoever has heard that, unless it has moved it since.
+    fn homes(&mut self, step: &Step<'_>, verdict: &mut Verdict) {
+        let Input::Housed(housed) = &step.input else { return };
+        let HomeAnswer::At { endpoint, epoch } = &housed.home else { return };
+        let Some(own) = step.plane.binding(housed.session) else { return };
+        let at = step.plane.endpoint_name(own.endpoint);
+        if own.epoch <= *epoch && at.is_some_and(|at| *at != **endpoint) {
+            let text = format!(
+                "{:?} is at {} for gateway-{} under epoch {}, and the store has just told it of {endpoint} under {epoch}",
+                housed.session,
+                at.unwrap_or("?"),
+                step.gateway,
+                own.epoch
+            );
+            verdict.fail(Invariant::Sharing, step.at, text);
+        }
+        if step.effects.iter().any(|e| matches!(e, Effect::Persist(Durable::Adopted { .. }))) {
+            sometimes!("shared_home_lost");
+        }
+    }
+
+    /// The store performed something.
+    pub fn stored(
+        &mut self,
+        at: u64,
+        gateway: u32,
+        ask: &SharedAsk,
+        answer: &SharedAnswer,
+        verdict: &mut Verdict,
+    ) {
+        if let SharedAsk::Note(note) = ask
+            && let Noted::Key { idempotency, charged: true, .. } = &note.what
+        {
+            self.charged.entry((note.tenant, idempotency.key.0)).or_insert(at);
+        }
+        if let SharedAnswer::Noted(_, Some(housed)) = answer
+            && let HomeAnswer::At { epoch, .. } = housed.home
+        {
+            let last = self.epochs.insert(housed.session, epoch).unwrap_or(0);
+            // A home and its epoch may have lapsed in between; then it begins anew.
+            if epoch < last && epoch > 1 {
+                let session = housed.session;
+                let text = format!(
+                    "{session:?} falls back from epoch {last} to {epoch} at the store, told by gateway-{gateway}"
+                );
+                verdict.fail(Invariant::Sharing, at, text);
+            }
+        }
+    }
+
+    /// Takes, charges and homes may be forgotten.
+    pub fn failed_over(&mut self) {
+        self.sent.clear();
+        self.charged.clear();
+        self.epochs.clear();
+    }
+
+    pub fn died(&mut self, gateway: u32) {
+        self.gateways[gateway as usize] = Gateway::default();
+    }
+}
+
+/// Whoever charges a request with a key tells the others in the same step.
+fn told(step: &Step<'_>, caller: CallerToken, requests: &Requests, verdict: &mut Verdict) {
+    let Some(request) = requests.of(caller) else { return };
+    let Some(idempotency) = request.arrival.idempotency else { return };
+    let told = step.effects.iter().any(|effect| match effect {
+        Effect::Note(note) => matches!(
+            note.what,
+            Noted::Key { idempotency: own, charged: true, .. } if own == idempotency
+        ),
+        _ => false,
+    });
+    if !told {
+        let text = format!("{:?} is charged under a key, and nobody is told", request.id);
+        verdict.fail(Invariant::Sharing, step.at, text);
+    }
+}
