@@ -402,6 +402,9 @@ impl Gateway {
             let _ = std::fs::remove_file(socket);
         }
         self.driver.end();
+        if let Some(sessions) = &self.sessions {
+            sessions.close();
+        }
         let journal = self.journal.lock().unwrap_or_else(PoisonError::into_inner).take();
         journal.map_or(Ok(()), Journal::close)
     }

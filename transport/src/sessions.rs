@@ -210,6 +210,13 @@ impl Sessions {
         Arc::new(sessions)
     }
 
+    /// Lets go of the disk. What is asked from here on has no answer.
+    pub(crate) fn close(&self) {
+        if let Store::Embedded(Embedded(kv)) = &self.store {
+            kv.close();
+        }
+    }
+
     /// Its figures.
     pub(crate) fn registry(&self) -> &Registry {
         &self.registry

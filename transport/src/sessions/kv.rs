@@ -27,8 +27,8 @@ pub(super) type Change = (Vec<u8>, Option<Vec<u8>>);
 /// Keys with values, in order.
 #[derive(Clone)]
 pub(super) enum Kv {
-    /// On a disk.
-    Sled(sled::Db),
+    /// On a disk; nothing once it is closed.
+    Sled(Arc<Mutex<Option<sled::Db>>>),
     /// In memory, for a machine without a disk of its own.
     Memory(Arc<Mutex<BTreeMap<Vec<u8>, Vec<u8>>>>),
 }
@@ -47,12 +47,20 @@ impl Kv {
             .path(dir.join("sessions"))
             .cache_capacity(CACHE_BYTES)
             .mode(sled::Mode::LowSpace);
-        open_when_let_go(&config).map(Self::Sled).map_err(|error| failed(&error))
+        let db = open_when_let_go(&config).map_err(|error| failed(&error))?;
+        Ok(Self::Sled(Arc::new(Mutex::new(Some(db)))))
     }
 
     /// One that is gone with the process.
     pub fn memory() -> Self {
         Self::Memory(Arc::default())
+    }
+
+    /// Lets go of the disk, though somebody may still know the store: the next process, or life, wants it.
+    pub fn close(&self) {
+        if let Self::Sled(db) = self {
+            drop(db.lock().unwrap_or_else(PoisonError::into_inner).take());
+        }
     }
 
     /// Does something with the store, where the disk may take its time.
@@ -79,6 +87,7 @@ impl Kv {
     pub fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, SessionError> {
         match self {
             Self::Sled(db) => {
+                let db = opened(db)?;
                 let found = db.get(key).map_err(|error| failed(&error))?;
                 Ok(found.map(|value| value.to_vec()))
             }
@@ -93,6 +102,7 @@ impl Kv {
     pub fn write(&self, changes: Vec<Change>) -> Result<(), SessionError> {
         match self {
             Self::Sled(db) => {
+                let db = opened(db)?;
                 let mut batch = sled::Batch::default();
                 for (key, value) in changes {
                     match value {
@@ -126,6 +136,7 @@ impl Kv {
     ) -> Result<Vec<Pair>, SessionError> {
         match self {
             Self::Sled(db) => {
+                let db = opened(db)?;
                 let found = db.range(from..to).map(|pair| {
                     let (key, value) = pair.map_err(|error| failed(&error))?;
                     Ok((key.to_vec(), value.to_vec()))
@@ -146,6 +157,11 @@ impl Kv {
             }
         }
     }
+}
+
+fn opened(db: &Mutex<Option<sled::Db>>) -> Result<sled::Db, SessionError> {
+    let db = db.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    db.ok_or_else(|| SessionError::Store("it is closed".to_owned()))
 }
 
 fn failed(error: &sled::Error) -> SessionError {

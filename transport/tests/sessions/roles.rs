@@ -97,13 +97,16 @@ async fn sessions_are_asked_for_over_grpc_too() {
         client.get_session_messages(shown(many)).await.unwrap_err().code(),
         Code::InvalidArgument
     );
-    let clear =
-        ClearSessionRequest { session_id: session.clone(), user_id: user_id.clone(), purge: true };
+    let lines = client
+        .get_history(shown(GetHistoryRequest { user_id: user_id.clone() }))
+        .await
+        .unwrap()
+        .into_inner()
+        .lines;
+    assert_eq!(lines.len(), 4);
+    let clear = ClearSessionRequest { session_id: session.clone(), user_id, purge: true };
     client.clear_session(shown(clear)).await.unwrap();
     assert_eq!(client.get_session(shown(get)).await.unwrap_err().code(), Code::NotFound);
-    let lines =
-        client.get_history(shown(GetHistoryRequest { user_id })).await.unwrap().into_inner().lines;
-    assert_eq!(lines.len(), 4);
     drop(client);
     chat.close().await;
 }
