@@ -191,6 +191,7 @@ impl Judge {
             | Input::Membership { .. }
             | Input::SourceLost { .. }
             | Input::Drain { .. }
+            | Input::LoadReported { .. }
             | Input::RequestArrived(_)
             | Input::StoreAnswered(_)
             | Input::StoreFailed { .. }

@@ -9,6 +9,7 @@
 
 mod attempt;
 mod cache;
+mod loads;
 mod pump;
 mod resume;
 mod span;
@@ -28,6 +29,7 @@ use crate::health::Health;
 use crate::upstream::{Client, UpstreamError};
 use attempt::{Begun, Run};
 use cache::Answers;
+use loads::Loads;
 use span::AttemptSpan;
 
 /// The chat role over a plane in this process.
@@ -41,6 +43,7 @@ struct Parts {
     catalog: SharedCatalog,
     health: Arc<Health>,
     answers: Answers,
+    loads: Loads,
     answer_bytes_max: usize,
 }
 
@@ -77,9 +80,18 @@ impl Local {
             catalog,
             health,
             answers: Answers::default(),
+            loads: Loads::default(),
             answer_bytes_max,
         };
         Self(Arc::new(parts))
+    }
+
+    /// An endpoint was asked about itself, and may have said how busy it is.
+    pub(crate) fn load_heard(&self, name: &str) {
+        let id = self.0.driver.look(|plane| plane.endpoint_id(name));
+        if let Some(id) = id {
+            self.0.hear_load(id, name);
+        }
     }
 
     async fn answer(&self, call: Call) -> Result<Reply, Refused> {
@@ -124,6 +136,10 @@ impl Chat for Local {
             .routes()
             .filter_map(|(name, route)| Some((name, self.0.upstream.load(&route.target)?)));
         self.0.health.workers_told(told);
+        let lied = catalog
+            .routes()
+            .map(|(name, route)| (name, self.0.upstream.loads_refused(&route.target)));
+        self.0.health.workers_lied(lied);
         self.0.health.metrics(&self.0.driver)
     }
 }
@@ -185,6 +201,7 @@ impl Request {
             Ok(Begun::Whole(whole)) => {
                 let end = AttemptEnd::Completed { usage: whole.usage, estimated: whole.estimated };
                 span.whole(&whole.body);
+                chat.hear_load(dispatch.endpoint, &dispatch.endpoint_name);
                 span.end(&end);
                 let attempt = dispatch.attempt;
                 chat.driver.submit_all([

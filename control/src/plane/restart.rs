@@ -67,6 +67,7 @@ impl ControlPlane {
             | Input::Progress { .. }
             | Input::AttemptEnded { .. }
             | Input::ClientGone { .. }
+            | Input::LoadReported { .. }
             | Input::Timeout => {}
         }
     }

@@ -15,6 +15,7 @@ mod phases;
 mod properties;
 
 mod quota;
+mod reports;
 mod resuming;
 
 mod transcripts;

@@ -160,6 +160,7 @@ impl Tail {
             | Input::Membership { .. }
             | Input::SourceLost { .. }
             | Input::Drain { .. }
+            | Input::LoadReported { .. }
             | Input::Timeout => None,
         };
         let request = request.copied();

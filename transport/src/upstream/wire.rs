@@ -29,7 +29,7 @@ mod whole;
 
 use http::HeaderMap;
 use http::header::{HeaderName, HeaderValue};
-use proto::inference::v1::{Load, Resume, StreamInferenceRequest};
+use proto::inference::v1::{Resume, StreamInferenceRequest};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use control::outcome::{Failure, Stage};
@@ -59,21 +59,17 @@ pub struct WorkerLoad {
     pub at: Instant,
 }
 
-impl WorkerLoad {
-    /// `None` where it cannot be true.
-    fn said(load: &Load) -> Option<Self> {
-        let Load { queued, running, running_max, kv_used_permille } = *load;
-        let possible = kv_used_permille.is_none_or(|used| used <= 1_000);
-        let at = Instant::now();
-        possible.then_some(Self { queued, running, running_max, kv_used_permille, at })
-    }
-}
-
 impl Client {
     /// What the worker at `target` said last of its load; `None` where it never did, or has not been asked for long.
     #[must_use]
     pub fn load(&self, target: &Target) -> Option<WorkerLoad> {
         target.base_url.is_worker().then(|| self.workers.load(target))?
+    }
+
+    /// How often the worker at `target` said of its load what cannot be.
+    #[must_use]
+    pub fn loads_refused(&self, target: &Target) -> u64 {
+        if target.base_url.is_worker() { self.workers.loads_refused(target) } else { 0 }
     }
 }
 
