@@ -28,6 +28,9 @@
 //! fits. The overflow walks the same ranking of the key, so that it never cascades onto one neighbour. Members that
 //! are full or were tried are not in the mean, because they cannot take a share.
 //!
+//! **Reports** of load make an endpoint dearer where loads are compared, by what others gave it: see [`report`]. The bound
+//! stays on this plane's own count: whom all reports together leave gets no more than that.
+//!
 //! **Panic.** With so few admitted that the ejections look wrong ([`Config::panic_percent`]), and no other tier to help,
 //! the ejected count as well. They stand in a field of their own all the time, so that panic costs nothing to enter.
 //! A pool of one or two never panics: a lone endpoint must cool down too.
@@ -45,6 +48,7 @@ mod pick;
 mod policy;
 mod pool;
 mod rendezvous;
+mod report;
 mod seat;
 mod tier;
 mod tournament;
@@ -57,10 +61,12 @@ use serde::{Deserialize, Serialize};
 
 pub use pick::{Candidate, Chosen, Considered, Nobody, Pick, Query, Reason, WhyNot};
 pub use policy::{Config, Fallback, Policy};
+pub use report::{FRESH, GONE, REPORTED_MAX, Reported, STEP};
 
 use crate::breaker::EjectionRoom;
 use crate::id::EndpointId;
 use crate::rng::Rng;
+use crate::time::Instant;
 use choose::{Choice, Session};
 use pool::Pool;
 use seat::Seat;
@@ -101,6 +107,8 @@ pub struct Balancer {
     vacant_pools: Vec<u32>,
     models: BTreeMap<Box<str>, u32>,
     policies: BTreeMap<Box<str>, Policy>,
+    /// When what an endpoint reported counts less.
+    aging: BTreeSet<(Instant, EndpointId)>,
     in_flight_total: u64,
     /// Counts picks.
     #[cfg_attr(feature = "mutants", serde(deserialize_with = "crate::mutant::recounted"))]
@@ -119,6 +127,7 @@ impl Balancer {
             vacant_pools: Vec::new(),
             models: BTreeMap::new(),
             policies: BTreeMap::new(),
+            aging: BTreeSet::new(),
             in_flight_total: 0,
             sequence: 0,
         }
@@ -177,6 +186,7 @@ impl Balancer {
 
     /// Forgets an endpoint, and with it what is in flight there.
     pub fn remove(&mut self, id: EndpointId) {
+        self.forget_report(id);
         if let Some(seat) = self.withdraw(id) {
             self.in_flight_total -= u64::from(seat.in_flight);
         }
@@ -308,6 +318,7 @@ impl Balancer {
             }
         }
         assert_eq!(in_flight, self.in_flight_total);
+        self.reports_are_aging();
         let mut members = 0;
         for (model, index) in &self.models {
             let pool = self.pool(*index);
@@ -363,7 +374,8 @@ impl Balancer {
             },
             None => WhyNot::Gone,
         };
-        considered.note(Candidate { endpoint: id, in_flight, why_not: Some(why_not) });
+        let others = self.others(id);
+        considered.note(Candidate { endpoint: id, in_flight, others, why_not: Some(why_not) });
         None
     }
 

@@ -15,7 +15,7 @@ pub use record::{DecodeError, Record, Recorder, decode};
 pub use replay::{Divergence, Replay, RestoreError};
 
 /// How records and snapshots are laid out. A directory of another format is refused, untouched.
-pub const FORMAT_VERSION: u32 = 2;
+pub const FORMAT_VERSION: u32 = 3;
 
 /// Grows whenever the same inputs may lead to other effects than before. Records of another logic are applied as facts,
 /// not replayed.

@@ -191,6 +191,7 @@ impl ControlPlane {
             Input::Progress { attempt, produced } => self.handle_progress(attempt, produced),
             Input::AttemptEnded { attempt, end } => self.handle_ended(attempt, end),
             Input::ClientGone { caller } => self.handle_client_gone(caller),
+            Input::LoadReported { endpoint, load } => self.handle_load(endpoint, load),
             Input::Timeout => self.handle_timeout(),
         }
         self.drain_quota();
@@ -207,6 +208,7 @@ impl Machine for ControlPlane {
         // A shell's clock that steps back does not take the plane with it.
         self.now = self.now.max(now);
         self.steps += 1;
+        self.balance.age(self.now);
         self.step(input);
         #[cfg(any(test, debug_assertions))]
         self.check();

@@ -23,7 +23,7 @@ pub use draw::draw;
 pub(crate) use draw::trouble_for;
 pub use faults::{Fault, FaultKind, RegistryLie, ReplicaIllness, StoreTrouble};
 pub use knobs::{tenant_account, user_account};
-pub use topology::{DiskPlan, GatewayPlan, Host, LinkPlan, ReplicaPlan, Topology};
+pub use topology::{DiskPlan, GatewayPlan, Host, LinkPlan, ReplicaPlan, Tells, Topology};
 
 /// The layout of a saved plan. A plan of another version is refused.
 pub const PLAN_VERSION: u32 = 1;

@@ -19,6 +19,7 @@ mod life;
 mod nemesis;
 mod network;
 mod registry;
+mod reports;
 mod sharing;
 mod store;
 
@@ -82,6 +83,8 @@ pub(crate) struct World<'a> {
     asks: Vec<Ask>,
     calls: Vec<Call>,
     runs: Vec<Run>,
+    /// When a gateway's plane was last told of a replica's load.
+    heard: BTreeMap<(u32, u32), Nanos>,
     /// What waits on a link that is cut.
     parked: Vec<Event>,
     /// What dead gateways left behind.
@@ -146,6 +149,7 @@ impl<'a> World<'a> {
             asks: plan.asks.clone(),
             calls: Vec::new(),
             runs: Vec::new(),
+            heard: BTreeMap::new(),
             parked: Vec::new(),
             left: BTreeMap::new(),
             twins: Vec::new(),

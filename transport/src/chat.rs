@@ -10,6 +10,7 @@
 mod attempt;
 mod cache;
 mod distant;
+mod loads;
 mod pump;
 mod resume;
 mod span;
@@ -35,6 +36,7 @@ use crate::sessions::{Sessions, Turn};
 use crate::upstream::{Client, UpstreamError};
 use attempt::{Begun, Run, WholeAnswer};
 use cache::Answers;
+use loads::Loads;
 use span::AttemptSpan;
 use stored::Story;
 
@@ -49,6 +51,7 @@ struct Parts {
     catalog: SharedCatalog,
     health: Arc<Health>,
     answers: Answers,
+    loads: Loads,
     answer_bytes_max: usize,
     /// Where conversations are kept; not at the edge, where another process does.
     sessions: Option<Arc<Sessions>>,
@@ -89,10 +92,19 @@ impl Local {
             catalog,
             health,
             answers: Answers::default(),
+            loads: Loads::default(),
             answer_bytes_max,
             sessions,
         };
         Self(Arc::new(parts))
+    }
+
+    /// An endpoint was asked about itself, and may have said how busy it is.
+    pub(crate) fn load_heard(&self, name: &str) {
+        let id = self.0.driver.look(|plane| plane.endpoint_id(name));
+        if let Some(id) = id {
+            self.0.hear_load(id, name);
+        }
     }
 
     async fn answer(&self, mut call: Call) -> Result<Reply, Refused> {
@@ -143,6 +155,10 @@ impl Chat for Local {
             .routes()
             .filter_map(|(name, route)| Some((name, self.0.upstream.load(&route.target)?)));
         self.0.health.workers_told(told);
+        let lied = catalog
+            .routes()
+            .map(|(name, route)| (name, self.0.upstream.loads_refused(&route.target)));
+        self.0.health.workers_lied(lied);
         let health = self.0.health.metrics(&self.0.driver);
         match &self.0.sessions {
             Some(sessions) => exposition::text(sessions.registry(), &health),
@@ -208,7 +224,10 @@ impl Request {
             }
         };
         match begun {
-            Ok(Begun::Whole(whole)) => self.whole(dispatch, whole, &mut span).await.map(Some),
+            Ok(Begun::Whole(whole)) => {
+                chat.hear_load(dispatch.endpoint, &dispatch.endpoint_name);
+                self.whole(dispatch, whole, &mut span).await.map(Some)
+            }
             Ok(Begun::Stream(mut opened)) => {
                 // Later than the reservation's record: both are written before the client sees a byte.
                 span.begins(&opened.opening);

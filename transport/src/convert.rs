@@ -5,7 +5,7 @@ mod sessions;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use control::balance::{self, Policy};
+use control::balance::{self, Policy, Reported};
 use control::id::AccountId;
 use control::outcome::{Failure, Fault, Stage};
 use control::plane::{self, AccountConfig, ModelConfig};
@@ -14,8 +14,9 @@ use control::rate::RateLimits;
 use control::registry::Fingerprint;
 use control::units::{Tokens, Usage};
 use control::{affinity, attempt, breaker};
-use proto::inference::v1::Usage as UsageSaid;
+use proto::inference::v1::{Load as LoadSaid, Usage as UsageSaid};
 use sha2::{Digest as _, Sha256};
+use tokio::time::Instant;
 use tonic::{Code, Status};
 
 use crate::catalog::{CONFIGURED, Route, Silence};
@@ -27,7 +28,7 @@ use crate::keys::AccountIds;
 use crate::quic::{Identity, Pin, Trust};
 use crate::sources::Instance;
 use crate::tls::TlsError;
-use crate::upstream::{BadSecret, BadUrl, Failed, Secret, Target};
+use crate::upstream::{BadSecret, BadUrl, Failed, Secret, Target, WorkerLoad};
 
 pub(crate) use sessions::{
     history_answer, line_said, message_said, messages_answer, session_answer, session_said,
@@ -381,6 +382,26 @@ pub(crate) fn usage(said: &UsageSaid) -> Option<(Usage, u64)> {
     let possible = prompt <= COUNT_MAX && completion <= COUNT_MAX;
     let usage = Usage { prompt: Tokens(prompt), completion: Tokens(completion) };
     possible.then_some((usage, said.cached_tokens.min(prompt)))
+}
+
+/// More requests than any worker has, running and waiting: the plane counts no more either.
+const LOAD_MAX: u32 = balance::REPORTED_MAX;
+
+/// What a worker says of its load; `None` where it cannot be true, and then nothing of it is believed. The wire has whole
+/// numbers, so that there is no such thing as half a request, or one that is not a number: whoever reads figures (the
+/// worker) has refused those.
+pub(crate) fn load(said: &LoadSaid, at: Instant) -> Option<WorkerLoad> {
+    let LoadSaid { queued, running, running_max, kv_used_permille } = *said;
+    let possible = queued <= LOAD_MAX
+        && running <= LOAD_MAX
+        && kv_used_permille.is_none_or(|used| used <= 1_000);
+    possible.then_some(WorkerLoad { queued, running, running_max, kv_used_permille, at })
+}
+
+/// The same, as the plane takes it.
+pub(crate) fn reported(load: WorkerLoad) -> Reported {
+    let WorkerLoad { queued, running, kv_used_permille, .. } = load;
+    Reported { queued, running, kv_used_permille }
 }
 
 /// What a worker says of whose streams it continues, as the plane compares it.

@@ -42,6 +42,8 @@ pub struct Health {
     worker_running: Family<Instance, Gauge>,
     worker_queued: Family<Instance, Gauge>,
     worker_kv: Family<Instance, Gauge<f64, AtomicU64>>,
+    reported_others: Family<Instance, Gauge>,
+    reports_refused: Family<Instance, Counter>,
     registry_stale: Family<Listing, Gauge>,
     reservations: Gauge,
     requests: Gauge,
@@ -135,6 +137,8 @@ impl Health {
             worker_running: Family::default(),
             worker_queued: Family::default(),
             worker_kv: Family::default(),
+            reported_others: Family::default(),
+            reports_refused: Family::default(),
             registry_stale: Family::default(),
             reservations: Gauge::default(),
             requests: Gauge::default(),
@@ -187,6 +191,10 @@ impl Health {
         r.register("pointsman_worker_queued", help, self.worker_queued.clone());
         let help = "Use of a worker's key-value cache, 0 to 1";
         r.register("pointsman_worker_kv_used_ratio", help, self.worker_kv.clone());
+        let help = "Work of others that picks count at an endpoint, by its own report";
+        r.register("pointsman_endpoint_reported_others", help, self.reported_others.clone());
+        let help = "Reports of load that cannot be true";
+        r.register("pointsman_endpoint_reported_refused", help, self.reports_refused.clone());
         let help = "How old what a registry said last is, in seconds; 0 while it is heard";
         r.register("pointsman_registry_stale_seconds", help, self.registry_stale.clone());
         let help = "Asks to the shared quota store by what came of them";
@@ -278,6 +286,15 @@ impl Health {
         }
     }
 
+    /// How often each endpoint reported a load that cannot be.
+    pub fn workers_lied<'a>(&self, lied: impl Iterator<Item = (&'a str, u64)>) {
+        self.reports_refused.clear();
+        for (name, count) in lied.filter(|(_, count)| *count > 0) {
+            let instance = Instance { instance: name.to_owned() };
+            self.reports_refused.get_or_create(&instance).inc_by(count);
+        }
+    }
+
     /// The process serves (or, `false`, drains).
     pub fn set_serving(&self, serving: bool) {
         let mut notes = self.notes();
@@ -348,10 +365,12 @@ impl Health {
         let view = driver.look(ControlPlane::view);
         self.in_flight.clear();
         self.breaker_open.clear();
+        self.reported_others.clear();
         for endpoint in &view.endpoints {
             let instance = Instance { instance: endpoint.name.to_string() };
             self.in_flight.get_or_create(&instance).set(i64::from(endpoint.in_flight));
             self.breaker_open.get_or_create(&instance).set(i64::from(endpoint.breaker.ejected()));
+            self.reported_others.get_or_create(&instance).set(i64::from(endpoint.others));
         }
         self.reservations.set(view.reservations as i64);
         self.requests.set(view.requests as i64);
@@ -468,7 +487,9 @@ fn endpoint_words(
     if phase == Phase::Closed {
         let stale =
             endpoint.stale_for.map(|age| format!(", its source silent for {}s", age.as_secs()));
-        return (true, format!("{} in flight{}", endpoint.in_flight, stale.unwrap_or_default()));
+        let others = (endpoint.others > 0).then(|| format!(", {} of others", endpoint.others));
+        let (others, stale) = (others.unwrap_or_default(), stale.unwrap_or_default());
+        return (true, format!("{} in flight{others}{stale}", endpoint.in_flight));
     }
     let mut text = format!("breaker {phase}");
     if let Some(until) = until {

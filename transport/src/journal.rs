@@ -64,7 +64,7 @@ use crate::seam::{Background, Disk};
 
 /// The version of everything on the disk: layout, framing, and the codec of the records inside. Raised with any change that
 /// a program would misread; a directory with another one is refused.
-pub const FORMAT_VERSION: u32 = 2;
+pub const FORMAT_VERSION: u32 = 3;
 
 /// How the journal is kept.
 #[derive(Clone, Debug, PartialEq, Eq)]

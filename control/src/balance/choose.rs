@@ -2,7 +2,7 @@
 
 use super::pick::{Candidate, Considered, Reason, WhyNot};
 use super::policy::{Fallback, Policy};
-use super::tier::{Class, Scope, Tier};
+use super::tier::{Class, Facts, Scope, Tier};
 use crate::id::{EndpointId, SessionKey};
 use crate::rng::Rng;
 
@@ -57,7 +57,7 @@ impl Choice<'_> {
     }
 
     fn least(&self) -> u32 {
-        self.scope().least().expect("a pick set is not empty")
+        self.scope().least(self.bound_percent).expect("a pick set is not empty")
     }
 
     fn two_choices(&mut self, rng: &mut Rng) -> u32 {
@@ -68,8 +68,8 @@ impl Choice<'_> {
         }
         let second = draw(scope, rng, Some(first));
         let (first, second) = (scope.at(first), scope.at(second));
-        let (less, more) =
-            if scope.load(second) < scope.load(first) { (second, first) } else { (first, second) };
+        let swap = scope.less(second, first, self.bound_percent);
+        let (less, more) = if swap { (second, first) } else { (first, second) };
         self.note(more, WhyNot::MoreLoaded);
         less
     }
@@ -173,7 +173,8 @@ pub(super) fn why_out(tier: &Tier, place: u32) -> WhyNot {
 
 /// A member of a tier, as told to `explain`.
 pub(super) fn candidate(tier: &Tier, place: u32, why_not: Option<WhyNot>) -> Candidate {
-    Candidate { endpoint: tier.id(place), in_flight: tier.facts(place).in_flight, why_not }
+    let Facts { in_flight, others, .. } = tier.facts(place);
+    Candidate { endpoint: tier.id(place), in_flight, others, why_not }
 }
 
 /// A position drawn by weight, other than `not` where there is another: uniform, accepted in proportion to the

@@ -11,10 +11,13 @@ use serde::{Deserialize, Serialize};
 
 use super::tournament::Tournament;
 
-/// What competes for the least load: work in flight per weight; on a tie, whoever was picked longest ago.
+/// What competes for the least load: what this plane has in flight there, per weight; on a tie, whoever was picked longest
+/// ago.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(super) struct Load {
     pub(super) in_flight: u32,
+    /// Work that others gave it, by its own word: see [`Work`].
+    pub(super) others: u32,
     /// Never zero.
     pub(super) weight: u32,
     /// Sequence number of the last pick, so that equals take turns.
@@ -43,13 +46,49 @@ impl PartialEq for Load {
 
 impl Eq for Load {}
 
-/// Places that may be picked: dense for draws, in a tournament by load, and in one by virtual deadline.
+/// The same load, with the work of others.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(super) struct Work(pub(super) Load);
+
+impl Work {
+    fn all(&self) -> u64 {
+        u64::from(self.0.in_flight) + u64::from(self.0.others)
+    }
+}
+
+impl Ord for Work {
+    fn cmp(&self, other: &Self) -> Ordering {
+        let mine = self.all() * u64::from(other.0.weight);
+        let theirs = other.all() * u64::from(self.0.weight);
+        mine.cmp(&theirs).then(self.0.last_picked.cmp(&other.0.last_picked))
+    }
+}
+
+impl PartialOrd for Work {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Work {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other) == Ordering::Equal
+    }
+}
+
+impl Eq for Work {}
+
+/// Places that may be picked: dense for draws, in a tournament by load, in one by that and the work of
+/// others, and in one by virtual deadline.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(super) struct Field {
     dense: Vec<u32>,
     /// Where a place stands in `dense`, or `ABSENT`.
     positions: Vec<u32>,
     load: Tournament<Load>,
+    /// By load and the work of others, from the first report on: where nobody ever reports it would be the same order kept
+    /// twice, at half as much again for a pick. Built once, in the step of that report.
+    work: Option<Tournament<Work>>,
     turn: Tournament<u128>,
     /// How many members have which weight: the greatest scales the acceptance of a weighted draw.
     weights: BTreeMap<u32, u32>,
@@ -67,7 +106,7 @@ impl Field {
         }
         self.positions[place as usize] = self.dense.len() as u32;
         self.dense.push(place);
-        self.load.set(place, Some(load));
+        self.set_load(place, load);
         self.turn.set(place, Some(deadline));
         *self.weights.entry(load.weight).or_default() += 1;
         self.weight += u64::from(load.weight);
@@ -83,6 +122,9 @@ impl Field {
             self.positions[*moved as usize] = position;
         }
         self.load.set(place, None);
+        if let Some(work) = &mut self.work {
+            work.set(place, None);
+        }
         self.turn.set(place, None);
         if let Some(count) = self.weights.get_mut(&load.weight) {
             *count -= 1;
@@ -99,7 +141,24 @@ impl Field {
         let before = self.load.key(place).expect("only a member of the field changes its load");
         debug_assert_eq!(before.weight, load.weight);
         self.in_flight = self.in_flight - u64::from(before.in_flight) + u64::from(load.in_flight);
+        self.set_load(place, load);
+    }
+
+    fn set_load(&mut self, place: u32, load: Load) {
         self.load.set(place, Some(load));
+        match &mut self.work {
+            Some(work) => work.set(place, Some(Work(load))),
+            None if load.others > 0 => self.order_by_work(),
+            None => {}
+        }
+    }
+
+    fn order_by_work(&mut self) {
+        let mut work = Tournament::default();
+        for place in &self.dense {
+            work.set(*place, self.load.key(*place).map(Work));
+        }
+        self.work = Some(work);
     }
 
     /// A member's turn comes at another virtual time.
@@ -122,6 +181,14 @@ impl Field {
     /// The member at a position below `len`.
     pub(super) fn at(&self, position: u32) -> u32 {
         self.dense[position as usize]
+    }
+
+    /// The member with the least work, that of others included.
+    pub(super) fn least_work(&self) -> Option<(Work, u32)> {
+        match &self.work {
+            Some(work) => work.winner().and_then(|place| Some((work.key(place)?, place))),
+            None => self.least().map(|(load, place)| (Work(load), place)),
+        }
     }
 
     /// The member with the least load.
@@ -153,12 +220,16 @@ impl Field {
     /// Asserts that every order holds the same members.
     pub(super) fn invariants(&self) {
         self.load.invariants();
+        self.work.iter().for_each(Tournament::invariants);
         self.turn.invariants();
         let (mut weight, mut in_flight) = (0, 0);
         for (position, place) in self.dense.iter().enumerate() {
             assert_eq!(self.positions[*place as usize] as usize, position);
             assert!(self.turn.key(*place).is_some());
             let load = self.load.key(*place).expect("a member of a field competes");
+            let work = self.work.as_ref().map(|work| work.key(*place));
+            assert_eq!(work.unwrap_or(Some(Work(load))), Some(Work(load)));
+            assert!(self.work.is_some() || load.others == 0, "a report orders nobody");
             assert!(self.weights.contains_key(&load.weight));
             weight += u64::from(load.weight);
             in_flight += u64::from(load.in_flight);

@@ -79,6 +79,8 @@ pub struct Candidate {
     pub endpoint: EndpointId,
     /// Its attempts in flight at that moment.
     pub in_flight: u32,
+    /// Work that others gave it, by its own word.
+    pub others: u32,
     /// Why not this one; `None` for the chosen.
     pub why_not: Option<WhyNot>,
 }
@@ -194,7 +196,7 @@ mod tests {
     use super::*;
 
     fn candidate(slot: u32, why_not: Option<WhyNot>) -> Candidate {
-        Candidate { endpoint: EndpointId { slot, generation: 0 }, in_flight: 0, why_not }
+        Candidate { endpoint: EndpointId { slot, generation: 0 }, in_flight: 0, others: 0, why_not }
     }
 
     #[test]

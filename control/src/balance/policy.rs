@@ -93,7 +93,7 @@ impl Fallback {
 pub struct Config {
     /// The policy of a model that has none of its own.
     pub policy: Policy,
-    /// The load bound of `sticky` and `auto`, in percent of the mean. Below 100 counts as 100: less is not to be had.
+    /// The load bound of `sticky` and `auto`, and of what endpoints report under all policies, in percent of the mean. Below 100 counts as 100: less is not to be had.
     pub bound_percent: u32,
     /// A tier with fewer admitted members than this, in percent, is in panic. 0 switches panic off.
     pub panic_percent: u32,

@@ -6,6 +6,7 @@ use alloc::vec::Vec;
 use serde::{Deserialize, Serialize};
 
 use super::Member;
+use super::report::Report;
 use super::tier::{Class, Facts};
 use crate::id::EndpointId;
 use crate::rng::hash_bytes;
@@ -22,6 +23,8 @@ pub(super) struct Seat {
     share_permille: u32,
     draining: bool,
     admitted: bool,
+    /// What it said last of its load, while that counts.
+    pub(super) report: Option<Report>,
     /// Its places, sorted by pool.
     pub(super) posts: Vec<Post>,
 }
@@ -46,6 +49,7 @@ impl Seat {
             share_permille: WHOLE,
             draining: false,
             admitted: true,
+            report: None,
             posts: Vec::new(),
         }
     }
@@ -83,7 +87,13 @@ impl Seat {
             (false, false, true) => Class::EjectedFull,
         };
         let share = u64::from(self.weight) * u64::from(self.share_permille) / u64::from(WHOLE);
-        Facts { class, weight: (share as u32).max(1), in_flight: self.in_flight }
+        let (weight, others) = ((share as u32).max(1), self.others());
+        Facts { class, weight, in_flight: self.in_flight, others }
+    }
+
+    /// Work that others gave it, by its own word.
+    pub(super) fn others(&self) -> u32 {
+        self.report.map_or(0, Report::others)
     }
 
     /// Its place in a pool.

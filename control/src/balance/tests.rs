@@ -7,6 +7,7 @@
 mod eligibility;
 mod membership;
 mod reference;
+mod reports;
 mod shares;
 mod stickiness;
 mod story;

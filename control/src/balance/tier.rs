@@ -4,7 +4,7 @@ use alloc::vec::Vec;
 
 use serde::{Deserialize, Serialize};
 
-use super::field::{Field, Load};
+use super::field::{Field, Load, Work};
 use super::policy::Config;
 use super::rendezvous::{Entry, Trie};
 use crate::id::EndpointId;
@@ -46,6 +46,8 @@ pub(super) struct Facts {
     /// Effective: never zero.
     pub(super) weight: u32,
     pub(super) in_flight: u32,
+    /// Work that others gave it, by its own word.
+    pub(super) others: u32,
 }
 
 /// How a member stands. Only `Open` ones are in the pick set, in panic also `Ejected` ones.
@@ -287,7 +289,8 @@ impl Tier {
 
     fn load(&self, place: u32) -> Load {
         let Place { facts, last_picked, .. } = &self.places[place as usize];
-        Load { in_flight: facts.in_flight, weight: facts.weight, last_picked: *last_picked }
+        let Facts { weight, in_flight, others, class: _ } = *facts;
+        Load { in_flight, others, weight, last_picked: *last_picked }
     }
 
     fn entry(&self, place: u32) -> Entry {
@@ -320,8 +323,26 @@ impl<'a> Scope<'a> {
         }
     }
 
-    pub(super) fn least(&self) -> Option<u32> {
+    /// The member with the least work, that of others included; or, where that one is above the bound on what this plane
+    /// itself sent there, the one that was sent least. Were reports believed without the bound, a pool of which all but one
+    /// claim to be busy would leave everything to that one.
+    pub(super) fn least(&self, bound_percent: u32) -> Option<u32> {
+        let least = self.fields().filter_map(Field::least_work).min().map(|(_, place)| place)?;
+        if self.fits(least, bound_percent) || planted!(ReportsUnbounded) {
+            return Some(least);
+        }
         self.fields().filter_map(Field::least).min().map(|(_, place)| place)
+    }
+
+    /// Of two members the one to pick, by the same rule.
+    pub(super) fn less(&self, first: u32, second: u32, bound_percent: u32) -> bool {
+        let (one, other) = (self.load(first), self.load(second));
+        let by_work = Work(one) < Work(other);
+        let fits = |place| self.fits(place, bound_percent) || planted!(ReportsUnbounded);
+        if by_work == (one < other) || fits(if by_work { first } else { second }) {
+            return by_work;
+        }
+        one < other
     }
 
     pub(super) fn next(&self) -> Option<u32> {

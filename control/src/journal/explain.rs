@@ -10,7 +10,7 @@ use alloc::vec::Vec;
 use core::fmt::Write;
 use core::time::Duration;
 
-use crate::balance::{Chosen, Reason, WhyNot};
+use crate::balance::{Candidate, Chosen, Reason, WhyNot};
 use crate::breaker::Transition;
 use crate::id::{AttemptId, EndpointId, RequestId};
 use crate::outcome::AttemptEnd;
@@ -214,11 +214,14 @@ fn tell_pick(
     if chosen.retried_same {
         text.push_str("; it was tried before, and nobody else is left");
     }
+    let mut considered = chosen.considered.iter();
+    if let Some(own) = considered.find(|c| c.endpoint == chosen.endpoint && c.others > 0) {
+        let _ = write!(text, " ({})", tell_load(own));
+    }
     let others = chosen.considered.iter().filter(|c| c.endpoint != chosen.endpoint);
     for (index, candidate) in others.enumerate() {
         text.push_str(if index == 0 { ". Not " } else { "; not " });
-        let _ =
-            write!(text, "{} ({} in flight)", name(plane, candidate.endpoint), candidate.in_flight);
+        let _ = write!(text, "{} ({})", name(plane, candidate.endpoint), tell_load(candidate));
         if throttled.contains(&candidate.endpoint) {
             text.push_str(": it has had its requests of this second (rps_max)");
         } else if let Some(why_not) = candidate.why_not {
@@ -226,6 +229,16 @@ fn tell_pick(
         }
     }
     text
+}
+
+/// What it has to do: for us, and where it says so for others.
+fn tell_load(candidate: Candidate) -> String {
+    match candidate {
+        Candidate { in_flight, others: 0, .. } => format!("{in_flight} in flight"),
+        Candidate { in_flight, others, .. } => {
+            format!("{in_flight} in flight, and says {others} of others")
+        }
+    }
 }
 
 /// With what the breaker knows, where that is the reason.

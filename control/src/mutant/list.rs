@@ -112,8 +112,9 @@ mutants! {
     CancelNotSent "cancel-not-sent" breaks [12], pains [10];
     /// A client that leaves between two attempts is not heard (`plane/end.rs`, `handle_client_gone`).
     RetryAfterClientLeft "retry-after-client-left" breaks [3, 12], pains [10];
-    /// A stream that broke after its first token is begun anew (`attempt.rs`, `hopeless`).
-    SecondBeginning "second-beginning" breaks [6], pains [8];
+    /// A stream that broke after its first token is begun anew (`attempt.rs`, `hopeless`). What is charged in the end is not what
+    /// was delivered.
+    SecondBeginning "second-beginning" breaks [3, 6], pains [8];
     /// A broken stream is continued by whoever is there, whatever model he runs (`plane/pick.rs`, `continues`).
     ResumesAnywhere "resumes-anywhere" breaks [6], pains [8];
     /// A broken stream is continued from its beginning (`plane/pick.rs`, `order`).
@@ -205,6 +206,14 @@ mutants! {
     OverflowToNeighbour "overflow-to-neighbour" breaks [8], pains [17];
     /// An attempt that fails is taken off its endpoint's count twice (`plane/end.rs`, `release`).
     NegativeInFlight "negative-in-flight" breaks [7, 8], pains [13];
+    /// What an endpoint said of its load once counts for good (`balance/report.rs`, `age`).
+    ReportNeverAged "report-never-aged" breaks [8], pains [19];
+    /// What an endpoint reports is added to what was sent there, so that our own work counts twice (`balance/report.rs`,
+    /// `Report`).
+    ReportCountsOwn "report-counts-own" breaks [8], pains [];
+    /// Reports are believed beyond the load bound: where all but one claim to be busy, that one gets everything
+    /// (`balance/tier.rs`, `least` and `less`).
+    ReportsUnbounded "reports-unbounded" breaks [8], pains [];
     /// A drain is noted and picks go on (`plane/membership.rs`, `handle_drain`).
     DrainedStillPicked "drained-still-picked" breaks [8], pains [];
 

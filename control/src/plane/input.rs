@@ -7,7 +7,8 @@ use core::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::Config;
-use crate::id::{AttemptId, CallerToken, Digest, Principal, SessionKey};
+use crate::balance::Reported;
+use crate::id::{AttemptId, CallerToken, Digest, EndpointId, Principal, SessionKey};
 use crate::outcome::AttemptEnd;
 use crate::quota::{OpId, StoreAnswer, StoreOp};
 use crate::registry::{EndpointSpec, SourceKind};
@@ -114,6 +115,14 @@ pub enum Input {
         caller: CallerToken,
         /// What. Its owner is another than this plane's own.
         op: Box<StoreOp>,
+    },
+    /// An endpoint says how busy it is. The shell has seen that it may be true, and says so of one endpoint no more than a
+    /// few times a second.
+    LoadReported {
+        /// Which endpoint.
+        endpoint: EndpointId,
+        /// What it says.
+        load: Reported,
     },
 }
 

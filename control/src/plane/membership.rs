@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 
 use super::observation::{Observation, Stale};
 use super::{Config, ControlPlane};
-use crate::balance::Member;
+use crate::balance::{Member, Reported};
 use crate::breaker::{Cause, Transition};
 use crate::id::EndpointId;
 use crate::registry::{Change, EndpointSpec, SourceKind};
@@ -81,6 +81,13 @@ impl ControlPlane {
             Some(_) if planted!(DrainedStillPicked) && on => {}
             Some(id) => self.balance.set_draining(id, on),
             None => self.observe(Observation::Stale(Stale::Endpoint)),
+        }
+    }
+
+    /// An endpoint says how busy it is; that it has left meanwhile is a normal race.
+    pub(super) fn handle_load(&mut self, endpoint: EndpointId, load: Reported) {
+        if !self.balance.reported(self.now, endpoint, load) {
+            self.observe(Observation::Stale(Stale::Endpoint));
         }
     }
 

@@ -81,6 +81,7 @@ impl ControlPlane {
             | Input::Progress { .. }
             | Input::AttemptEnded { .. }
             | Input::ClientGone { .. }
+            | Input::LoadReported { .. }
             | Input::Timeout => {}
         }
     }

@@ -16,6 +16,7 @@ mod phases;
 mod properties;
 
 mod quota;
+mod reports;
 mod resuming;
 mod services;
 

@@ -49,6 +49,8 @@ pub struct EndpointView {
     pub weight: u32,
     /// Attempts that run there.
     pub in_flight: u32,
+    /// Work that others gave it, by its own word and as far as that still counts.
+    pub others: u32,
     /// Whether it gets no new picks.
     pub draining: bool,
     /// How long its source has been silent, where it is.
@@ -84,6 +86,7 @@ impl ControlPlane {
             tier: spec.tier,
             weight: spec.weight,
             in_flight: self.balance.in_flight(endpoint.id),
+            others: self.balance.others(endpoint.id),
             draining: endpoint.draining,
             stale_for: endpoint.stale_since.map(|since| self.now.since(since)),
             breaker: self.breakers.state(endpoint.id).expect("each endpoint has a breaker"),
@@ -125,6 +128,12 @@ impl ControlPlane {
     #[must_use]
     pub fn endpoint_name(&self, id: EndpointId) -> Option<&str> {
         self.registry.endpoint(id).map(|endpoint| &*endpoint.spec.name)
+    }
+
+    /// The id of an endpoint that is registered.
+    #[must_use]
+    pub fn endpoint_id(&self, name: &str) -> Option<EndpointId> {
+        self.registry.find(name)
     }
 
     /// The plane's clock: the instant of the latest step.

@@ -55,6 +55,7 @@ impl Affinity {
             | Input::Membership { .. }
             | Input::SourceLost { .. }
             | Input::Drain { .. }
+            | Input::LoadReported { .. }
             | Input::RequestArrived(_)
             | Input::StoreAnswered(_)
             | Input::StoreFailed { .. }

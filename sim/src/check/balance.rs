@@ -20,6 +20,8 @@ struct Open {
     id: EndpointId,
     weight: u64,
     in_flight: u64,
+    /// With what others gave it, by its own word; `None` where that was not seen.
+    work: Option<u64>,
     limited: bool,
 }
 
@@ -146,7 +148,8 @@ fn eligible(
             let weight = u64::from(plan.weight) * u64::from(member.share) / 1_000;
             let in_flight = u64::from(member.in_flight);
             let limited = plan.rps_max.is_some() || member.full_until > now;
-            open.push(Open { id: *id, weight: weight.max(1), in_flight, limited });
+            let work = member.others(now).map(|others| in_flight + others);
+            open.push(Open { id: *id, weight: weight.max(1), in_flight, work, limited });
             tier_of.push(plan.tier);
         }
     }
@@ -223,15 +226,38 @@ fn misplaced(
             open.len()
         ));
     }
-    let less = |one: &&&Open| one.in_flight * own.weight < own.in_flight * one.weight;
     let least = policy == Policy::LeastLoad || chosen.reason == Reason::LeastLoaded;
-    if least && let Some(other) = open.iter().find(less) {
-        return Some(format!(
-            "goes where {} are in flight, and another has {} for weight {}",
-            own.in_flight, other.in_flight, other.weight
-        ));
+    if least { not_least(own, open, fits) } else { None }
+}
+
+/// Whether an attempt for the least loaded is elsewhere. That is who has the least work with what others gave it; or, where
+/// one more there would be above the bound on what this gateway sent, whom this gateway sent least.
+fn not_least(own: &Open, open: &[&Open], fits: impl Fn(&Open) -> bool) -> Option<String> {
+    let works: Option<Vec<(u64, &Open)>> = open.iter().map(|one| Some((one.work?, *one))).collect();
+    let (works, work) = (works?, own.work?);
+    let less = |(theirs, one): &&(u64, &Open)| theirs * own.weight < work * one.weight;
+    let sent_less = |one: &&&Open| one.in_flight * own.weight < own.in_flight * one.weight;
+    let sent_least = open.iter().find(sent_less);
+    let Some((theirs, other)) = works.iter().find(less) else {
+        if sent_least.is_some() {
+            sometimes!("pick_by_report");
+        }
+        return (!fits(own)).then(|| {
+            format!("goes above the load bound for a report: {} in flight there", own.in_flight)
+        });
+    };
+    let least = works.iter().filter(|(work, one)| {
+        works.iter().all(|(theirs, other)| work * other.weight <= theirs * one.weight)
+    });
+    let bounded = least.into_iter().any(|(_, one)| !fits(one));
+    if bounded && sent_least.is_none() {
+        sometimes!("pick_against_report");
+        return None;
     }
-    None
+    Some(format!(
+        "goes where {work} are in work, {} of them ours, and another has {theirs} for weight {}",
+        own.in_flight, other.weight
+    ))
 }
 
 /// Half-open members that this attempt could have gone to and did not.
@@ -256,6 +282,7 @@ fn pass_over(
                 && member.phase == Phase::HalfOpen
                 // What hangs there since before is load: the least loaded is another.
                 && member.in_flight == 0
+                && member.others(step.now) == Some(0)
                 && plan.tier == 0
                 && plan.weight >= 50
                 && plan.rps_max.is_none()

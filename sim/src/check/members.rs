@@ -4,12 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use control::Instant;
+use control::balance::Reported;
 use control::breaker::{Phase, Transition};
 use control::id::{AttemptId, EndpointId};
 use control::plane::{ControlPlane, Input, Observation};
 use control::registry::SourceKind;
 
 use super::{Invariant, Step, Verdict};
+use crate::coverage::sometimes;
 use crate::plan::{Plan, ReplicaPlan};
 use crate::world::replica_of;
 
@@ -43,6 +45,10 @@ pub(super) struct Member {
     pub full_until: Instant,
     /// The same, where it was seen: until then it has to be.
     pub left_until: Instant,
+    /// When it said how busy it is, and how much of that others gave it.
+    reported: Option<(Instant, u64)>,
+    /// Until then it may have said something that was not seen.
+    unsure_until: Instant,
     pub stay: Stay,
 }
 
@@ -68,6 +74,9 @@ pub(super) struct Stay {
 
 /// Longer than any plan's backoff, and than any replica asks to be left alone.
 const PAUSE_MAX: Duration = Duration::from_secs(30);
+
+/// For so long what a replica says of its load counts for something.
+const BELIEVED: Duration = Duration::from_secs(6);
 
 /// Where an attempt runs.
 #[derive(Clone, Copy, Debug)]
@@ -102,6 +111,12 @@ impl Members {
                     } else if !*on {
                         pool.drained.remove(&replica);
                     }
+                }
+            }
+            Input::LoadReported { endpoint, load } => {
+                sometimes!("load_reported");
+                if let Some(member) = pool.members.get_mut(endpoint) {
+                    member.report(step.now, *load);
                 }
             }
             Input::Restarted { .. } => {
@@ -215,6 +230,9 @@ impl Members {
             member.in_flight = endpoint.in_flight;
             // Whom it leaves alone it does not show: any of them, for as long as a pause lasts at most.
             member.full_until = plane.now() + PAUSE_MAX;
+            if endpoint.others > 0 {
+                member.unsure_until = plane.now() + BELIEVED;
+            }
             pool.members.insert(endpoint.id, member);
             pool.present.insert(replica);
             if endpoint.draining {
@@ -266,6 +284,28 @@ impl Pool {
 }
 
 impl Member {
+    fn report(&mut self, now: Instant, load: Reported) {
+        let total = (u64::from(load.queued) + u64::from(load.running)).min(65_536);
+        // A cache that is more than nine tenths full: up to the whole once more.
+        let full = u64::from(load.kv_used_permille.unwrap_or(0).clamp(900, 1_000)) - 900;
+        let waiting = (total.max(1) * full).div_ceil(100);
+        let others = total.saturating_sub(u64::from(self.in_flight)) + waiting;
+        (self.reported, self.unsure_until) = (Some((now, others)), Instant::ZERO);
+    }
+
+    /// Work of others there, as far as it is to be believed in now; `None` where that was not seen.
+    pub fn others(&self, now: Instant) -> Option<u64> {
+        let quarters = |at: Instant| match now.since(at).as_secs() {
+            0..3 => 4,
+            3 => 3,
+            4 => 2,
+            5 => 1,
+            _ => 0,
+        };
+        (self.unsure_until <= now)
+            .then(|| self.reported.map_or(0, |(at, others)| others * quarters(at) / 4))
+    }
+
     fn new(replica: u32, stay: Stay) -> Self {
         Self {
             replica,
@@ -275,6 +315,8 @@ impl Member {
             until: None,
             full_until: Instant::ZERO,
             left_until: Instant::ZERO,
+            reported: None,
+            unsure_until: Instant::ZERO,
             stay,
         }
     }

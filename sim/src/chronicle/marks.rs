@@ -85,6 +85,7 @@ impl Marks {
             }
             Input::Restarted { .. }
             | Input::WallTime(_)
+            | Input::LoadReported { .. }
             | Input::RequestArrived(_)
             | Input::StoreAnswered(_)
             | Input::StoreFailed { .. }

@@ -99,6 +99,7 @@ impl Requests {
             | Input::Membership { .. }
             | Input::SourceLost { .. }
             | Input::Drain { .. }
+            | Input::LoadReported { .. }
             | Input::StoreAnswered(_)
             | Input::StoreFailed { .. }
             | Input::Consulted(_)

@@ -6,7 +6,7 @@ use control::rng::Rng;
 use super::faults::{Fault, FaultKind, RegistryLie, ReplicaIllness, StoreTrouble};
 use super::knobs::{self, chance, one_of};
 use super::shape::{self, Quantiles};
-use super::topology::{DiskPlan, GatewayPlan, Host, LinkPlan, ReplicaPlan, Topology};
+use super::topology::{DiskPlan, GatewayPlan, Host, LinkPlan, ReplicaPlan, Tells, Topology};
 use super::{Ask, PLAN_VERSION, Plan};
 
 /// How long a world lasts; its first part is trouble, the rest is for coming back.
@@ -22,6 +22,7 @@ pub fn draw(seed: u64) -> Plan {
     let root = Rng::new(seed);
     let mut topology = topology(&mut root.fork("topology"));
     mark(&mut topology.replicas, &mut root.fork("fingerprints"));
+    hear(&mut topology.replicas, &mut root.fork("reports"));
     let mut rng = root.fork("workload");
     let mut asks = asks(&topology, &mut rng);
     spoil(&mut asks, &mut root.fork("mistakes"));
@@ -113,6 +114,7 @@ fn replica(index: u64, models: u32, cores: &[bool], rng: &mut Rng) -> ReplicaPla
         tells_usage: chance(80, rng),
         core: first || cores[index as usize],
         fingerprint: None,
+        tells: None,
     }
 }
 
@@ -122,6 +124,17 @@ fn mark(replicas: &mut [ReplicaPlan], rng: &mut Rng) {
     for replica in replicas {
         let revision = 10 * replica.models[0] + u32::from(chance(15, rng));
         replica.fingerprint = chance(percent, rng).then_some(revision);
+    }
+}
+
+/// Most replicas tell the truth about their load, where they tell of it at all.
+fn hear(replicas: &mut [ReplicaPlan], rng: &mut Rng) {
+    let percent = one_of(&[0, 60, 100, 100], rng);
+    let lies = one_of(&[0, 0, 20, 80], rng);
+    for replica in replicas {
+        let lie = one_of(&[Tells::Old, Tells::Idle, Tells::Swamped], rng);
+        let tells = if chance(lies, rng) { lie } else { Tells::Truth };
+        replica.tells = chance(percent, rng).then_some(tells);
     }
 }
 

@@ -65,6 +65,23 @@ pub struct ReplicaPlan {
     /// Whose broken streams it continues: those of replicas with the same.
     #[serde(default)]
     pub fingerprint: Option<u32>,
+    /// What it says of its load, where it says anything.
+    #[serde(default)]
+    pub tells: Option<Tells>,
+}
+
+/// What a replica says of its load.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Tells {
+    /// How busy it is, whoever keeps it busy.
+    Truth,
+    /// What was true when it was first asked.
+    Old,
+    /// That it has nothing to do.
+    Idle,
+    /// That it has far more to do than it could.
+    Swamped,
 }
 
 /// A link between any two hosts.

@@ -24,7 +24,7 @@ const PLAINER_ASKS: [fn(&mut Ask); 13] = [
 ];
 
 /// What a world may do without.
-const PLAINER_WORLDS: [fn(&mut Plan); 10] = [
+const PLAINER_WORLDS: [fn(&mut Plan); 12] = [
     |plan| plan.topology.gateways.iter_mut().for_each(|gateway| gateway.ppm = 0),
     |plan| plan.topology.gateways.iter_mut().for_each(|gateway| gateway.wall_off_ms = 0),
     |plan| plan.topology.store_ppm = 0,
@@ -35,6 +35,8 @@ const PLAINER_WORLDS: [fn(&mut Plan); 10] = [
     |plan| plan.topology.replicas.iter_mut().for_each(|replica| replica.tier = 0),
     |plan| plan.topology.replicas.iter_mut().for_each(|replica| replica.rps_max = None),
     |plan| plan.topology.replicas.iter_mut().for_each(|replica| replica.tells_usage = true),
+    |plan| plan.topology.replicas.iter_mut().for_each(|replica| replica.tells = None),
+    |plan| plan.topology.replicas.iter_mut().for_each(|replica| replica.fingerprint = None),
 ];
 
 /// Numbers that many asks are needed to reach: a limit half as high needs half as many.

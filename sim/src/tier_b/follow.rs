@@ -278,6 +278,7 @@ impl Follower {
             | Input::Membership { .. }
             | Input::SourceLost { .. }
             | Input::Drain { .. }
+            | Input::LoadReported { .. }
             | Input::StoreAnswered(_)
             | Input::StoreFailed { .. }
             | Input::Consulted(_)

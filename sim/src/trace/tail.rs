@@ -170,6 +170,7 @@ impl Tail {
             | Input::SourceLost { .. }
             | Input::Drain { .. }
             | Input::LedgerAsked { .. }
+            | Input::LoadReported { .. }
             | Input::Timeout => None,
         };
         let request = request.copied();

@@ -24,6 +24,9 @@ pub(super) fn input(input: &Input) -> Option<String> {
         Input::SourceLost { source } => format!("hears nothing from {source}"),
         Input::Drain { endpoint, on: true } => format!("is told to drain {endpoint}"),
         Input::Drain { endpoint, on: false } => format!("is told to use {endpoint} again"),
+        Input::LoadReported { load, .. } => {
+            format!("hears of {} running and {} waiting", load.running, load.queued)
+        }
         Input::RequestArrived(arrival) => arrived(arrival),
         Input::StoreAnswered(answer) => {
             format!("hears from the store, op {}: {}", answer.op.0, reply(&answer.reply))

@@ -199,6 +199,7 @@ fn replica_of(
         tells_usage: true,
         core: true,
         fingerprint: None,
+        tells: None,
     }
 }
 

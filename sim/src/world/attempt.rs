@@ -1,7 +1,7 @@
 //! An attempt: from the gateway's connection to the replica's last token, with the timeouts a shell keeps.
 
 use control::Instant;
-use control::id::{AttemptId, CallerToken};
+use control::id::{AttemptId, CallerToken, EndpointId};
 use control::outcome::{AttemptEnd, Failure, Fault, Stage};
 use control::plane::{Dispatch, Input};
 use control::units::{Tokens, Usage};
@@ -19,6 +19,7 @@ pub(super) struct Run {
     pub life: u32,
     pub attempt: AttemptId,
     pub replica: u32,
+    pub endpoint: EndpointId,
     connect_by: Nanos,
     first_by: Nanos,
     gap: Nanos,
@@ -63,6 +64,7 @@ impl World<'_> {
             life: own.life,
             attempt: order.attempt,
             replica,
+            endpoint: order.endpoint,
             connect_by: local(order.connect_by),
             first_by: local(order.first_token_by),
             gap: own.clock.span(order.gap_max),
@@ -196,6 +198,7 @@ impl World<'_> {
         let Run { attempt, gateway, call, from, .. } = *run;
         let ask = &self.asks[self.calls[call as usize].ask as usize];
         let prefill = (ask.prompt_true + from) * SECOND / u64::from(pace.prefill_rate) * pace.slow;
+        self.report(id);
         self.tell(id, gateway, Input::AttemptAccepted { attempt });
         self.agenda
             .plan(self.now + prefill / 2 + MILLI, Event::Mark { run: id, produced: from + 1 });
@@ -216,11 +219,12 @@ impl World<'_> {
         let run = &mut self.runs[id as usize];
         (run.heard, run.produced) = (self.now, produced.min(target));
         let produced = Tokens(run.produced);
+        self.report(id);
         if stage == At::Streaming {
             self.tell(id, gateway, Input::Progress { attempt, produced });
         } else {
-            run.stage = At::Streaming;
-            let due = run.due();
+            self.runs[id as usize].stage = At::Streaming;
+            let due = self.runs[id as usize].due();
             self.agenda.plan(due, Event::Watch { run: id });
             self.tell(id, gateway, Input::FirstToken { attempt });
         }
@@ -262,6 +266,7 @@ impl World<'_> {
         }
         let usage = Usage { prompt: Tokens(prompt), completion: Tokens(completion) };
         self.runs[id as usize].produced = target;
+        self.report(id);
         self.runs[id as usize].over = true;
         self.free_slot(id);
         let end = AttemptEnd::Completed { usage, estimated: !tells };
@@ -356,7 +361,7 @@ impl World<'_> {
     }
 
     /// Tells the plane of the attempt's gateway, if it is still the process that made it.
-    fn tell(&mut self, id: u32, gateway: u32, input: Input) {
+    pub(super) fn tell(&mut self, id: u32, gateway: u32, input: Input) {
         if self.gateways[gateway as usize].life == self.runs[id as usize].life {
             self.submit(gateway, input);
         }

@@ -1,5 +1,6 @@
 //! Faults as they begin, turn and end.
 
+use control::balance::Reported;
 use control::plane::Input;
 
 use super::World;
@@ -19,6 +20,8 @@ pub(super) struct Replica {
     downs: Vec<u32>,
     /// Streams it serves.
     pub busy: u32,
+    /// What it said first of its load, if it says nothing else.
+    pub said_first: Option<Reported>,
     /// When it was last not well.
     pub well_since: Nanos,
 }

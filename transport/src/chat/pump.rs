@@ -51,6 +51,7 @@ pub(super) fn start(
         orders: std::mem::replace(&mut request.orders, mpsc::channel(1).1),
         attempt: dispatch.attempt,
         endpoint: dispatch.endpoint_name.to_string(),
+        endpoint_id: dispatch.endpoint,
         number: dispatch.number,
         span,
         parts,
@@ -76,6 +77,7 @@ struct Pump {
     orders: mpsc::Receiver<Order>,
     attempt: control::id::AttemptId,
     endpoint: String,
+    endpoint_id: control::id::EndpointId,
     /// Attempts since the answer began, and before.
     number: u32,
     span: AttemptSpan,
@@ -119,6 +121,7 @@ impl Pump {
 
     /// Passes a stream on, from its first events to its end.
     async fn deliver(&mut self, mut stream: Box<Stream>, opening: Vec<Event>) -> Stop {
+        self.chat.hear_load(self.endpoint_id, &self.endpoint);
         for event in opening {
             if let Some(stop) = self.forward(event).await {
                 return stop;
@@ -131,7 +134,7 @@ impl Pump {
     /// Another replica goes on.
     async fn go_on(&mut self, dispatch: &Dispatch) -> Stop {
         (self.attempt, self.number) = (dispatch.attempt, dispatch.number);
-        self.endpoint = dispatch.endpoint_name.to_string();
+        (self.endpoint, self.endpoint_id) = (dispatch.endpoint_name.to_string(), dispatch.endpoint);
         let lost = || Failed::of(Failure::TooLarge, "what was delivered cannot be handed over");
         let Some((call, resume)) = self.call.as_ref().zip(self.delivered.resume()) else {
             return Stop::Broken(lost());
@@ -226,6 +229,7 @@ impl Pump {
             self.marked = (self.produced, Instant::now());
             let (attempt, produced) = (self.attempt, self.produced);
             self.chat.driver.submit(Input::Progress { attempt, produced });
+            self.chat.hear_load(self.endpoint_id, &self.endpoint);
         }
     }
 
@@ -252,6 +256,8 @@ impl Pump {
             }
         };
         self.span.end(&end);
+        // While what it said counts this attempt, the plane does.
+        self.chat.hear_load(self.endpoint_id, &self.endpoint);
         let may_go_on = detail.is_some() && self.call.is_some();
         self.chat.driver.submit(Input::AttemptEnded { attempt, end });
         loop {

@@ -54,6 +54,7 @@ pub(super) async fn discover_all(gateway: &Gateway) {
         let part = format!("discovery {name}");
         match gateway.upstream.discover(&route.target, discovery_limits()).await {
             Ok(described) if !route.discover => {
+                gateway.chat.load_heard(name);
                 gateway.described(name, described.fingerprint);
                 gateway.health.note(&part, None);
             }
@@ -63,6 +64,7 @@ pub(super) async fn discover_all(gateway: &Gateway) {
             }
             Ok(Described { models, fingerprint }) => {
                 gateway.described(name, fingerprint);
+                gateway.chat.load_heard(name);
                 let models: Vec<Box<str>> = models.into_iter().map(|m| m.id.into()).collect();
                 gateway.discovered(name, &models);
                 gateway.health.note(&part, None);

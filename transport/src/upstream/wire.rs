@@ -29,7 +29,7 @@ mod whole;
 
 use http::header::{CONTENT_TYPE, HeaderName, HeaderValue};
 use http::{HeaderMap, StatusCode};
-use proto::inference::v1::{Load, Resume, StreamInferenceRequest};
+use proto::inference::v1::{Resume, StreamInferenceRequest};
 use tokio::time::{Instant, sleep_until, timeout_at};
 use tonic::transport::Channel;
 
@@ -63,16 +63,6 @@ pub struct WorkerLoad {
     pub kv_used_permille: Option<u32>,
     /// When it said so.
     pub at: Instant,
-}
-
-impl WorkerLoad {
-    /// `None` where it cannot be true.
-    fn said(load: &Load) -> Option<Self> {
-        let Load { queued, running, running_max, kv_used_permille } = *load;
-        let possible = kv_used_permille.is_none_or(|used| used <= 1_000);
-        let at = Instant::now();
-        possible.then_some(Self { queued, running, running_max, kv_used_permille, at })
-    }
 }
 
 impl Client {
@@ -111,6 +101,12 @@ impl Client {
 }
 
 impl Client {
+    /// How often the worker at `target` said of its load what cannot be.
+    #[must_use]
+    pub fn loads_refused(&self, target: &Target) -> u64 {
+        if target.base_url.is_worker() { self.workers.loads_refused(target) } else { 0 }
+    }
+
     /// The connection to another role, made when it is first used and again when it broke.
     pub(crate) fn to_role(&self, target: &Target) -> Result<Channel, Failed> {
         let line = self.workers.line(target)?;

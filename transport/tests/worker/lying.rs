@@ -49,7 +49,7 @@ impl InferenceService for Scripted {
     }
 }
 
-fn liar(chunks: Vec<Result<Chunk, Status>>, hangs: bool) -> Worker {
+pub fn liar(chunks: Vec<Result<Chunk, Status>>, hangs: bool) -> Worker {
     listening(chunks, hangs, Arc::default())
 }
 
@@ -68,7 +68,7 @@ fn listening(
     })
 }
 
-fn chunk(seq: u64, text: &str, finish_reason: &str) -> Result<Chunk, Status> {
+pub fn chunk(seq: u64, text: &str, finish_reason: &str) -> Result<Chunk, Status> {
     let (text, finish_reason) = (text.to_owned(), finish_reason.to_owned());
     Ok(Chunk {
         seq,

@@ -13,6 +13,7 @@ mod lying;
 mod outliving;
 mod quic;
 mod quic_lines;
+mod reporting;
 mod resuming;
 mod roles;
 mod services;

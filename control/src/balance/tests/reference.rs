@@ -3,13 +3,17 @@
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
+use core::time::Duration;
 
 use proptest::prelude::*;
 
 use super::support::{config, key, name};
-use crate::balance::{Balancer, Chosen, Fallback, Member, Nobody, Pick, Policy, Query, Reason};
+use crate::balance::{
+    Balancer, Chosen, Fallback, Member, Nobody, Pick, Policy, Query, Reason, Reported,
+};
 use crate::id::EndpointId;
 use crate::rng::Rng;
+use crate::time::Instant;
 
 const SLOTS: u32 = 10;
 const MODELS: [&str; 2] = ["a", "b"];
@@ -24,6 +28,8 @@ enum Op {
     Release(u32),
     ReleaseStale(u32),
     Policy(usize, Policy),
+    Report(u32, Reported),
+    Pass(Duration),
     Pick { model: usize, key: Option<u64>, bound: Option<u32>, tried: Vec<u32>, dispatch: bool },
 }
 
@@ -60,6 +66,11 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
                 tried,
                 dispatch,
             });
+    let report = (slot(), 0_u32..12, 0_u32..12, prop::option::of(700_u32..1_100)).prop_map(
+        |(slot, queued, running, kv_used_permille)| {
+            Op::Report(slot, Reported { queued, running, kv_used_permille })
+        },
+    );
     let op = prop_oneof![
         4 => insert,
         1 => slot().prop_map(Op::Remove),
@@ -69,6 +80,8 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
         3 => slot().prop_map(Op::Release),
         1 => slot().prop_map(Op::ReleaseStale),
         1 => (0_usize..2, policy).prop_map(|(model, policy)| Op::Policy(model, policy)),
+        3 => report,
+        2 => (0_u64..2_500).prop_map(|millis| Op::Pass(Duration::from_millis(millis))),
         8 => pick,
     ];
     prop::collection::vec(op, 1..150)
@@ -84,11 +97,26 @@ struct Slow {
     in_flight: u32,
     draining: bool,
     admitted: bool,
+    /// When it reported, and how much work of others.
+    reported: Option<(Instant, u32)>,
 }
 
 impl Slow {
     fn weight(&self) -> u64 {
         (u64::from(self.weight.max(1)) * u64::from(self.share) / 1_000).max(1)
+    }
+
+    /// What it has to do, as far as its last report counts.
+    fn work(&self, now: Instant) -> u64 {
+        let quarters = |at: Instant| match now.since(at).as_millis() {
+            0..3_000 => 4,
+            3_000..4_000 => 3,
+            4_000..5_000 => 2,
+            5_000..6_000 => 1,
+            _ => 0,
+        };
+        let others = self.reported.map_or(0, |(at, others)| others * quarters(at) / 4);
+        u64::from(self.in_flight) + u64::from(others)
     }
 }
 
@@ -97,6 +125,7 @@ struct Model {
     generations: [u32; SLOTS as usize],
     members: [Option<Slow>; SLOTS as usize],
     policies: [Policy; 2],
+    now: Instant,
 }
 
 /// Whom a pick may choose.
@@ -186,15 +215,23 @@ impl Model {
 
     fn check_policy(&self, policy: Policy, bound: Option<u32>, allowed: &Allowed, pick: &Chosen) {
         let slot = pick.endpoint.slot;
-        let least = |slot: u32| {
-            let (in_flight, weight) = (self.member(slot).in_flight, self.member(slot).weight());
+        let least = |slot: u32, load: &dyn Fn(&Slow) -> u64| {
+            let own = self.member(slot);
             allowed.slots.iter().all(|other| {
                 let other = self.member(*other);
-                u64::from(in_flight) * other.weight() <= u64::from(other.in_flight) * weight
+                load(own) * other.weight() <= load(other) * own.weight()
             })
         };
+        let work = |member: &Slow| member.work(self.now);
+        let sent = |member: &Slow| u64::from(member.in_flight);
+        let above = |slot: &u32| least(*slot, &work) && !self.fits(*slot, &allowed.slots);
         match pick.reason {
-            Reason::LeastLoaded => assert!(least(slot)),
+            Reason::LeastLoaded if least(slot, &work) => {
+                assert!(self.fits(slot, &allowed.slots), "a report drives above the bound");
+            }
+            Reason::LeastLoaded => {
+                assert!(least(slot, &sent) && allowed.slots.iter().any(above));
+            }
             Reason::Bound => assert_eq!(Some(slot), bound),
             Reason::Spilled { from } => {
                 assert!(
@@ -255,6 +292,11 @@ fn step(balancer: &mut Balancer, model: &mut Model, op: &Op) -> Option<Pick> {
             balancer.set_policy(MODELS[*index], *policy);
             model.policies[*index] = *policy;
         }
+        Op::Report(slot, load) => report(balancer, model, *slot, *load),
+        Op::Pass(time) => {
+            model.now = model.now + *time;
+            balancer.age(model.now);
+        }
         Op::Pick { model: index, key: number, bound, tried, dispatch } => {
             let ids: Vec<_> = tried.iter().map(|slot| model.id(*slot)).collect();
             let pick = balancer.pick(&Query {
@@ -272,6 +314,19 @@ fn step(balancer: &mut Balancer, model: &mut Model, op: &Op) -> Option<Pick> {
         }
     }
     None
+}
+
+fn report(balancer: &mut Balancer, model: &mut Model, slot: u32, load: Reported) {
+    let now = model.now;
+    let known = balancer.reported(now, model.id(slot), load);
+    assert_eq!(known, model.members[slot as usize].is_some());
+    let total = load.queued + load.running;
+    let full = load.kv_used_permille.unwrap_or(0).clamp(900, 1_000) - 900;
+    let waiting = (total.max(1) * full).div_ceil(100);
+    change(model, slot, |member| {
+        let others = total.saturating_sub(member.in_flight) + waiting;
+        member.reported = Some((now, others));
+    });
 }
 
 fn change(model: &mut Model, slot: u32, change: impl FnOnce(&mut Slow)) {
@@ -294,12 +349,14 @@ fn insert(
     let name = name(slot);
     let member = Member { name: &name, weight, tier, in_flight_max: most, models: &models };
     balancer.insert(model.id(slot), member);
-    let (share, in_flight, draining, admitted) = match &model.members[slot as usize] {
-        Some(known) => (known.share, known.in_flight, known.draining, known.admitted),
-        None => (1_000, 0, false, true),
+    let (share, in_flight, draining, admitted, reported) = match &model.members[slot as usize] {
+        Some(known) => {
+            (known.share, known.in_flight, known.draining, known.admitted, known.reported)
+        }
+        None => (1_000, 0, false, true, None),
     };
     model.members[slot as usize] =
-        Some(Slow { weight, share, tier, most, models, in_flight, draining, admitted });
+        Some(Slow { weight, share, tier, most, models, in_flight, draining, admitted, reported });
 }
 
 fn fresh() -> (Balancer, Model) {

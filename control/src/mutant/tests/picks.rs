@@ -6,6 +6,7 @@ use alloc::vec::Vec;
 use super::Mutant::*;
 use super::Story;
 use crate::Machine;
+use crate::balance::GONE;
 use crate::id::CallerToken;
 use crate::outcome::{Failure, Fault};
 use crate::plane::Input;
@@ -20,6 +21,9 @@ pub(super) const STORIES: &[Story] = &[
     (OverflowToNeighbour, an_overflow_is_spread),
     (NegativeInFlight, a_failure_is_counted_off_once),
     (DrainedStillPicked, what_drains_gets_nothing_new),
+    (ReportNeverAged, what_was_said_long_ago_is_forgotten),
+    (ReportCountsOwn, what_a_replica_says_of_our_own_work_is_known),
+    (ReportsUnbounded, claims_of_all_others_do_not_bury_one),
     (EmptyRegistryApplied, discovery_cannot_empty_a_pool),
     (StaleRegistryApplied, an_older_answer_changes_nothing),
 ];
@@ -99,6 +103,36 @@ fn what_drains_gets_nothing_new() -> bool {
         let caller = world.ask(Ask::new());
         world.at(caller) == "b"
     })
+}
+
+/// Where so many requests without a session go.
+fn places(world: &mut World, count: usize) -> Vec<String> {
+    (0..count)
+        .map(|_| {
+            let caller = world.ask(Ask::new());
+            String::from(world.at(caller))
+        })
+        .collect()
+}
+
+fn what_was_said_long_ago_is_forgotten() -> bool {
+    let mut world = World::of(&["a", "b"]);
+    world.reports("a", 20);
+    world.later(GONE);
+    places(&mut world, 2).contains(&"a".into())
+}
+
+fn what_a_replica_says_of_our_own_work_is_known() -> bool {
+    let mut world = World::of(&["a", "b"]);
+    places(&mut world, 8);
+    world.reports("a", 4);
+    world.view("a").others == 0
+}
+
+fn claims_of_all_others_do_not_bury_one() -> bool {
+    let mut world = World::of(&["a", "b", "c"]);
+    ["a", "b"].iter().for_each(|name| world.reports(name, 1_000));
+    places(&mut world, 12).iter().filter(|place| **place == "c").count() <= 5
 }
 
 /// Whether a name is there after these answers of one discovery: version and names.

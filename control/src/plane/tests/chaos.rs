@@ -5,7 +5,8 @@ use alloc::vec::Vec;
 use core::time::Duration;
 
 use super::world::{Ask, NOON, daily, failed, rated, spec};
-use crate::id::{AccountId, AttemptId, CallerToken, Minted};
+use crate::balance::Reported;
+use crate::id::{AccountId, AttemptId, CallerToken, EndpointId, Minted};
 use crate::outcome::{AttemptEnd, Failure, Fault, Stage};
 use crate::plane::{Arrival, Config, Dispatch, Effect, Input, ModelConfig};
 use crate::registry::{EndpointSpec, SourceKind};
@@ -67,7 +68,8 @@ impl Chaos {
             }
             62..80 => Input::AttemptEnded { attempt: self.attempt(), end: self.end() },
             80..84 => Input::ClientGone { caller: CallerToken(self.rng.below(self.callers + 2)) },
-            84..93 => Input::Timeout,
+            84..91 => Input::Timeout,
+            91..93 => self.load(),
             93..95 => self.membership(),
             95 => {
                 let endpoint = NAMES[self.rng.below(5) as usize].into();
@@ -174,6 +176,22 @@ impl Chaos {
                 }
             }
         }
+    }
+
+    /// Of somebody who is there, mostly; whatever a shell may believe, and what none would.
+    fn load(&mut self) -> Input {
+        let known = self.known.last().map(|dispatch| dispatch.endpoint);
+        let slot = self.rng.below(6) as u32;
+        let nobody = EndpointId { slot, generation: self.rng.below(3) as u32 };
+        let endpoint = known.filter(|_| self.rng.below(3) > 0).unwrap_or(nobody);
+        let mut count = || match self.rng.below(10) {
+            0 => u32::MAX,
+            1..4 => 0,
+            _ => self.rng.below(40) as u32,
+        };
+        let (queued, running) = (count(), count());
+        let kv_used_permille = Some(self.rng.below(1_200) as u32).filter(|used| *used > 400);
+        Input::LoadReported { endpoint, load: Reported { queued, running, kv_used_permille } }
     }
 
     fn membership(&mut self) -> Input {

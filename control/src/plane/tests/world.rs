@@ -5,6 +5,7 @@ use alloc::vec::Vec;
 use core::time::Duration;
 
 use crate::Machine;
+use crate::balance::Reported;
 use crate::id::{AccountId, AttemptId, CallerToken, Digest, Principal, SessionKey};
 use crate::journal::{Explanation, Recorder, Replay};
 use crate::outcome::{AttemptEnd, Failure};
@@ -108,6 +109,13 @@ impl World {
 
     pub fn drain(&mut self, name: &str, on: bool) {
         self.input(Input::Drain { endpoint: name.into(), on });
+    }
+
+    /// It says that so many requests run there.
+    pub fn reports(&mut self, name: &str, running: u32) {
+        let endpoint = self.plane.endpoint_id(name).unwrap();
+        let load = Reported { running, ..Reported::default() };
+        self.input(Input::LoadReported { endpoint, load });
     }
 
     pub fn restart(&mut self) -> Vec<Effect> {

@@ -6,7 +6,7 @@ use core::time::Duration;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use http::Uri;
@@ -22,6 +22,7 @@ use tower::Service;
 use control::outcome::Failure;
 
 use super::{WorkerLoad, quic};
+use crate::convert;
 use crate::seam::Network;
 use crate::seam::net::{Connector, Wire};
 use crate::upstream::connect::believing;
@@ -103,6 +104,12 @@ impl Workers {
         let lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
         lines.get(&name(target))?.1.load()
     }
+
+    pub(super) fn loads_refused(&self, target: &Target) -> u64 {
+        let lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        let state = lines.get(&name(target)).map(|(_, line)| &line.state);
+        state.map_or(0, |state| state.loads_refused.load(Ordering::Relaxed))
+    }
 }
 
 /// Who is believed there belongs to it: one that is believed for another reason is not connected to yet.
@@ -136,6 +143,8 @@ struct State {
     /// A call went away while it waited for the connection. How that ended is told to the next one, however much later.
     given_up: AtomicBool,
     load: Mutex<Option<WorkerLoad>>,
+    /// How often it said what cannot be.
+    loads_refused: AtomicU64,
 }
 
 impl fmt::Debug for Line {
@@ -198,8 +207,16 @@ impl Line {
 
     /// The worker says how busy it is.
     pub fn tell(&self, load: &Load) {
-        if let Some(load) = WorkerLoad::said(load) {
-            *self.state.load.lock().unwrap_or_else(PoisonError::into_inner) = Some(load);
+        match convert::load(load, Instant::now()) {
+            Some(load) => {
+                *self.state.load.lock().unwrap_or_else(PoisonError::into_inner) = Some(load);
+            }
+            None if self.state.loads_refused.fetch_add(1, Ordering::Relaxed) == 0 => {
+                tracing::warn!(
+                    "a worker reports a load that cannot be, and is not believed: {load:?}"
+                );
+            }
+            None => {}
         }
     }
 
