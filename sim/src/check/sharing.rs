@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use control::id::{AccountId, CallerToken, RequestId};
 use control::plane::{Config, Durable, Effect, Input, Observation, Refusal};
 use control::quota::{Ask as StoreAsk, StoreMode};
-use control::shared::{Consult, HomeAnswer, Noted};
+use control::shared::{Consult, HomeAnswer, Noted, SharedOpId};
 use control::units::Tokens;
 
 use super::requests::Requests;
@@ -43,8 +43,10 @@ pub(super) struct Sharing {
 #[derive(Default)]
 struct Gateway {
     alone: bool,
-    /// Consultations begun since the gateway is alone, by its own clock.
-    probes: VecDeque<u64>,
+    /// Which parts each consultation asks for, until it is answered or given up.
+    asked: BTreeMap<SharedOpId, (RequestId, [bool; PARTS])>,
+    /// When each part that did not answer was asked for since, by the gateway's own clock. `None`: it answers.
+    probes: [Option<VecDeque<u64>>; PARTS],
     /// Requests that wait: when they asked.
     waiting: BTreeMap<RequestId, u64>,
     /// Requests of which the store has not said anything in time.
@@ -53,6 +55,9 @@ struct Gateway {
 
 /// Parts of the store that are asked by themselves.
 const PARTS: usize = 3;
+
+/// Times a part that does not answer may be asked for within the time between two probes: a reload may shorten that.
+const PROBES_MAX: usize = 2;
 
 /// Clocks that run differently, and rounding: a hundredth.
 const SLACK_PERCENT: u64 = 1;
@@ -106,13 +111,27 @@ impl Sharing {
 
     fn noticed(&mut self, step: &Step<'_>) {
         let own = &mut self.gateways[step.gateway as usize];
+        if let Input::Consulted(answer) = &step.input {
+            own.asked.remove(&answer.op);
+            own.probes = Default::default();
+        }
         for observation in step.observed {
             if let Observation::SharedDegraded(alone) = observation {
                 own.alone = *alone;
-                own.probes.clear();
             } else if let Observation::ConsultLost { request } = observation {
                 own.unheard.insert(*request);
+                let lost = own.asked.values().filter(|(of, _)| of == request);
+                for parts in lost.map(|(_, parts)| *parts).collect::<Vec<_>>() {
+                    for (probes, lost) in own.probes.iter_mut().zip(parts) {
+                        if lost {
+                            probes.get_or_insert_default();
+                        }
+                    }
+                }
             }
+        }
+        if let Input::ConsultFailed { op } = &step.input {
+            own.asked.remove(op);
         }
     }
 
@@ -147,7 +166,7 @@ impl Sharing {
                 };
                 self.let_through(step, order.caller, asked, requests, verdict);
             }
-            Effect::Reject { request, caller, refusal } => {
+            Effect::Reject { request, refusal, .. } => {
                 self.gateways[index].waiting.remove(request);
                 self.gateways[index].unheard.remove(request);
                 // One that was begun: what its own gateway refuses at the door is never asked for.
@@ -158,7 +177,6 @@ impl Sharing {
                     Refusal::IdempotencyDone { by: None } => sometimes!("shared_key_done"),
                     _ => {}
                 }
-                let _ = caller;
             }
             Effect::Finish { request, caller, charged, .. } => {
                 self.gateways[index].unheard.remove(request);
@@ -189,26 +207,30 @@ impl Sharing {
     ) {
         let own = &mut self.gateways[step.gateway as usize];
         own.waiting.insert(consult.request, step.at);
-        if !alone {
-            return;
+        let parts =
+            [!consult.rates.is_empty(), consult.idempotency.is_some(), consult.home.is_some()];
+        own.asked.insert(consult.op, (consult.request, parts));
+        if alone {
+            // Sent along, perhaps, and not waited for.
+            own.unheard.insert(consult.request);
         }
-        // Sent along, and not waited for.
-        own.unheard.insert(consult.request);
         let every = requests.config(step.gateway).quota.probe_every.as_nanos() as u64;
         let now = step.now.as_nanos();
-        own.probes.push_back(now);
-        while own.probes.front().is_some_and(|first| first + every <= now) {
-            own.probes.pop_front();
-        }
-        // What went away a part at a time was asked about by each.
-        if own.probes.len() > 2 * PARTS {
-            let text = format!(
-                "gateway-{} has consulted {} times within {} ms while nobody answers",
-                step.gateway,
-                own.probes.len(),
-                every / 1_000_000
-            );
-            verdict.fail(Invariant::Sharing, step.at, text);
+        for (probes, _) in own.probes.iter_mut().zip(parts).filter(|(_, asked)| *asked) {
+            let Some(probes) = probes else { continue };
+            probes.push_back(now);
+            while probes.front().is_some_and(|first| first + every <= now) {
+                probes.pop_front();
+            }
+            if probes.len() > PROBES_MAX {
+                let text = format!(
+                    "gateway-{} has consulted {} times within {} ms while nobody answers",
+                    step.gateway,
+                    probes.len(),
+                    every / 1_000_000
+                );
+                verdict.fail(Invariant::Sharing, step.at, text);
+            }
         }
     }
 
