@@ -131,7 +131,7 @@ def test_two_gateways_over_one_redis_continue_one_session_in_order():
         assert len(found) == 10 and len(answers) == 4
         for asked, answered in zip(found[2::2], found[3::2], strict=True):
             assert answered[1] == answers[asked[1]]
-        assert fleet.redis.ask("LLEN", f"session_messages:acme:{session}") == 10
+        assert fleet.redis.ask("LLEN", f"session_messages:acme%:{session}") == 10
         # One dies in the middle of a turn: the other has all that was acknowledged, and goes on when the lease is over.
         stream = iter(say(clients[0], "cut", session, model=ONE, stream=True, max_tokens=5000))
         next(stream), next(stream)

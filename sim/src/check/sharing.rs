@@ -64,9 +64,9 @@ const SLACK_PERCENT: u64 = 1;
 
 impl Sharing {
     pub fn new(plan: &Plan) -> Self {
-        let reloads = plan.faults.iter().filter_map(|fault| match &fault.kind {
-            FaultKind::Reload { config } => Some(&**config),
-            _ => None,
+        let reloads = plan.faults.iter().filter_map(|fault| {
+            let FaultKind::Reload { config } = &fault.kind else { return None };
+            Some(&**config)
         });
         let configs: Vec<&Config> = reloads.chain([&plan.config]).collect();
         let mut limits = BTreeMap::new();
@@ -171,11 +171,12 @@ impl Sharing {
                 self.gateways[index].unheard.remove(request);
                 // One that was begun: what its own gateway refuses at the door is never asked for.
                 let consulted = matches!(step.input, Input::Consulted(_));
-                match refusal {
-                    Refusal::RateLimited { .. } if consulted => sometimes!("shared_rate_met"),
-                    Refusal::IdempotencyInFlight { by: None } => sometimes!("shared_key_in_flight"),
-                    Refusal::IdempotencyDone { by: None } => sometimes!("shared_key_done"),
-                    _ => {}
+                if consulted && matches!(refusal, Refusal::RateLimited { .. }) {
+                    sometimes!("shared_rate_met");
+                } else if matches!(refusal, Refusal::IdempotencyInFlight { by: None }) {
+                    sometimes!("shared_key_in_flight");
+                } else if matches!(refusal, Refusal::IdempotencyDone { by: None }) {
+                    sometimes!("shared_key_done");
                 }
             }
             Effect::Finish { request, caller, charged, .. } => {
@@ -343,12 +344,12 @@ impl Sharing {
 fn told(step: &Step<'_>, caller: CallerToken, requests: &Requests, verdict: &mut Verdict) {
     let Some(request) = requests.of(caller) else { return };
     let Some(idempotency) = request.arrival.idempotency else { return };
-    let told = step.effects.iter().any(|effect| match effect {
-        Effect::Note(note) => matches!(
+    let told = step.effects.iter().any(|effect| {
+        let Effect::Note(note) = effect else { return false };
+        matches!(
             note.what,
             Noted::Key { idempotency: own, charged: true, .. } if own == idempotency
-        ),
-        _ => false,
+        )
     });
     if !told {
         let text = format!("{:?} is charged under a key, and nobody is told", request.id);
