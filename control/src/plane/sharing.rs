@@ -207,10 +207,9 @@ impl ControlPlane {
         }
         let Heard { until, claims, out, .. } = request.heard;
         let corrections = self.corrections(request, used);
-        if until.is_some() || (used > Tokens::ZERO && !self.shared.is_away(Part::Rates)) {
-            if !corrections.is_empty() {
-                self.note_of(request, Noted::Rates(corrections.clone()));
-            }
+        let counts = used > Tokens::ZERO && !self.shared.is_away(Part::Rates);
+        if (until.is_some() || counts) && !corrections.is_empty() {
+            self.note_of(request, Noted::Rates(corrections.clone()));
         }
         let key = request.arrival.idempotency;
         if let Some(idempotency) = key.filter(|_| claims || charged)
