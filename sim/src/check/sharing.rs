@@ -292,8 +292,9 @@ impl Sharing {
         let (session, home) = if let Input::Housed(housed) = &step.input {
             (Some(housed.session), Some(&housed.home))
         } else if let Input::Consulted(answer) = &step.input {
-            // What nobody asked for, or was answered before, is news of old.
-            let asked = consulted.get(&answer.op);
+            // What nobody asked for, or no more, or was answered before, is news of old.
+            let live = step.observed.iter().any(|o| matches!(o, Observation::Consulted { .. }));
+            let asked = consulted.get(&answer.op).filter(|_| live);
             (asked.and_then(|asked| asked.session), answer.home.as_ref())
         } else {
             return;
