@@ -165,7 +165,7 @@ mutants! {
     /// The others are not told that a key was charged (`plane/sharing.rs`, `tell_end`).
     ChargedKeyNotTold "charged-key-not-told" breaks [14], pains [2];
     /// What the shared rate refuses keeps what was reserved for it (`plane/end.rs`, `conclude`).
-    LimitedHoldKept "limited-hold-kept" breaks [3, 9], pains [1];
+    LimitedHoldKept "limited-hold-kept" breaks [1, 9], pains [1];
     /// Each request waits for a store that is known to be away (`shared/asks.rs`, `ask` and `wants`).
     ConsultsWhileAway "consults-while-away" breaks [14], pains [];
 

@@ -11,7 +11,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use control::id::{AccountId, CallerToken, RequestId};
+use control::id::{AccountId, CallerToken, RequestId, SessionKey};
 use control::plane::{Config, Durable, Effect, Input, Observation, Refusal};
 use control::quota::{Ask as StoreAsk, StoreMode};
 use control::shared::{Consult, HomeAnswer, Noted, SharedOpId};
@@ -37,20 +37,28 @@ pub(super) struct Sharing {
     sent: BTreeMap<AccountId, Vec<(u64, u64)>>,
     /// Keys the store knows as charged, since when.
     charged: BTreeMap<Key, u64>,
-    epochs: BTreeMap<control::id::SessionKey, u64>,
+    /// The epoch of each session at the store, and until when it is kept there.
+    epochs: BTreeMap<SessionKey, (u64, u64)>,
 }
 
 #[derive(Default)]
 struct Gateway {
     alone: bool,
     /// Which parts each consultation asks for, until it is answered or given up.
-    asked: BTreeMap<SharedOpId, (RequestId, [bool; PARTS])>,
+    asked: BTreeMap<SharedOpId, Asked>,
     /// When each part that did not answer was asked for since, by the gateway's own clock. `None`: it answers.
     probes: [Option<VecDeque<u64>>; PARTS],
     /// Requests that wait: when they asked.
     waiting: BTreeMap<RequestId, u64>,
     /// Requests of which the store has not said anything in time.
     unheard: BTreeSet<RequestId>,
+}
+
+/// A consultation on its way.
+struct Asked {
+    request: RequestId,
+    parts: [bool; PARTS],
+    session: Option<SessionKey>,
 }
 
 /// Parts of the store that are asked by themselves.
@@ -93,11 +101,11 @@ impl Sharing {
             return;
         }
         let alone = self.gateways[step.gateway as usize].alone;
+        self.homes(step, verdict);
         self.noticed(step);
         for effect in step.effects {
             self.effect(step, effect, alone, requests, verdict);
         }
-        self.homes(step, verdict);
         let now_alone = self.gateways[step.gateway as usize].alone;
         if let Input::Consulted(answer) = &step.input
             && (answer.rates.is_some() || answer.idempotency.is_some() || answer.home.is_some())
@@ -120,8 +128,8 @@ impl Sharing {
                 own.alone = *alone;
             } else if let Observation::ConsultLost { request } = observation {
                 own.unheard.insert(*request);
-                let lost = own.asked.values().filter(|(of, _)| of == request);
-                for parts in lost.map(|(_, parts)| *parts).collect::<Vec<_>>() {
+                let lost = own.asked.values().filter(|asked| asked.request == *request);
+                for parts in lost.map(|asked| asked.parts).collect::<Vec<_>>() {
                     for (probes, lost) in own.probes.iter_mut().zip(parts) {
                         if lost {
                             probes.get_or_insert_default();
@@ -210,7 +218,8 @@ impl Sharing {
         own.waiting.insert(consult.request, step.at);
         let parts =
             [!consult.rates.is_empty(), consult.idempotency.is_some(), consult.home.is_some()];
-        own.asked.insert(consult.op, (consult.request, parts));
+        let (request, session) = (consult.request, consult.home);
+        own.asked.insert(consult.op, Asked { request, parts, session });
         if alone {
             // Sent along, perhaps, and not waited for.
             own.unheard.insert(consult.request);
@@ -280,14 +289,27 @@ impl Sharing {
 
     /// Where the store says a session lives, it lives for whoever has heard that, unless it has moved it since.
     fn homes(&mut self, step: &Step<'_>, verdict: &mut Verdict) {
-        let Input::Housed(housed) = &step.input else { return };
-        let HomeAnswer::At { endpoint, epoch } = &housed.home else { return };
-        let Some(own) = step.plane.binding(housed.session) else { return };
+        let consulted = &self.gateways[step.gateway as usize].asked;
+        let (session, home) = if let Input::Housed(housed) = &step.input {
+            (Some(housed.session), Some(&housed.home))
+        } else if let Input::Consulted(answer) = &step.input {
+            // What nobody asked for, or no more, or was answered before, is news of old.
+            let live = step.observed.iter().any(|o| matches!(o, Observation::Consulted { .. }));
+            let asked = consulted.get(&answer.op).filter(|_| live);
+            (asked.and_then(|asked| asked.session), answer.home.as_ref())
+        } else {
+            return;
+        };
+        let (Some(session), Some(HomeAnswer::At { endpoint, epoch })) = (session, home) else {
+            return;
+        };
+        let Some(own) = step.plane.binding(session) else { return };
         let at = step.plane.endpoint_name(own.endpoint);
-        if own.epoch <= *epoch && at.is_some_and(|at| *at != **endpoint) {
+        // One that this gateway's sources do not list is nowhere for it.
+        let listed = || step.plane.view().endpoints.iter().any(|known| known.name == *endpoint);
+        if own.epoch <= *epoch && at.is_some_and(|at| *at != **endpoint) && listed() {
             let text = format!(
-                "{:?} is at {} for gateway-{} under epoch {}, and the store has just told it of {endpoint} under {epoch}",
-                housed.session,
+                "{session:?} is at {} for gateway-{} under epoch {}, and the store has just told it of {endpoint} under {epoch}",
                 at.unwrap_or("?"),
                 step.gateway,
                 own.epoch
@@ -313,13 +335,17 @@ impl Sharing {
         {
             self.charged.entry((note.tenant, idempotency.key.0)).or_insert(at);
         }
-        if let SharedAnswer::Noted(_, Some(housed)) = answer
-            && let HomeAnswer::At { epoch, .. } = housed.home
+        if let SharedAsk::Note(note) = ask
+            && let Noted::Home { session, endpoint, ttl, .. } = &note.what
+            && let SharedAnswer::Noted(_, Some(housed)) = answer
+            && let HomeAnswer::At { endpoint: home, epoch } = &housed.home
+            && home == endpoint
         {
-            let last = self.epochs.insert(housed.session, epoch).unwrap_or(0);
-            // A home and its epoch may have lapsed in between; then it begins anew.
-            if epoch < last && epoch > 1 {
-                let session = housed.session;
+            // Kept for twice the home's time, by a clock that may run a hundredth faster.
+            let until = at + ttl.saturating_mul(2_000) / 100 * (100 - SLACK_PERCENT);
+            let known = self.epochs.insert(*session, (*epoch, until));
+            let last = known.filter(|(_, until)| at < *until).map_or(0, |(last, _)| last);
+            if *epoch < last {
                 let text = format!(
                     "{session:?} falls back from epoch {last} to {epoch} at the store, told by gateway-{gateway}"
                 );

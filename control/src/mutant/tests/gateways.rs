@@ -59,7 +59,7 @@ fn what_a_shared_rate_refuses_holds_nothing() -> bool {
 fn nobody_waits_for_a_store_that_is_known_to_be_away() -> bool {
     let mut town = Town::limited(Some(60), None);
     town.away = true;
-    let mut asks = |town: &mut Town| -> CallerToken { town.ask(0, Ask::new()) };
+    let asks = |town: &mut Town| -> CallerToken { town.ask(0, Ask::new()) };
     asks(&mut town);
     town.later(Duration::from_millis(250));
     let before = town.consults;
