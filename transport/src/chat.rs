@@ -25,7 +25,7 @@ use control::plane::{Arrival, Dispatch, Input, Outcome, Refusal};
 use tokio::sync::mpsc;
 
 use crate::catalog::SharedCatalog;
-use crate::driver::{Driver, Order};
+use crate::driver::{Driver, Named, Order};
 use crate::exchange::{
     Call, Chat, Checks, End, Model, Refused, Reply, ReplyBody, SessionAnswer, SessionCall, Tally,
     Why,
@@ -112,9 +112,10 @@ impl Local {
         let parts = &self.0;
         stored::expect(parts, &mut call).await.map_err(unavailable)?;
         let resumable = parts.catalog.load().resumes(&call.model) && resume::is_resumable(&call);
+        let named = Named { session: call.session_name.clone(), user: call.user_name.clone() };
         let (caller, orders) = parts
             .driver
-            .arrive(call.session_name.clone(), |caller| arrival(caller, &call, resumable))
+            .arrive(named, |caller| arrival(caller, &call, resumable))
             .map_err(|error| unavailable(Why::JournalUnavailable(error.0)))?;
         let mut request = Request {
             chat: Arc::clone(parts),

@@ -18,7 +18,6 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use control::Machine;
 use control::id::{CallerToken, RequestId};
 use control::journal::Recorder;
 use control::plane::{
@@ -26,7 +25,8 @@ use control::plane::{
 };
 use control::quota::{StoreAnswer, StoreOp};
 use control::shared::{Consult, Note};
-use control::units::Amount;
+use control::units::{Amount, Tokens};
+use control::{Machine, Wall};
 use tokio::sync::{Notify, mpsc};
 
 pub use clock::Clock;
@@ -89,6 +89,9 @@ pub trait Carrier: Send + Sync + 'static {
 
     /// Called for each note, with what its session is called. It is to be told, for a bounded time.
     fn note(&self, note: Box<Note>, name: Option<Arc<str>>);
+
+    /// Called for each answer of a user's that was charged, with their name, the moment and the tokens. It may be lost.
+    fn spent(&self, user: Arc<str>, at: Wall, tokens: Tokens);
 }
 
 /// A plane in production.
@@ -108,8 +111,16 @@ pub struct Driver {
 /// Where a caller gets its orders.
 struct Mailbox {
     orders: mpsc::Sender<Order>,
-    /// What its session is called: the plane knows a keyed hash of it, and a shared store the name.
-    session: Option<Arc<str>>,
+    named: Named,
+}
+
+/// What the plane knows keyed hashes of, and a shared store the names: as they are called among all that share it.
+#[derive(Clone, Debug, Default)]
+pub struct Named {
+    /// The session.
+    pub session: Option<Arc<str>>,
+    /// The user who pays.
+    pub user: Option<Arc<str>>,
 }
 
 struct Core {
@@ -162,13 +173,13 @@ impl Driver {
         let _ = self.carrier.set(carrier);
     }
 
-    /// A request arrives; `arrival` is given the token under which its orders come. `session` is what its session is called.
+    /// A request arrives; `arrival` is given the token under which its orders come. `named` is what it calls whom.
     ///
     /// # Errors
     /// Where the journal takes no new work: then nothing happened.
     pub fn arrive(
         &self,
-        session: Option<Arc<str>>,
+        named: Named,
         arrival: impl FnOnce(CallerToken) -> Arrival,
     ) -> Result<(CallerToken, mpsc::Receiver<Order>), JournalUnavailable> {
         self.journal.admits().map_err(|error| JournalUnavailable(error.to_string()))?;
@@ -176,7 +187,7 @@ impl Driver {
         let mut core = self.lock();
         core.callers += 1;
         let caller = CallerToken(core.callers);
-        core.mailboxes.insert(caller, Mailbox { orders: sender, session });
+        core.mailboxes.insert(caller, Mailbox { orders: sender, named });
         self.step(&mut core, Input::RequestArrived(Box::new(arrival(caller))));
         Ok((caller, orders))
     }
@@ -297,6 +308,9 @@ impl Driver {
         for effect in std::mem::take(&mut core.effects) {
             let carrier = self.carrier.get().map(Box::as_ref);
             let answered = &mut core.answered;
+            if let (Some(carrier), Effect::Finish { caller, charged, .. }) = (carrier, &effect) {
+                self.project(carrier, core.mailboxes.get(caller), charged.tokens);
+            }
             over.extend(perform(&mut core.mailboxes, carrier, answered, (effect, position)));
         }
         for caller in over {
@@ -307,6 +321,14 @@ impl Driver {
             self.wake.notify_one();
         }
         position
+    }
+
+    /// What a user was charged is told to whoever projects it.
+    fn project(&self, carrier: &dyn Carrier, mailbox: Option<&Mailbox>, tokens: Tokens) {
+        let user = mailbox.and_then(|mailbox| mailbox.named.user.as_ref());
+        if let Some(user) = user.filter(|_| tokens > Tokens::ZERO) {
+            carrier.spent(Arc::clone(user), self.clock.wall(), tokens);
+        }
     }
 }
 
@@ -365,7 +387,7 @@ fn perform(
 }
 
 fn name_of(mailboxes: &BTreeMap<CallerToken, Mailbox>, caller: CallerToken) -> Option<Arc<str>> {
-    mailboxes.get(&caller)?.session.clone()
+    mailboxes.get(&caller)?.named.session.clone()
 }
 
 /// Puts an order into a mailbox. A request whose task has gone has no use for it: its client left, and the plane has

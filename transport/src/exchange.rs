@@ -40,6 +40,8 @@ pub struct Call {
     pub session: Option<Session>,
     /// What that session is called among all that share a Redis, where its client named it. A user's word: never logged.
     pub session_name: Option<Arc<str>>,
+    /// The same of the user who pays, where it is one.
+    pub user_name: Option<Arc<str>>,
     /// Idempotency key and body digest.
     pub idempotency: Option<Idempotency>,
     /// Estimated prompt tokens.

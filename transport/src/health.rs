@@ -53,6 +53,7 @@ pub struct Health {
     store_asks: Family<Asked, Counter>,
     shared_asks: Family<Shared, Counter>,
     notes_dropped: Family<Dropped, Counter>,
+    projections_dropped: Counter,
     quota_degraded: Gauge,
     auth: auth::Meters,
     shared_degraded: Gauge,
@@ -148,6 +149,7 @@ impl Health {
             store_asks: Family::default(),
             shared_asks: Family::default(),
             notes_dropped: Family::default(),
+            projections_dropped: Counter::default(),
             quota_degraded: Gauge::default(),
             auth: auth::Meters::default(),
             shared_degraded: Gauge::default(),
@@ -168,6 +170,8 @@ impl Health {
         counter("pointsman_affinity_migrations", "Sessions that moved", &self.migrations);
         counter("pointsman_requests_lost", "Requests a stopped process left", &self.lost);
         counter("pointsman_stale_inputs", "Inputs that came too late", &self.stale);
+        let help = "Requests whose tokens users' sums of the day miss";
+        counter("pointsman_token_projections_dropped", help, &self.projections_dropped);
         counter("pointsman_observations", "Things the plane noticed", &self.steps);
         r.register("pointsman_attempts", "Attempts by their end", self.attempts.clone());
         r.register(
@@ -259,6 +263,11 @@ impl Health {
     /// So many were given up.
     pub(crate) fn notes_dropped(&self, part: &'static str, count: u64) {
         self.notes_dropped.get_or_create(&Dropped { part }).inc_by(count);
+    }
+
+    /// Users' sums of the day miss what so many requests spent.
+    pub(crate) fn projections_dropped(&self, count: u64) {
+        self.projections_dropped.inc_by(count);
     }
 
     /// An attempt failed, in upstream's words: kept for `/health`, and logged where an operator must act.

@@ -53,6 +53,7 @@ mod runs;
 mod script;
 mod session_log;
 mod shared;
+mod spent;
 mod stream_log;
 mod wave;
 
@@ -64,7 +65,7 @@ use control::quota::{Ask, BalanceKey, HoldId, LedgerConfig, Reply, StoreAnswer, 
 pub use client::{Settings, SettingsError, Tls};
 pub use desk::{Counter, Desk};
 pub use error::StoreError;
-pub use names::{home_keys, home_name, key_key, rate_key};
+pub use names::{home_keys, key_key, rate_key, scoped_name};
 pub use runs::Runs;
 pub use script::{NUMBER_MAX, Told, keys, scripts};
 pub use session_log::SessionLog;

@@ -240,6 +240,7 @@ async fn ask(gateway: &Gateway, output_max: u64) -> Result<(), Why> {
         principal: caller.principal,
         session: None,
         session_name: None,
+        user_name: None,
         idempotency: None,
         prompt: Tokens(3),
         output_max: Some(Tokens(output_max)),

@@ -24,7 +24,7 @@ use transport::config::{Env, Flags, parse};
 use transport::exchange::{Call, Chat, Operation, Reply, Why};
 use transport::front::Authenticate;
 use transport::gateway::Gateway;
-use transport::redis::{home_name, key_key, rate_key};
+use transport::redis::{key_key, rate_key, scoped_name};
 
 /// What every answer costs: 3 tokens of prompt and 5 of completion.
 const COST: u64 = 8;
@@ -293,7 +293,8 @@ async fn ask(gateway: &Gateway, ask: Ask) -> Result<Reply, Why> {
         model: "m".to_owned(),
         principal: caller.principal,
         session,
-        session_name: ask.session.map(|name| home_name("default", name).into()),
+        user_name: caller.user_name(),
+        session_name: ask.session.map(|name| scoped_name("default", name).into()),
         idempotency: ask.idempotency,
         prompt: Tokens(3),
         output_max: Some(Tokens(ask.output_max.max(5))),

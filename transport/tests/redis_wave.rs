@@ -27,7 +27,7 @@ use control::shared::{
 use server::Server;
 use shared::{ANSWERS, Both, Lapse};
 use transport::redis::{
-    Settings, Store, StoreError, Wave, home_keys, home_name, key_key, rate_key,
+    Settings, Store, StoreError, Wave, home_keys, key_key, rate_key, scoped_name,
 };
 
 const TENANT: AccountId = AccountId(0xa11ce);
@@ -61,7 +61,7 @@ async fn the_scripts_answer_alike_in_a_cluster_and_touch_one_slot_each() {
     both.compare(1, 1_200).await;
     let slot = |key: &str| servers[0].ask(&format!("CLUSTER KEYSLOT {key}"));
     for number in 0..64 {
-        let [home, epoch] = home_keys(&home_name("acme", &format!("{{a}}:{number}")));
+        let [home, epoch] = home_keys(&scoped_name("acme", &format!("{{a}}:{number}")));
         assert_eq!(slot(&home), slot(&epoch), "{home}");
         let (account, other) = (AccountId(number), AccountId(number * 7 + 1));
         let buckets =

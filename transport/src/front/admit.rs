@@ -14,7 +14,7 @@ use super::head::{self, Head};
 use super::record::Record;
 use super::{Shared, body, sessions, unknown};
 use crate::exchange::{Behalf, Call, Chat, Model, Operation, Stored};
-use crate::redis::home_name;
+use crate::redis::scoped_name;
 use crate::sessions::Sessions;
 use crate::trace::Trace;
 use crate::upstream::Secret;
@@ -57,7 +57,7 @@ pub(super) async fn admit<C: Chat>(
         Some(stored) if !shared.edge => Some(stored.id.to_string()),
         Some(_) | None => name,
     };
-    let session_name = name.as_deref().map(|name| home_name(&caller.tenant_name, name).into());
+    let session_name = name.as_deref().map(|name| scoped_name(&caller.tenant_name, name).into());
     let session = session(shared, &caller, name, &asked, is_stored);
     record.session(session);
     let idempotency = match shared.edge {
@@ -71,6 +71,7 @@ pub(super) async fn admit<C: Chat>(
         principal: caller.principal,
         session,
         session_name,
+        user_name: caller.user_name(),
         idempotency,
         prompt: asked.prompt,
         output_max: asked.output_max,

@@ -20,6 +20,7 @@ use futures_util::future::BoxFuture;
 use http::StatusCode;
 
 use super::error::{self, ApiError};
+use crate::redis::scoped_name;
 use crate::sessions::Owner;
 use crate::trace::Trace;
 
@@ -88,6 +89,12 @@ impl Caller {
     #[must_use]
     pub fn owner(&self) -> Owner {
         Owner { tenant: Arc::clone(&self.tenant_name), user: Arc::clone(&self.owner_name) }
+    }
+
+    /// What the user who pays is called among all that share a Redis; nothing where no user does.
+    #[must_use]
+    pub fn user_name(&self) -> Option<Arc<str>> {
+        self.principal.user.map(|_| scoped_name(&self.tenant_name, &self.owner_name).into())
     }
 }
 

@@ -8,14 +8,16 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use control::Wall;
 use control::plane::Input;
 use control::quota::StoreOp;
 use control::shared::{Consult, Note};
+use control::units::Tokens;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use super::wave::{self, Wave};
-use super::{Store, StoreError};
+use super::{Store, StoreError, spent};
 use crate::driver::{Carrier, Driver};
 use crate::health::Health;
 
@@ -29,6 +31,8 @@ const PART: &str = "quota store";
 pub struct Counter {
     asks: mpsc::Sender<StoreOp>,
     slot: wave::desk::Slot,
+    /// Where something is spent.
+    spent: Option<spent::Slot>,
     dropped: Arc<AtomicU64>,
 }
 
@@ -46,6 +50,12 @@ impl Carrier for Counter {
     fn note(&self, note: Box<Note>, name: Option<Arc<str>>) {
         self.slot.note(note, name);
     }
+
+    fn spent(&self, user: Arc<str>, at: Wall, tokens: Tokens) {
+        if let Some(slot) = &self.spent {
+            slot.spent(user, at, tokens);
+        }
+    }
 }
 
 /// The store's side.
@@ -53,6 +63,7 @@ pub struct Desk {
     store: Arc<Store>,
     asks: mpsc::Receiver<StoreOp>,
     beside: wave::desk::Desk,
+    spent: Option<spent::Desk>,
     dropped: Arc<AtomicU64>,
     in_flight_max: usize,
     report: Arc<Report>,
@@ -66,7 +77,7 @@ struct Report {
 
 impl Desk {
     /// Both sides. At most `in_flight_max` asks are on their way at once. Where nobody here `spends`, `/health` says nothing
-    /// of a ledger.
+    /// of a ledger, and what users spent is told by whoever does.
     #[must_use]
     pub fn new(
         store: Arc<Store>,
@@ -78,19 +89,27 @@ impl Desk {
         let dropped = Arc::new(AtomicU64::new(0));
         let wave = Wave::beside(&store);
         let (slot, beside) = wave::desk::Desk::new(wave, in_flight_max, Arc::clone(&health));
-        let counter = Counter { asks: sender, slot, dropped: Arc::clone(&dropped) };
+        let (projected, spent) =
+            spends.then(|| spent::Desk::new(&store, Arc::clone(&health))).unzip();
+        let counter =
+            Counter { asks: sender, slot, spent: projected, dropped: Arc::clone(&dropped) };
         if spends {
             health.note(PART, Some((true, "not asked yet".into())));
         }
         let report = Arc::new(Report { health, last: Mutex::new(None) });
-        (counter, Self { store, asks, beside, dropped, in_flight_max, report })
+        (counter, Self { store, asks, beside, spent, dropped, in_flight_max, report })
     }
 
     /// Carries until it is dropped, or the driver is gone.
     pub async fn run(self, driver: Arc<Driver>) {
-        let Self { store, asks, beside, dropped, in_flight_max, report } = self;
+        let Self { store, asks, beside, spent, dropped, in_flight_max, report } = self;
         let ledger = Ledger { store, asks, dropped, in_flight_max, report };
-        tokio::join!(ledger.run(Arc::clone(&driver)), beside.run(driver));
+        let project = async {
+            if let Some(desk) = spent {
+                desk.run().await;
+            }
+        };
+        tokio::join!(ledger.run(Arc::clone(&driver)), beside.run(driver), project);
     }
 }
 

@@ -34,7 +34,7 @@ pub enum StoreError {
     /// The user may not do what the ledger must.
     #[error(
         "Redis refuses its user: it needs EVAL, EVALSHA, INFO, TIME and all data commands on the \
-         keys pointsman:*, stream:chat:*, chat:req:meta:*, chat:idempotent:*, *session* and history:* ({0})"
+         keys pointsman:*, token:*, stream:chat:*, chat:req:meta:*, chat:idempotent:*, *session* and history:* ({0})"
     )]
     Forbidden(String),
     /// Something under our keys is not ours.

@@ -1,9 +1,10 @@
 //! What the keys are called that gateways share beside the ledger.
 //!
-//! Two of them are the contract's, byte for byte: `chat:idempotent:<id>` and `session_affinity:<session id>`. A session's
-//! id is what its client calls it, so it is the one name of a user's that Redis sees.
+//! Some of them are the contract's, byte for byte: `chat:idempotent:<id>`, `session_affinity:<session id>`,
+//! `token:<user>:<yyyy-mm-dd>`. A session's id is what its client calls it: it and the name of a user are what Redis sees of
+//! people's words.
 //!
-//! **Two tenants never meet.** The sessions of the tenant `default` are called as they are; those of any other
+//! **Two tenants never meet.** The sessions (and users) of the tenant `default` are called as they are; those of any other
 //! `<tenant>%:<session>`. A plain colon would not do: the session `acme:1` of `default` would be the session `1` of `acme`.
 //! So `%` is written `%25` in either name, and what stands behind a `%` tells a separator from a letter. Braces are written
 //! `%7B` and `%7D`: Redis Cluster finds the slot of a key between its first brace and the next, and the home and its epoch
@@ -14,15 +15,15 @@ use control::rate::RateUnit;
 
 use crate::config::DEFAULT_TENANT;
 
-/// What a session is called among all that share a Redis.
+/// What a session, or a user, is called among all that share a Redis.
 #[must_use]
-pub fn home_name(tenant: &str, session: &str) -> String {
-    let mut name = String::with_capacity(session.len());
+pub fn scoped_name(tenant: &str, own: &str) -> String {
+    let mut name = String::with_capacity(own.len());
     if tenant != DEFAULT_TENANT {
         escape(tenant, &mut name);
         name.push_str("%:");
     }
-    escape(session, &mut name);
+    escape(own, &mut name);
     name
 }
 
@@ -71,7 +72,7 @@ mod tests {
 
     #[test]
     fn the_contracts_keys_are_called_as_it_says() {
-        let [home, epoch] = home_keys(&home_name("default", "order:42/a b"));
+        let [home, epoch] = home_keys(&scoped_name("default", "order:42/a b"));
         assert_eq!(home, "session_affinity:order:42/a b");
         assert_eq!(epoch, "{session_affinity:order:42/a b}:epoch");
         let key = key_key(AccountId(0xa11ce), Digest(0xff));
@@ -88,7 +89,7 @@ mod tests {
         let mut names = BTreeSet::new();
         for tenant in words {
             for session in words {
-                let name = home_name(tenant, session);
+                let name = scoped_name(tenant, session);
                 assert!(
                     !name.contains(['{', '}']),
                     "{name} would lie in another slot than its epoch"

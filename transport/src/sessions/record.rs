@@ -144,7 +144,7 @@ impl PageOf {
 impl Owner {
     /// A name in a key that tenants share, so that no two owners ever meet.
     pub(crate) fn scoped(&self, name: &str) -> String {
-        crate::redis::home_name(&self.tenant, name)
+        crate::redis::scoped_name(&self.tenant, name)
     }
 }
 

@@ -8,5 +8,6 @@ mod server;
 mod keeping;
 mod roles;
 mod sharing;
+mod spending;
 mod turning;
 mod world;
