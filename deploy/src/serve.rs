@@ -103,7 +103,7 @@ async fn serve(args: &ServeArgs, flags: Flags, env: Env, loaded: Loaded) -> Resu
         fleet.join(&mut config);
     }
     let doors = Doors::bind(&config).await?;
-    let own_key = own_key::if_needed(&config, doors.addr)?;
+    let own_key = own_key::if_needed(&config, doors.widest())?;
     let spans = Spans::start(&config.monitoring.tracing, "pointsman", &env)?;
     let gateway = Gateway::start(&config)?;
     if let Some(own) = &own_key {
@@ -171,7 +171,14 @@ async fn serve_doors(
         stop.cancel();
         served.map_err(StartError::Rpc)
     };
-    tokio::join!(told, http, grpc).2
+    let quota = async {
+        let Some(door) = doors.quota else { return Ok(()) };
+        let served = front.serve_quota(door, stop.cancelled(), grace).await;
+        stop.cancel();
+        served.map_err(StartError::Rpc)
+    };
+    let ((), (), grpc, quota) = tokio::join!(told, http, grpc, quota);
+    grpc.and(quota)
 }
 
 /// Requests that were cut tell the plane so within moments; then the journal is closed.

@@ -12,6 +12,8 @@ use super::StartError;
 pub struct Doors {
     pub http: Option<Listener>,
     pub grpc: Option<RpcDoor>,
+    /// `QuotaService` alone.
+    pub quota: Option<RpcDoor>,
     /// The first of them.
     pub addr: SocketAddr,
 }
@@ -22,24 +24,37 @@ impl Doors {
             Role::All | Role::Gateway => Some(http(config)?),
             Role::Chat | Role::Auth => None,
         };
-        let grpc = match config.server.grpc_addr {
-            None => None,
-            Some(addr) => {
-                let taken = |source| StartError::Listen { addr, key: "server.grpc.addr", source };
-                let bound = Incoming::bind(addr).await.map_err(taken)?;
-                Some(match &config.server.grpc_tls {
-                    None => RpcDoor::plain(bound),
-                    Some(tls) => RpcDoor::with_tls(bound, tls)?,
-                })
-            }
-        };
+        let grpc = rpc(config, config.server.grpc_addr, "server.grpc.addr").await?;
+        let quota = rpc(config, config.server.quota_addr, "server.quota.addr").await?;
         let addr = match (&http, &grpc) {
             (Some(http), _) => http.local_addr(),
             (None, Some(grpc)) => grpc.local_addr(),
             (None, None) => unreachable!("a role without HTTP always has an address for gRPC"),
         };
-        Ok(Self { addr: addr.map_err(StartError::Runtime)?, http, grpc })
+        Ok(Self { addr: addr.map_err(StartError::Runtime)?, http, grpc, quota })
     }
+
+    /// The address of one that is open beyond this machine, where any is; else the first.
+    pub fn widest(&self) -> SocketAddr {
+        let rpc = [&self.grpc, &self.quota].into_iter().flatten();
+        let rpc = rpc.filter_map(|door| door.local_addr().ok());
+        let mut all = [self.addr].into_iter().chain(rpc);
+        all.find(|addr| !addr.ip().is_loopback()).unwrap_or(self.addr)
+    }
+}
+
+async fn rpc(
+    config: &Config,
+    addr: Option<SocketAddr>,
+    key: &'static str,
+) -> Result<Option<RpcDoor>, StartError> {
+    let Some(addr) = addr else { return Ok(None) };
+    let taken = |source| StartError::Listen { addr, key, source };
+    let bound = Incoming::bind(addr).await.map_err(taken)?;
+    Ok(Some(match &config.server.grpc_tls {
+        None => RpcDoor::plain(bound),
+        Some(tls) => RpcDoor::with_tls(bound, tls)?,
+    }))
 }
 
 fn http(config: &Config) -> Result<Listener, StartError> {

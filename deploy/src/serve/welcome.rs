@@ -17,7 +17,6 @@ pub fn print(
     demo: bool,
 ) {
     let addr = doors.addr;
-    let grpc = doors.grpc.as_ref().and_then(|door| door.local_addr().ok());
     let scheme = if config.server.http.tls.is_some() { "https" } else { "http" };
     let models = catalog.models();
     let chat = if config.server.grpc_tls.is_some() { "chats" } else { "chat" };
@@ -26,9 +25,7 @@ pub fn print(
         Role::Chat | Role::Auth => format!("{chat}://{addr} (gRPC)"),
     };
     println!("pointsman {} serves {place}", env!("CARGO_PKG_VERSION"));
-    if let Some(grpc) = grpc.filter(|grpc| *grpc != addr) {
-        println!("  gRPC: {grpc}");
-    }
+    print_beside(doors);
     match models.first() {
         None => println!("  models: none yet; its endpoints have not said what they serve"),
         Some(_) => println!("  models: {}", named(&models)),
@@ -77,6 +74,16 @@ pub fn print(
         "  curl -N {scheme}://{addr}/v1/chat/completions{header} -H 'content-type: application/json' \\\n    \
          -d '{{\"model\":\"{model}\",\"stream\":true,\"messages\":[{{\"role\":\"user\",\"content\":\"Hello!\"}}]}}'"
     );
+}
+
+/// The ports over gRPC that stand beside the first one.
+fn print_beside(doors: &Doors) {
+    for (what, door) in [("gRPC", &doors.grpc), ("QuotaService", &doors.quota)] {
+        let addr = door.as_ref().and_then(|door| door.local_addr().ok());
+        if let Some(addr) = addr.filter(|addr| *addr != doors.addr) {
+            println!("  {what}: {addr}");
+        }
+    }
 }
 
 fn named(models: &[transport::exchange::Model]) -> String {

@@ -128,6 +128,9 @@ impl Overrides {
             }
             Role::All | Role::Gateway => "server.http.addr",
         };
+        if matches!(role, Role::All | Role::Chat) {
+            all.role_port(env, "TOKEN_SERVICE", "server.quota.addr");
+        }
         for (value, name, path) in
             [(&flags.listen, "--listen", listens), (&flags.data, "--data", "data.dir")]
         {

@@ -15,6 +15,7 @@ pub fn restart_required(old: &Config, new: &Config) -> Vec<String> {
         ("server.http.header_timeout", o.http.header_timeout != n.http.header_timeout),
         ("server.grpc.addr", o.grpc_addr != n.grpc_addr),
         ("server.grpc.tls", o.grpc_tls != n.grpc_tls),
+        ("server.quota.addr", o.quota_addr != n.quota_addr),
         ("server.admin.addr", o.admin.addr != n.admin.addr),
         ("server.admin.socket", o.admin.socket != n.admin.socket),
         ("auth", old.auth != new.auth),

@@ -68,7 +68,34 @@ impl Config {
                 self.server.grpc_addr.get_or_insert(super::server::chat_addr());
             }
         }
+        self.quota_apart(root);
         self
+    }
+
+    /// The ledger's own port is its alone, and is there where the ledger is asked.
+    fn quota_apart(&mut self, root: &Section<'_>) {
+        let server = &mut self.server;
+        let http = match self.role {
+            Role::All => Some(server.http.addr),
+            Role::Chat => None,
+            Role::Gateway | Role::Auth => {
+                server.quota_addr = None;
+                return;
+            }
+        };
+        let Some(quota) = server.quota_addr.filter(|addr| addr.port() != 0) else { return };
+        let others = [
+            (http, "server.http.addr; give each its own"),
+            (
+                server.grpc_addr,
+                "server.grpc.addr, which serves QuotaService already; leave this one out, or give each its own",
+            ),
+            (Some(server.admin.addr), "server.admin.addr; give each its own"),
+        ];
+        for (_, whose) in others.into_iter().filter(|(addr, _)| *addr == Some(quota)) {
+            let kind = ProblemKind::Invalid(format!("the same address as {whose}"));
+            root.problem_of(&["server", "quota", "addr"], kind);
+        }
     }
 
     /// Who judges keys: one role, or this process.

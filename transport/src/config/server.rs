@@ -21,6 +21,8 @@ pub struct Server {
     pub grpc_addr: Option<SocketAddr>,
     /// Its TLS, where it is spoken.
     pub grpc_tls: Option<GrpcTls>,
+    /// A port for `QuotaService` alone, with the same TLS; `None` where it is served beside `ChatService` only.
+    pub quota_addr: Option<SocketAddr>,
     /// Administration and metrics.
     pub admin: Admin,
 }
@@ -115,7 +117,10 @@ impl Server {
             });
             (grpc.maybe("addr", "gRPC is not served; with --role chat, 127.0.0.1:8081, with --role auth, 127.0.0.1:8082"), tls)
         });
-        Self { http, grpc_addr, grpc_tls, admin: section.section("admin", Admin::read) }
+        let alone = "it is served at server.grpc.addr alone";
+        let quota_addr = section.section("quota", |quota| quota.maybe("addr", alone));
+        let admin = section.section("admin", Admin::read);
+        Self { http, grpc_addr, grpc_tls, quota_addr, admin }
     }
 }
 

@@ -5,8 +5,8 @@
 //! routes, and what comes back is told in gRPC's words ([`status`]), event by event ([`pieces`]). What HTTP would have
 //! answered stands beside a status, so that the gateway role can pass it on as it was worded.
 //!
-//! `QuotaService` ([`quota`]) is served beside it where the ledger is asked, that is everywhere but in the gateway role.
-//! Health and reflection too. `Check` follows `/ready`.
+//! `QuotaService` ([`quota`]) is served beside it where the ledger is asked, that is everywhere but in the gateway role; and
+//! alone, where its callers look for it at a port of its own. Health and reflection too. `Check` follows `/ready`.
 
 mod door;
 mod pieces;
@@ -65,13 +65,37 @@ impl<C: Chat> Front<C> {
         let chat = Rpc { router: routes::router(Arc::clone(&shared)), shared: Arc::clone(&shared) };
         let chat = ChatServiceServer::new(chat).max_decoding_message_size(shared.limits.body_max);
         let mut services = (vec![SERVICE], Routes::new(chat));
-        if let Some(till) = shared.till.clone() {
-            let quota = quota::Counter { auth: Arc::clone(&shared.auth), till };
+        if let Some(quota) = self.quota() {
             services.0.push(QUOTA_SERVICE);
-            services.1 = services.1.add_service(QuotaServiceServer::new(quota));
+            services.1 = services.1.add_service(quota);
         }
         let ready = move || shared.chat.checks().ready;
         serve_routes(door, services, ready, stopping, grace).await
+    }
+
+    /// Serves `QuotaService` alone in the same way; without a till, nothing but health and reflection.
+    ///
+    /// # Errors
+    /// See [`RpcError`].
+    pub async fn serve_quota(
+        &self,
+        door: RpcDoor,
+        stopping: impl Future<Output = ()>,
+        grace: Duration,
+    ) -> Result<(), RpcError> {
+        let services = match self.quota() {
+            Some(quota) => (vec![QUOTA_SERVICE], Routes::new(quota)),
+            None => (Vec::new(), Routes::default()),
+        };
+        let shared = Arc::clone(&self.shared);
+        let ready = move || shared.chat.checks().ready;
+        serve_routes(door, services, ready, stopping, grace).await
+    }
+
+    fn quota(&self) -> Option<QuotaServiceServer<quota::Counter>> {
+        let till = self.shared.till.clone()?;
+        let auth = Arc::clone(&self.shared.auth);
+        Some(QuotaServiceServer::new(quota::Counter { auth, till }))
     }
 }
 

@@ -4,20 +4,27 @@
 #[allow(dead_code, reason = "shared with tests that need more of it")]
 mod server;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use control::id::Principal;
 use control::quota::LedgerConfig;
 use control::units::{Amount as Held, MicroUsd, Tokens};
+use proto::chat::v1::ListModelsRequest;
+use proto::chat::v1::chat_service_client::ChatServiceClient;
 use proto::quota::v1::quota_service_client::QuotaServiceClient;
 use proto::quota::v1::{
     Amount, Balance, ExtendRequest, GetBalancesRequest, RefundRequest, ReserveRequest,
     SettleRequest,
 };
 use serde_json::json;
+use tokio::time::{Instant, sleep};
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
+use tonic_health::ServingStatus;
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_client::HealthClient;
 use transport::config::Role;
 use transport::keys::generate;
 use transport::redis::{Settings, Store};
@@ -40,7 +47,7 @@ impl Shop {
             format!("{{name: k{nth}, hash: '{}', tenant: {tenant}}}", made[nth].1)
         });
         let text = format!(
-            "server: {{grpc: {{addr: '127.0.0.1:0'}}}}\n\
+            "server: {{grpc: {{addr: '127.0.0.1:0'}}, quota: {{addr: '127.0.0.1:0'}}}}\n\
              models: {{m: {{endpoints: [{{url: '{}', name: w0}}]}}}}\n\
              tenants: {{one: {{daily_tokens: 1000}}, two: {{daily_tokens: 1000}}}}\n\
              keys: [{}]",
@@ -53,8 +60,7 @@ impl Shop {
     }
 
     async fn client(&self) -> QuotaServiceClient<Channel> {
-        let url = format!("http://{}", self.world.rpc.unwrap());
-        QuotaServiceClient::new(Channel::from_shared(url).unwrap().connect().await.unwrap())
+        QuotaServiceClient::new(channel(self.world.rpc).await)
     }
 
     fn signed<T>(&self, nth: usize, message: T) -> Request<T> {
@@ -85,6 +91,11 @@ impl Shop {
         let day = answer.balances.iter().find(day).unwrap();
         (day.spent.unwrap().tokens, day.held.unwrap().tokens, day.tokens_max)
     }
+}
+
+async fn channel(addr: Option<SocketAddr>) -> Channel {
+    let url = format!("http://{}", addr.unwrap());
+    Channel::from_shared(url).unwrap().connect().await.unwrap()
 }
 
 fn reservation(id: &str, tokens: u64) -> ReserveRequest {
@@ -223,4 +234,37 @@ async fn a_shared_ledger_is_charged_by_the_same_words() {
     let away = till.reserve(&who, "d", tokens(1), ttl).await;
     assert!(matches!(&away, Err(Refused::Away(why)) if !why.contains("127.0.0.1")), "{away:?}");
     server.up();
+}
+
+#[tokio::test]
+async fn on_a_port_of_its_own_the_ledger_is_the_same_and_alone() {
+    let shop = Shop::open().await;
+    let apart = channel(shop.world.quota).await;
+    let mut quota = QuotaServiceClient::new(apart.clone());
+    let asked = shop.signed(0, reservation("a", 300));
+    assert_eq!(quota.reserve(asked).await.unwrap().into_inner().held.unwrap().tokens, 300);
+    // Said at one port, heard at the other.
+    assert_eq!(shop.today(0).await, (0, 300, Some(1_000)));
+    shop.settle(0, "a", 200).await.unwrap();
+    let asked = shop.signed(0, reservation("b", 900));
+    assert_eq!(quota.reserve(asked).await.unwrap_err().code(), Code::ResourceExhausted);
+    let nobody = quota.reserve(Request::new(reservation("c", 1))).await.unwrap_err();
+    assert_eq!(nobody.code(), Code::Unauthenticated, "keys are judged as everywhere");
+    let models = ChatServiceClient::new(apart.clone()).list_models(ListModelsRequest {}).await;
+    assert_eq!(models.unwrap_err().code(), Code::Unimplemented);
+    let mut health = HealthClient::new(apart);
+    let mut named = async |service: &str| {
+        let asked = HealthCheckRequest { service: service.to_owned() };
+        health.check(asked).await.map(|answer| answer.into_inner().status)
+    };
+    for service in ["", "pointsman.quota.v1.QuotaService"] {
+        let began = Instant::now();
+        while !matches!(named(service).await, Ok(status) if status == ServingStatus::Serving as i32)
+        {
+            assert!(began.elapsed() < Duration::from_secs(10), "{service} is never serving");
+            sleep(Duration::from_millis(20)).await;
+        }
+    }
+    let chat = named("pointsman.chat.v1.ChatService").await.unwrap_err();
+    assert_eq!(chat.code(), Code::NotFound);
 }

@@ -23,7 +23,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tonic::transport::Channel;
-use transport::config::{Env, Flags, Role, parse};
+use transport::config::{Env, Flags, GrpcTls, Role, parse};
 use transport::front::{Front, Limits, Listener, RpcDoor, Server, Settings as FrontSettings};
 use transport::gateway::Gateway;
 use transport::quic::Identity;
@@ -221,10 +221,22 @@ pub struct World {
     addr: SocketAddr,
     /// Where it is over gRPC, where it has a port for that.
     pub rpc: Option<SocketAddr>,
+    /// Where its ledger is alone, where it has a port for that.
+    pub quota: Option<SocketAddr>,
     _served: [AbortOnDropHandle<()>; 2],
     pub gateway: Arc<Gateway>,
     home: TempDir,
     text: String,
+}
+
+async fn door(addr: Option<SocketAddr>, tls: Option<&GrpcTls>) -> Option<(RpcDoor, SocketAddr)> {
+    let bound = Incoming::bind(addr?).await.unwrap();
+    let addr = bound.local_addr().unwrap();
+    let door = match tls {
+        None => RpcDoor::plain(bound),
+        Some(tls) => RpcDoor::with_tls(bound, tls).unwrap(),
+    };
+    Some((door, addr))
 }
 
 impl World {
@@ -285,22 +297,22 @@ impl World {
         let served = tokio::spawn(async move {
             server.serve(router, std::future::pending(), Duration::ZERO).await;
         });
-        let mut rpc = None;
-        let mut incoming = None;
-        if let Some(addr) = config.server.grpc_addr {
-            let bound = Incoming::bind(addr).await.unwrap();
-            rpc = Some(bound.local_addr().unwrap());
-            incoming = Some(match &config.server.grpc_tls {
-                None => RpcDoor::plain(bound),
-                Some(tls) => RpcDoor::with_tls(bound, tls).unwrap(),
-            });
-        }
+        let tls = config.server.grpc_tls.as_ref();
+        let (incoming, rpc) = door(config.server.grpc_addr, tls).await.unzip();
+        let (counter, quota) = door(config.server.quota_addr, tls).await.unzip();
         let over_grpc = tokio::spawn(async move {
-            let Some(incoming) = incoming else { return };
-            front.serve_rpc(incoming, std::future::pending(), Duration::ZERO).await.unwrap();
+            let grpc = async {
+                let Some(door) = incoming else { return };
+                front.serve_rpc(door, std::future::pending(), Duration::ZERO).await.unwrap();
+            };
+            let quota = async {
+                let Some(door) = counter else { return };
+                front.serve_quota(door, std::future::pending(), Duration::ZERO).await.unwrap();
+            };
+            tokio::join!(grpc, quota);
         });
         let (_served, text) = ([served, over_grpc].map(AbortOnDropHandle::new), told.to_owned());
-        Self { home, gateway, addr, rpc, _served, text }
+        Self { home, gateway, addr, rpc, quota, _served, text }
     }
 
     /// Asks, and returns with the head.

@@ -71,6 +71,40 @@ fn the_auth_role_has_ports_of_its_own_and_the_flag_wins() {
 }
 
 #[test]
+fn the_ledgers_own_port_is_for_those_who_ask_it_and_nobody_elses() {
+    let port = |role, vars: &[(&str, &str)]| {
+        let text = "server: {quota: {addr: ':7001'}}\nchats: [{url: 'chat://c'}]";
+        played(role, text, vars).unwrap().config.server.quota_addr.map(|addr| addr.to_string())
+    };
+    for role in [Role::All, Role::Chat] {
+        assert_eq!(played(role, "", &[]).unwrap().config.server.quota_addr, None);
+        assert_eq!(port(role, &[]).unwrap(), "0.0.0.0:7001");
+        assert_eq!(port(role, &[("TOKEN_SERVICE", "50051")]).unwrap(), "127.0.0.1:50051");
+        let both = [("TOKEN_SERVICE", "50051"), ("TOKEN_SERVICE_ADDR", ":7002")];
+        assert_eq!(port(role, &both).unwrap(), "0.0.0.0:7002");
+    }
+    assert_eq!(port(Role::Gateway, &[("TOKEN_SERVICE", "50051")]), None);
+    for (role, addr, whose) in [
+        (Role::All, "127.0.0.1:8080", "server.http.addr"),
+        (Role::All, "127.0.0.1:9000", "server.grpc.addr, which serves QuotaService already"),
+        (Role::Chat, "127.0.0.1:9000", "server.grpc.addr, which serves QuotaService already"),
+        (Role::Chat, "127.0.0.1:9090", "server.admin.addr"),
+    ] {
+        let text =
+            format!("server: {{grpc: {{addr: '127.0.0.1:9000'}}, quota: {{addr: '{addr}'}}}}");
+        let told = played(role, &text, &[]).unwrap_err().to_string();
+        assert!(
+            told.contains(&format!("server.quota.addr: the same address as {whose}")),
+            "{told}"
+        );
+    }
+    // The chat role has no port for HTTP.
+    assert!(played(Role::Chat, "server: {quota: {addr: '127.0.0.1:8080'}}", &[]).is_ok());
+    let told = played(Role::Chat, "", &[("TOKEN_SERVICE", "8081")]).unwrap_err().to_string();
+    assert!(told.contains("server.quota.addr: the same address as server.grpc.addr"), "{told}");
+}
+
+#[test]
 fn what_cannot_be_an_auth_role_is_refused_in_words() {
     for (text, words) in [
         ("auth: {url: 'chat://a'}", "auth://host:port"),
