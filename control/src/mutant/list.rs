@@ -130,7 +130,7 @@ mutants! {
 
     /// An answer that broke off is charged and frees its key, so a repetition is charged too (`plane/end.rs`,
     /// `leave_rooms`).
-    KeyForgotten "key-forgotten" breaks [3], pains [2];
+    KeyForgotten "key-forgotten" breaks [3, 14], pains [2];
     /// A repetition runs beside what it repeats (`session/idempotency.rs`, `begin`).
     KeyIgnoredInFlight "key-ignored-in-flight" breaks [3], pains [2];
     /// A new life knows no idempotency key of the last one (`plane/restart.rs`).

@@ -266,7 +266,7 @@ impl ControlPlane {
         }
         if let Some(endpoint) = endpoint {
             let binding = Binding { endpoint, epoch, last_used: self.now };
-            if self.affinity.adopt(session, binding) {
+            if let Some(binding) = self.affinity.adopt(session, binding) {
                 self.effects.push_back(Effect::Persist(Durable::Adopted { session, binding }));
                 self.observe(Observation::Adopted { session, binding });
             }
