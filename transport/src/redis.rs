@@ -91,6 +91,8 @@ const PROBE_SECONDS: u64 = 60;
 #[derive(Debug)]
 pub struct Store {
     caller: Arc<Caller>,
+    /// For what is shared beside the ledger.
+    beside: Arc<Caller>,
     bounds: LedgerConfig,
     runs: Mutex<Runs>,
     /// Part of the run of a book this process makes.
@@ -117,9 +119,10 @@ impl Store {
         salt: u64,
         network: Network,
     ) -> Result<Self, SettingsError> {
-        let caller = Arc::new(Caller::new(settings, network)?);
+        let caller = Caller::new(settings, network)?;
         Ok(Self {
-            caller,
+            beside: Arc::new(caller.beside()),
+            caller: Arc::new(caller),
             bounds,
             runs: Mutex::new(Runs::new(salt)),
             token: format!("{salt:016x}"),

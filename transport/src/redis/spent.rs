@@ -79,8 +79,8 @@ impl Desk {
     /// Both sides, on the ledger's connection.
     pub fn new(store: &Store, health: Arc<Health>) -> (Slot, Self) {
         let (sender, spent) = mpsc::channel(WAITING_MAX);
-        let caller = Arc::clone(&store.caller);
-        let slot = Slot { spent: sender, health: Arc::clone(&health) };
+        let caller = Arc::clone(&store.beside);
+        let slot = Slot { spent: sender, untold, health: Arc::clone(&health) };
         (slot, Self { caller, spent, health, said: None })
     }
 

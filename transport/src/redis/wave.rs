@@ -54,7 +54,7 @@ impl Wave {
     /// Beside a ledger.
     #[must_use]
     pub fn beside(store: &Store) -> Self {
-        Self { caller: Arc::clone(&store.caller) }
+        Self { caller: Arc::clone(&store.beside) }
     }
 
     /// Asks for all parts at once. `name` is what the session is called; without it nobody is asked for its home.
