@@ -300,28 +300,32 @@ impl Affinity {
     }
 
     /// The store that gateways share says where the session lives. It is believed where its epoch is not below our own:
-    /// two gateways that moved the session at once gave its new home the same one, and the store has one of them. Returns
-    /// whether that is new.
-    pub fn adopt(&mut self, key: SessionKey, binding: Binding) -> bool {
+    /// two gateways that moved the session at once gave its new home the same one, and the store has one of them. A session
+    /// that is not remembered may have been further than a store which has lost something: it gets no lower epoch than any
+    /// that was forgotten. Returns the binding, where that is new.
+    pub fn adopt(&mut self, key: SessionKey, binding: Binding) -> Option<Binding> {
         let known = self.entries.get(&key).copied();
         if known.is_some_and(|known| known.binding.epoch > binding.epoch) {
-            return false;
+            return None;
         }
+        let forgotten = if known.is_none() { self.forgotten_epoch } else { 0 };
         let same = known.filter(|known| known.binding.endpoint == binding.endpoint);
         let last_used =
             known.map_or(binding.last_used, |k| k.binding.last_used.max(binding.last_used));
-        let binding = Binding { last_used, ..binding };
+        let epoch = binding.epoch.max(forgotten);
+        let binding = Binding { last_used, epoch, ..binding };
         let entry = match same {
             Some(entry) => Entry { binding, released: false, ..entry },
             None => Entry::new(binding.endpoint, binding.epoch, last_used),
         };
         self.put(key, entry);
         self.shrink();
-        known.is_none_or(|known| {
+        let new = known.is_none_or(|known| {
             known.released
                 || (known.binding.endpoint, known.binding.epoch)
                     != (binding.endpoint, binding.epoch)
-        })
+        });
+        new.then_some(binding)
     }
 
     /// When `expire` has something to do.

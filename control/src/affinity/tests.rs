@@ -67,6 +67,22 @@ fn an_epoch_does_not_start_over_even_when_the_session_was_forgotten() {
 }
 
 #[test]
+fn a_home_that_is_heard_of_does_not_take_a_forgotten_session_back_to_an_earlier_epoch() {
+    let mut affinity = small(1);
+    for slot in 0..5 {
+        affinity.bind(at(0), key(1), id(slot));
+    }
+    affinity.bind(at(1), key(2), id(0));
+    assert_eq!(affinity.epoch(key(1)), None, "there was no room for it");
+    let heard = Binding { endpoint: id(7), epoch: 2, last_used: at(2) };
+    let adopted = affinity.adopt(key(1), heard);
+    assert_eq!(adopted, Some(Binding { epoch: 5, ..heard }));
+    assert_eq!(affinity.lookup(at(2), key(1)), adopted);
+    assert_eq!(affinity.adopt(key(1), heard), None, "which is of old");
+    assert_eq!(affinity.bind(at(3), key(1), id(8)).binding.epoch, 6);
+}
+
+#[test]
 fn beyond_the_maximum_the_least_recently_used_is_forgotten() {
     let mut affinity = small(3);
     for number in 0..3 {

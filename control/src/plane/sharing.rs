@@ -266,7 +266,7 @@ impl ControlPlane {
         }
         if let Some(endpoint) = endpoint {
             let binding = Binding { endpoint, epoch, last_used: self.now };
-            if self.affinity.adopt(session, binding) {
+            if let Some(binding) = self.affinity.adopt(session, binding) {
                 self.effects.push_back(Effect::Persist(Durable::Adopted { session, binding }));
                 self.observe(Observation::Adopted { session, binding });
             }
@@ -302,7 +302,9 @@ impl ControlPlane {
         }
         let Some(binding) = self.affinity.lookup(self.now, session) else { return };
         let elsewhere = request.heard.home.is_some_and(|(home, _)| home != Some(binding.endpoint));
-        if !(self.affinity.tells(self.now, session) || moved || elsewhere) {
+        // A store that is behind would let others move the session under epochs that are over.
+        let behind = request.heard.home.is_some_and(|(_, epoch)| epoch < binding.epoch);
+        if !(self.affinity.tells(self.now, session) || moved || elsewhere || behind) {
             return;
         }
         let Some(endpoint) = self.registry.endpoint(binding.endpoint) else { return };
