@@ -1,7 +1,8 @@
 //! What gateways share beside the ledger: consulted when a request's turn has come, told when it is over.
 //!
 //! A request waits for its consultation together with its reservation, and for no longer than for that. What the store
-//! then says late is noted and decides nothing any more: the request went on with what this plane knows.
+//! then says late is noted and decides nothing any more: the request went on with what this plane knows. But for one word:
+//! where nothing was sent out yet, because the ledger is slow as well, a key that is another's stops it still.
 //!
 //! Notes are made of what a request did. What it took is corrected by what it used; where nobody let it through but this
 //! plane, what it used is counted all the same. Its key is told as charged, or freed.
@@ -124,9 +125,11 @@ impl ControlPlane {
             self.requests.get_mut(&id).expect("it is live").heard.home = Some(home);
         }
         let refusal = refusal_of(&answer);
+        let is_anothers = answer.idempotency.is_some_and(|key| key != KeyAnswer::Begun);
+        let unsent = matches!(self.requests[&id].phase, Phase::Reserving);
         self.observe(Observation::Consulted { request: id, answer: Box::new(answer), awaited });
         match refusal {
-            Some(refusal) if awaited => self.refuse(id, refusal),
+            Some(refusal) if awaited || (unsent && is_anothers) => self.refuse(id, refusal),
             Some(_) => {}
             None if awaited => self.go_on(id),
             None => {}

@@ -4,10 +4,11 @@
 //! |------------|-------------------|---------------------|------------------|------------------|-----------|
 //! | unknown    | stale             | stale               | -                | -                | -         |
 //! | awaited    | decides           | decides alone       | late             | orphan           | -         |
-//! | late       | noted, no more    | nothing             | -                | orphan           | unknown   |
+//! | late       | noted             | nothing             | -                | orphan           | unknown   |
 //! | orphan     | given back        | nothing             | orphan           | -                | unknown   |
 //!
-//! Each of an ask's first three rows ends in *unknown* with its answer or failure.
+//! Each of an ask's first three rows ends in *unknown* with its answer or failure. Noted is what decides nothing, but that a
+//! key which is another's stops a request that was not sent out yet.
 //!
 //! A part that did not answer is *away*: it is not asked, and nobody waits for it, but for one ask in
 //! [`probe_every`](crate::quota::Config::probe_every) that is sent along, or alone. An ask of parts that are all away is
