@@ -100,12 +100,15 @@ impl ControlPlane {
         let Some(ask) = self.shared.take(answer.op) else {
             return self.observe(Observation::Stale(Stale::Shared(answer.op)));
         };
-        let answered = |part: &Part| match part {
-            Part::Rates => answer.rates.is_some(),
-            Part::Keys => answer.idempotency.is_some(),
-            Part::Homes => answer.home.is_some(),
-        };
-        self.parts_heard(&ask, answered);
+        self.parts_heard(
+            &ask,
+            |part| match part {
+                Part::Rates => answer.rates.is_some(),
+                Part::Keys => answer.idempotency.is_some(),
+                Part::Homes => answer.home.is_some(),
+            },
+            &answer.odd,
+        );
         if let Some(orphan) = &ask.orphan {
             return self.give_back(&ask, orphan, &answer);
         }
@@ -153,7 +156,7 @@ impl ControlPlane {
 
     /// Its request goes on alone.
     fn nobody_answers(&mut self, ask: &Ask) {
-        self.parts_heard(ask, |_| false);
+        self.parts_heard(ask, |_| false, &[]);
         let Some(request) = self.requests.get_mut(&ask.request) else { return };
         if core::mem::take(&mut request.heard.awaits) {
             self.observe(Observation::ConsultLost { request: ask.request });
@@ -161,9 +164,11 @@ impl ControlPlane {
         }
     }
 
-    fn parts_heard(&mut self, ask: &Ask, answered: impl Fn(&Part) -> bool) {
+    /// Which parts answered. Those that are `odd` have neither answered nor shown that they do not.
+    fn parts_heard(&mut self, ask: &Ask, answered: impl Fn(&Part) -> bool, odd: &[Part]) {
         let before = self.shared.any_away();
-        let parts: Vec<_> = ask.parts.iter().map(|part| (*part, answered(part))).collect();
+        let parts = ask.parts.iter().filter(|part| !odd.contains(part));
+        let parts: Vec<_> = parts.map(|part| (*part, answered(part))).collect();
         self.shared.heard(self.now, &parts, self.config.quota.probe_every);
         let after = self.shared.any_away();
         if before != after {

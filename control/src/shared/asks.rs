@@ -17,7 +17,8 @@
 //! ledger does that already, and it may answer from a shard that is there while this one's is not.
 //!
 //! The parts are away one by one, because their keys may lie on different shards. One that went away with all the rest is
-//! believed to be back with any of them.
+//! believed to be back with any of them. What failed for one ask alone (a key that holds something else, more asks at once
+//! than may be) says nothing of the part: it would be away for everybody, again and again, for the sake of one key.
 
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
@@ -32,9 +33,12 @@ use crate::time::Instant;
 
 /// A part of the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub(crate) enum Part {
+pub enum Part {
+    /// Requests and tokens a minute.
     Rates,
+    /// Idempotency keys.
     Keys,
+    /// Where sessions live.
     Homes,
 }
 
@@ -149,7 +153,7 @@ impl Asks {
         Some(ask)
     }
 
-    /// These parts were asked, and those of which it is true have answered. Where one has, others that went away with
+    /// These parts were asked, and those of which it is true have answered, the others not at all. Where one has, others that went away with
     /// the whole store are believed to be back with it.
     pub fn heard(&mut self, now: Instant, parts: &[(Part, bool)], probe_every: Duration) {
         let alone = parts.iter().any(|(_, answered)| *answered);
