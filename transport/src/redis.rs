@@ -55,6 +55,7 @@ mod session_log;
 mod shared;
 mod spent;
 mod stream_log;
+mod untold;
 mod wave;
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -71,6 +72,7 @@ pub use script::{NUMBER_MAX, Told, keys, scripts};
 pub use session_log::SessionLog;
 pub use shared::{JoinError, Shared};
 pub use stream_log::{Beat, Claimed, Logged, Owned, Readers, Shipment, StreamLog};
+pub use untold::Untold;
 pub use wave::{Brought, Wave, wave_scripts};
 
 use crate::seam::Network;

@@ -19,6 +19,7 @@ use super::Wave;
 use crate::driver::Driver;
 use crate::health::Health;
 use crate::redis::error::StoreError;
+use crate::redis::untold::{One, Untold};
 
 /// Consultations, and notes, that may wait: a second's worth of a busy gateway, and some 2 MB at most.
 const WAITING_MAX: usize = 4_096;
@@ -44,7 +45,8 @@ type Name = Option<Arc<str>>;
 /// The plane's side.
 pub(in crate::redis) struct Slot {
     consults: mpsc::Sender<(Box<Consult>, Name)>,
-    notes: mpsc::Sender<(Box<Note>, Name)>,
+    notes: mpsc::Sender<(Box<Note>, Name, One)>,
+    untold: Arc<Untold>,
     dropped: Arc<Dropped>,
 }
 
@@ -63,7 +65,7 @@ impl Slot {
     }
 
     pub fn note(&self, note: Box<Note>, name: Name) {
-        if self.notes.try_send((note, name)).is_err() {
+        if self.notes.try_send((note, name, self.untold.one())).is_err() {
             self.dropped.notes.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -73,7 +75,7 @@ impl Slot {
 pub(in crate::redis) struct Desk {
     wave: Wave,
     consults: mpsc::Receiver<(Box<Consult>, Name)>,
-    notes: mpsc::Receiver<(Box<Note>, Name)>,
+    notes: mpsc::Receiver<(Box<Note>, Name, One)>,
     dropped: Arc<Dropped>,
     in_flight_max: usize,
     report: Arc<Report>,
@@ -81,11 +83,16 @@ pub(in crate::redis) struct Desk {
 
 impl Desk {
     /// Both sides. At most `in_flight_max` consultations are on their way at once.
-    pub fn new(wave: Wave, in_flight_max: usize, health: Arc<Health>) -> (Slot, Self) {
+    pub fn new(
+        wave: Wave,
+        in_flight_max: usize,
+        health: Arc<Health>,
+        untold: Arc<Untold>,
+    ) -> (Slot, Self) {
         let (consults, asked) = mpsc::channel(WAITING_MAX);
         let (notes, noted) = mpsc::channel(WAITING_MAX);
         let dropped = Arc::<Dropped>::default();
-        let slot = Slot { consults, notes, dropped: Arc::clone(&dropped) };
+        let slot = Slot { consults, notes, untold, dropped: Arc::clone(&dropped) };
         health.note(PART, Some((true, "not asked yet".into())));
         let report = Arc::new(Report { health, away: Mutex::default(), odd: Mutex::default() });
         (slot, Self { wave, consults: asked, notes: noted, dropped, in_flight_max, report })
@@ -100,9 +107,12 @@ impl Desk {
                 let carrier = Arc::clone(&carrier);
                 async move { carrier.consult(&consult, name.as_deref()).await }
             }),
-            carry(notes, NOTES_MAX, |(note, name)| {
+            carry(notes, NOTES_MAX, |(note, name, one)| {
                 let carrier = Arc::clone(&carrier);
-                async move { carrier.note(&note, name.as_deref()).await }
+                async move {
+                    carrier.note(&note, name.as_deref()).await;
+                    drop(one);
+                }
             }),
         );
     }
@@ -237,6 +247,7 @@ impl Report {
         is_away
     }
 
+    /// What became of a note: of the other parts that says nothing.
     fn told(&self, part: &'static str, error: Option<StoreError>) {
         let away = self.away.lock().unwrap_or_else(PoisonError::into_inner);
         let alone = away.get(part).is_some_and(|away| away.alone);
@@ -264,6 +275,7 @@ impl Report {
         if before > 0 {
             tracing::info!("the shared store answers again: limits are held in common");
         }
+        self.health.note(PART, Some((true, "answers".into())));
     }
 
     fn failed(&self, part: &'static str, failed: Away) {
