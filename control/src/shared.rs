@@ -35,7 +35,8 @@ use core::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-pub(crate) use asks::{Ask, Asks, Orphan, Part};
+pub use asks::Part;
+pub(crate) use asks::{Ask, Asks, Orphan};
 pub use homes::Homes;
 pub use keys::Keys;
 pub use rates::{Rates, SLOT_MICROS, drain_micros, micros};
@@ -103,7 +104,7 @@ pub struct KeyClaim {
     pub by: Claimant,
 }
 
-/// The store's answer. A part is `None` where it was not asked, or where nobody answered for it.
+/// The store's answer. A part is `None` where it was not asked, or has no answer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Consulted {
     /// Which consultation.
@@ -114,6 +115,8 @@ pub struct Consulted {
     pub idempotency: Option<KeyAnswer>,
     /// Where the session lives.
     pub home: Option<HomeAnswer>,
+    /// The parts that have no answer for reasons of this ask alone: whoever asks next may have one. At most all.
+    pub odd: Vec<Part>,
 }
 
 /// Whether the rates let a request through.

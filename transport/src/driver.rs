@@ -168,7 +168,8 @@ impl Driver {
         Arc::new(Self { core, clock, journal, observer, wake, process, carrier, crashes })
     }
 
-    /// Names the way to the shared quota store. Asks made before are lost, and asked again; a second call changes nothing.
+    /// Names the way to the shared quota store, before the first step: asks made earlier are lost and asked again, notes are
+    /// lost for good. A second call changes nothing.
     pub fn set_carrier(&self, carrier: Box<dyn Carrier>) {
         let _ = self.carrier.set(carrier);
     }

@@ -10,6 +10,7 @@ pub use discovery::discovery_limits;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use control::journal::LOGIC_VERSION;
@@ -32,7 +33,7 @@ use crate::front::Authenticate;
 use crate::health::Health;
 use crate::journal::{FsyncPolicy, Journal, Options};
 use crate::keys::{AccountIds, SaltError};
-use crate::redis::{Desk, JoinError, Shared};
+use crate::redis::{Counter, Desk, JoinError, Shared, Untold};
 use crate::seam::{Beside, World};
 use crate::sessions::{Limits, SessionError, Sessions};
 use crate::streams::Streams;
@@ -102,6 +103,8 @@ pub struct Gateway {
     socket: Option<PathBuf>,
     /// Its part in what gateways share.
     shared: Option<Shared>,
+    /// What those who share that are still to be told.
+    untold: Option<Arc<Untold>>,
     /// Quota is decided elsewhere.
     is_edge: bool,
     streams: Arc<Streams>,
@@ -113,6 +116,9 @@ pub struct Gateway {
 
 /// An answer that does not stream: 64 MiB hold a million tokens of text, or ten thousand embeddings.
 const ANSWER_BYTES_MAX: usize = 64 << 20;
+
+/// How long a stop waits until the shared store is told what the last requests did: some tries, where it is coming back.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 
 impl Gateway {
     /// Recovers what is in the data directory, and brings the plane to the configuration.
@@ -148,7 +154,10 @@ impl Gateway {
         let upstream =
             Client::over(&Settings::default(), &world.network)?.dated(world.wall.clone());
         let sessions = stored_sessions(config, joined.as_ref(), &world, &health)?;
-        let (driver, shadow, journal) = drive(recovered, &world, dir, &health);
+        let is_edge = config.role == Role::Gateway;
+        let (counter, desk) =
+            joined.as_ref().map(|shared| desk_of(shared, &health, is_edge)).unzip();
+        let (driver, shadow, journal) = drive(recovered, &world, (dir, &health), counter);
         let chat = Local::new(
             Arc::clone(&driver),
             upstream.clone(),
@@ -179,25 +188,22 @@ impl Gateway {
             journal: Mutex::new(Some(journal)),
             socket: has_files.then(|| socket.unwrap_or_else(|| admin::socket_path(dir))),
             shared: joined,
-            is_edge: config.role == Role::Gateway,
+            untold: desk.as_ref().map(Desk::untold),
+            is_edge,
             streams,
             auth,
             sessions,
         });
-        gateway.start_desk();
+        gateway.start_desk(desk);
         gateway.reconfigure(config)?;
         gateway.check_ledger()?;
         gateway.start_tasks(config)?;
         Ok(gateway)
     }
 
-    /// Asks of the plane reach the shared store from here on.
-    fn start_desk(&self) {
-        let Some(shared) = &self.shared else { return };
-        let health = Arc::clone(&self.health);
-        let store = Arc::clone(&shared.store);
-        let (counter, desk) = Desk::new(store, shared.in_flight_max, health, !self.is_edge);
-        self.driver.set_carrier(Box::new(counter));
+    /// Asks of the plane reach the shared store from here on, those first that its restart made.
+    fn start_desk(&self, desk: Option<Desk>) {
+        let Some(desk) = desk else { return };
         let task = tokio::spawn(desk.run(Arc::clone(&self.driver)));
         let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
         tasks.push(AbortOnDropHandle::new(task));
@@ -388,11 +394,19 @@ impl Gateway {
         last.map_or(now, |last| now.max(last + 1))
     }
 
-    /// Stops what runs beside requests, makes a last snapshot, and closes the journal. The requests are over by now.
+    /// Stops what runs beside requests, makes a last snapshot, and closes the journal. The requests are over by now; what the
+    /// others are to hear of them is told first. Blocks: it belongs on a thread of its own.
     ///
     /// # Errors
     /// Where the disk does not take what is left.
     pub fn stop(&self) -> Result<(), crate::journal::JournalFailed> {
+        let left = self.untold.as_ref().map_or(0, |untold| untold.wait(LAST_WORDS));
+        if left > 0 {
+            tracing::warn!(
+                left,
+                "the shared store was not told everything: claims end with their time"
+            );
+        }
         self.tasks.lock().unwrap_or_else(PoisonError::into_inner).clear();
         let shadow = self.shadow.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(shadow) = shadow {
@@ -474,18 +488,27 @@ fn journal_options(config: &Config, world: &World) -> Result<Options, StartError
     })
 }
 
-/// From a recovered plane to a driven one, with its shadow behind it.
+/// Both sides of the desk before what is shared. The gateway role spends nothing.
+fn desk_of(shared: &Shared, health: &Arc<Health>, is_edge: bool) -> (Counter, Desk) {
+    Desk::new(Arc::clone(&shared.store), shared.in_flight_max, Arc::clone(health), !is_edge)
+}
+
+/// From a recovered plane to a driven one, with its shadow behind it. What was under way when the last life ended is settled
+/// here, and the store that is shared is to hear of it: `counter` keeps that until its desk runs.
 fn drive(
     recovered: Recovered,
     world: &World,
-    dir: &Path,
-    health: &Arc<Health>,
+    (dir, health): (&Path, &Arc<Health>),
+    counter: Option<Counter>,
 ) -> (Arc<Driver>, Follower, Journal) {
     let Recovered { plane, state, next, snapshot, incarnation, journal, .. } = recovered;
     let (last, then) = (plane.now(), plane.wall());
     let clock = Clock::after(last, then, world.wall.clone());
     let observer = Box::new(Arc::clone(health));
     let driver = Driver::new(plane, clock, journal.appender(), observer, world, dir);
+    if let Some(counter) = counter {
+        driver.set_carrier(Box::new(counter));
+    }
     driver.submit(Input::Restarted { incarnation, wall: world.wall.now() });
     let shadow =
         Shadow::new(Arc::clone(&world.disk), dir, journal.appender(), &state, next, snapshot);

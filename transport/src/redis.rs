@@ -55,6 +55,7 @@ mod session_log;
 mod shared;
 mod spent;
 mod stream_log;
+mod untold;
 mod wave;
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -71,6 +72,7 @@ pub use script::{NUMBER_MAX, Told, keys, scripts};
 pub use session_log::SessionLog;
 pub use shared::{JoinError, Shared};
 pub use stream_log::{Beat, Claimed, Logged, Owned, Readers, Shipment, StreamLog};
+pub use untold::Untold;
 pub use wave::{Brought, Wave, wave_scripts};
 
 use crate::seam::Network;
@@ -91,6 +93,8 @@ const PROBE_SECONDS: u64 = 60;
 #[derive(Debug)]
 pub struct Store {
     caller: Arc<Caller>,
+    /// For what is shared beside the ledger.
+    beside: Arc<Caller>,
     bounds: LedgerConfig,
     runs: Mutex<Runs>,
     /// Part of the run of a book this process makes.
@@ -117,9 +121,10 @@ impl Store {
         salt: u64,
         network: Network,
     ) -> Result<Self, SettingsError> {
-        let caller = Arc::new(Caller::new(settings, network)?);
+        let caller = Caller::new(settings, network)?;
         Ok(Self {
-            caller,
+            beside: Arc::new(caller.beside()),
+            caller: Arc::new(caller),
             bounds,
             runs: Mutex::new(Runs::new(salt)),
             token: format!("{salt:016x}"),

@@ -7,6 +7,7 @@
 mod server;
 
 use core::time::Duration;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
@@ -21,7 +22,7 @@ use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use transport::config::{Env, Flags, parse};
-use transport::exchange::{Call, Chat, Operation, Reply, Why};
+use transport::exchange::{Call, Chat, Operation, Reply, ReplyBody, Why};
 use transport::front::Authenticate;
 use transport::gateway::Gateway;
 use transport::redis::{key_key, rate_key, scoped_name};
@@ -82,10 +83,6 @@ async fn an_idempotency_key_is_answered_once_over_both_gateways() {
     let world = World::new(&redis, "{}").await;
     let gateways = world.two();
     let tenant = gateways[0].accounts().ids().tenant("default");
-    let keyed = |key, body| Ask {
-        idempotency: Some(Idempotency { key: Digest(key), body: Digest(body) }),
-        ..Ask::default()
-    };
     let said = |key| get(&redis, &key_key(tenant, Digest(key)));
     world.replicas[0].slow(400);
     world.replicas[1].slow(400);
@@ -198,6 +195,72 @@ async fn while_redis_is_away_each_limits_for_itself_and_when_it_is_back_they_sha
     assert!(gateways[0].chat().metrics().contains("pointsman_shared_degraded 0"));
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_key_that_a_gateway_charged_for_when_it_came_back_is_done_for_the_others() {
+    let redis = Server::start();
+    let world = World::new(&redis, "{}").await;
+    let dir = TempDir::new().unwrap();
+    let gateway = world.gateway_in(dir.path());
+    let tenant = gateway.accounts().ids().tenant("default");
+    let said = || get(&redis, &key_key(tenant, Digest(1)));
+    world.replicas.iter().for_each(|replica| replica.hangs.store(true, Ordering::Relaxed));
+    let begun = ask(&gateway, Ask { stream: true, ..keyed(1, 7) }).await.unwrap();
+    let ReplyBody::Stream { mut parts, .. } = begun.body else { panic!("{:?}", begun.body) };
+    assert!(parts.recv().await.is_some(), "its client was sent something");
+    assert!(said().starts_with("running "), "{}", said());
+    // As if it had been killed: nothing that happens from here on is heard.
+    gateway.driver().end();
+    tokio::task::spawn_blocking(move || gateway.stop()).await.unwrap().unwrap();
+    assert!(said().starts_with("running "), "{}", said());
+    let back = world.gateway_in(dir.path());
+    within(|| said().starts_with("done ")).await;
+    let again = ask(&world.gateway(), keyed(1, 7)).await;
+    assert!(refused(again, |why| *why == Refusal::IdempotencyDone { by: None }));
+    tokio::task::spawn_blocking(move || back.stop()).await.unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_last_request_did_is_told_before_its_gateway_stops() {
+    let mut redis = Server::start();
+    let world = World::new(&redis, "{}").await;
+    let gateway = world.gateway();
+    let tenant = gateway.accounts().ids().tenant("default");
+    let key = key_key(tenant, Digest(1));
+    world.replicas.iter().for_each(|replica| replica.slow(300));
+    let asking = Arc::clone(&gateway);
+    let asking = tokio::spawn(async move { ask(&asking, keyed(1, 7)).await });
+    within(|| get(&redis, &key).starts_with("running ")).await;
+    // Away when the request ends, and back a moment later.
+    redis.kill();
+    asking.await.unwrap().unwrap();
+    let stopping = tokio::task::spawn_blocking(move || gateway.stop());
+    redis.up();
+    stopping.await.unwrap().unwrap();
+    let said = get(&redis, &key);
+    assert!(said.starts_with("done "), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_foreign_key_switches_nothing_off_for_the_others() {
+    let redis = Server::start();
+    let world = World::new(&redis, "{}").await;
+    let gateways = world.two();
+    let tenant = gateways[0].accounts().ids().tenant("default");
+    ask(&gateways[0], Ask::default()).await.unwrap();
+    redis.ask(&format!("SET {} precious", key_key(tenant, Digest(9))));
+    assert!(ask(&gateways[0], keyed(9, 7)).await.is_ok(), "it is decided here alone");
+    world.replicas.iter().for_each(|replica| replica.slow(400));
+    // The next key is claimed all the same, so that it is answered once.
+    let (first, second) = tokio::join!(ask(&gateways[0], keyed(10, 7)), async {
+        within(|| get(&redis, &key_key(tenant, Digest(10))).starts_with("running ")).await;
+        ask(&gateways[1], keyed(10, 7)).await
+    });
+    assert!(first.is_ok(), "{first:?}");
+    assert!(refused(second, |why| *why == Refusal::IdempotencyInFlight { by: None }));
+    assert!(gateways[0].chat().metrics().contains("pointsman_shared_degraded 0"));
+    assert_eq!(get(&redis, &key_key(tenant, Digest(9))), "precious");
+}
+
 /// Where gateways live: two replicas, a Redis, and what the tenant may.
 struct World {
     replicas: [Arc<Replica>; 2],
@@ -211,6 +274,8 @@ struct Replica {
     port: u16,
     slow_ms: AtomicU64,
     breaks_off: AtomicBool,
+    /// It begins a stream, and says no more.
+    hangs: AtomicBool,
     answered: AtomicU64,
 }
 
@@ -249,13 +314,17 @@ impl World {
 
     /// In a directory that nobody removes before the process ends.
     fn gateway(&self) -> Arc<Gateway> {
+        self.gateway_in(&TempDir::new().unwrap().keep())
+    }
+
+    fn gateway_in(&self, dir: &Path) -> Arc<Gateway> {
         let endpoint = |replica: &Replica| {
             format!("{{name: {}, url: 'http://127.0.0.1:{}'}}", replica.name, replica.port)
         };
         let text = format!(
             "version: 1\ndata: {{dir: {}, redis: {{addr: '127.0.0.1:{}'}}}}\ntenants: {{default: {}}}\n\
              models: {{m: {{endpoints: [{}, {}]}}}}\n",
-            TempDir::new().unwrap().keep().display(),
+            dir.display(),
             self.redis,
             self.tenant,
             endpoint(&self.replicas[0]),
@@ -279,6 +348,12 @@ struct Ask {
     output_max: u64,
     session: Option<&'static str>,
     idempotency: Option<Idempotency>,
+    stream: bool,
+}
+
+fn keyed(key: u128, body: u128) -> Ask {
+    let idempotency = Some(Idempotency { key: Digest(key), body: Digest(body) });
+    Ask { idempotency, ..Ask::default() }
 }
 
 async fn ask(gateway: &Gateway, ask: Ask) -> Result<Reply, Why> {
@@ -298,7 +373,7 @@ async fn ask(gateway: &Gateway, ask: Ask) -> Result<Reply, Why> {
         idempotency: ask.idempotency,
         prompt: Tokens(3),
         output_max: Some(Tokens(ask.output_max.max(5))),
-        stream: false,
+        stream: ask.stream,
         patience: None,
         body: Bytes::from_static(b"{\"model\":\"m\",\"messages\":[]}"),
         trace,
@@ -369,6 +444,13 @@ async fn answer(mut stream: TcpStream, replica: Arc<Replica>) {
         tokio::time::sleep(Duration::from_millis(replica.slow_ms.load(Ordering::Relaxed))).await;
         if replica.breaks_off.load(Ordering::Relaxed) {
             return;
+        }
+        if replica.hangs.load(Ordering::Relaxed) {
+            let begun = r#"{"id":"x","object":"chat.completion.chunk","model":"m","choices":[{"index":0,"delta":{"role":"assistant","content":"a"},"finish_reason":null}]}"#;
+            let head =
+                "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n";
+            stream.write_all(format!("{head}data: {begun}\n\n").as_bytes()).await.unwrap();
+            return std::future::pending().await;
         }
         replica.answered.fetch_add(1, Ordering::Relaxed);
         if stream.write_all(answer.as_bytes()).await.is_err() {

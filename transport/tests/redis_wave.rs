@@ -252,6 +252,26 @@ async fn a_silent_server_costs_the_deadline_once_for_all_parts_and_a_dead_one_no
 }
 
 #[tokio::test]
+async fn what_is_asked_beside_the_ledger_takes_no_place_from_it() {
+    let server = Server::start();
+    let quick = Duration::from_millis(300);
+    let settings =
+        Settings { call_timeout: quick, in_flight_max: 2, ..settings(&[&server], false) };
+    let store = Store::new(settings, LedgerConfig::default(), 7).unwrap();
+    let wave = Wave::beside(&store);
+    wave.home("s1").await.unwrap();
+    server.freeze();
+    let (homes, ledger) = tokio::join!(
+        futures_util::future::join_all((0..5).map(|_| wave.home("s1"))),
+        store.salt([0; 32])
+    );
+    let busy = homes.iter().filter(|home| matches!(home, Err(StoreError::Busy(2)))).count();
+    assert_eq!(busy, 3, "{homes:?}");
+    assert_eq!(ledger, Err(StoreError::Unanswered(300)), "it had a place");
+    server.thaw();
+}
+
+#[tokio::test]
 async fn a_server_that_forgot_the_scripts_is_told_them_again_and_a_user_who_may_not_hears_what_it_needs()
  {
     let server = Server::start();

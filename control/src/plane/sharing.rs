@@ -1,7 +1,8 @@
 //! What gateways share beside the ledger: consulted when a request's turn has come, told when it is over.
 //!
 //! A request waits for its consultation together with its reservation, and for no longer than for that. What the store
-//! then says late is noted and decides nothing any more: the request went on with what this plane knows.
+//! then says late is noted and decides nothing any more: the request went on with what this plane knows. But for one word:
+//! where nothing was sent out yet, because the ledger is slow as well, a key that is another's stops it still.
 //!
 //! Notes are made of what a request did. What it took is corrected by what it used; where nobody let it through but this
 //! plane, what it used is counted all the same. Its key is told as charged, or freed.
@@ -99,12 +100,15 @@ impl ControlPlane {
         let Some(ask) = self.shared.take(answer.op) else {
             return self.observe(Observation::Stale(Stale::Shared(answer.op)));
         };
-        let answered = |part: &Part| match part {
-            Part::Rates => answer.rates.is_some(),
-            Part::Keys => answer.idempotency.is_some(),
-            Part::Homes => answer.home.is_some(),
-        };
-        self.parts_heard(&ask, answered);
+        self.parts_heard(
+            &ask,
+            |part| match part {
+                Part::Rates => answer.rates.is_some(),
+                Part::Keys => answer.idempotency.is_some(),
+                Part::Homes => answer.home.is_some(),
+            },
+            &answer.odd,
+        );
         if let Some(orphan) = &ask.orphan {
             return self.give_back(&ask, orphan, &answer);
         }
@@ -124,9 +128,11 @@ impl ControlPlane {
             self.requests.get_mut(&id).expect("it is live").heard.home = Some(home);
         }
         let refusal = refusal_of(&answer);
+        let is_anothers = answer.idempotency.is_some_and(|key| key != KeyAnswer::Begun);
+        let unsent = matches!(self.requests[&id].phase, Phase::Reserving);
         self.observe(Observation::Consulted { request: id, answer: Box::new(answer), awaited });
         match refusal {
-            Some(refusal) if awaited => self.refuse(id, refusal),
+            Some(refusal) if awaited || (unsent && is_anothers) => self.refuse(id, refusal),
             Some(_) => {}
             None if awaited => self.go_on(id),
             None => {}
@@ -150,7 +156,7 @@ impl ControlPlane {
 
     /// Its request goes on alone.
     fn nobody_answers(&mut self, ask: &Ask) {
-        self.parts_heard(ask, |_| false);
+        self.parts_heard(ask, |_| false, &[]);
         let Some(request) = self.requests.get_mut(&ask.request) else { return };
         if core::mem::take(&mut request.heard.awaits) {
             self.observe(Observation::ConsultLost { request: ask.request });
@@ -158,9 +164,11 @@ impl ControlPlane {
         }
     }
 
-    fn parts_heard(&mut self, ask: &Ask, answered: impl Fn(&Part) -> bool) {
+    /// Which parts answered. Those that are `odd` have neither answered nor shown that they do not.
+    fn parts_heard(&mut self, ask: &Ask, answered: impl Fn(&Part) -> bool, odd: &[Part]) {
         let before = self.shared.any_away();
-        let parts: Vec<_> = ask.parts.iter().map(|part| (*part, answered(part))).collect();
+        let parts = ask.parts.iter().filter(|part| !odd.contains(part));
+        let parts: Vec<_> = parts.map(|part| (*part, answered(part))).collect();
         self.shared.heard(self.now, &parts, self.config.quota.probe_every);
         let after = self.shared.any_away();
         if before != after {
@@ -302,7 +310,9 @@ impl ControlPlane {
         }
         let Some(binding) = self.affinity.lookup(self.now, session) else { return };
         let elsewhere = request.heard.home.is_some_and(|(home, _)| home != Some(binding.endpoint));
-        if !(self.affinity.tells(self.now, session) || moved || elsewhere) {
+        // A store that is behind would let others move the session under epochs that are over.
+        let behind = request.heard.home.is_some_and(|(_, epoch)| epoch < binding.epoch);
+        if !(self.affinity.tells(self.now, session) || moved || elsewhere || behind) {
             return;
         }
         let Some(endpoint) = self.registry.endpoint(binding.endpoint) else { return };

@@ -4,10 +4,11 @@
 //! |------------|-------------------|---------------------|------------------|------------------|-----------|
 //! | unknown    | stale             | stale               | -                | -                | -         |
 //! | awaited    | decides           | decides alone       | late             | orphan           | -         |
-//! | late       | noted, no more    | nothing             | -                | orphan           | unknown   |
+//! | late       | noted             | nothing             | -                | orphan           | unknown   |
 //! | orphan     | given back        | nothing             | orphan           | -                | unknown   |
 //!
-//! Each of an ask's first three rows ends in *unknown* with its answer or failure.
+//! Each of an ask's first three rows ends in *unknown* with its answer or failure. Noted is what decides nothing, but that a
+//! key which is another's stops a request that was not sent out yet.
 //!
 //! A part that did not answer is *away*: it is not asked, and nobody waits for it, but for one ask in
 //! [`probe_every`](crate::quota::Config::probe_every) that is sent along, or alone. An ask of parts that are all away is
@@ -16,7 +17,8 @@
 //! ledger does that already, and it may answer from a shard that is there while this one's is not.
 //!
 //! The parts are away one by one, because their keys may lie on different shards. One that went away with all the rest is
-//! believed to be back with any of them.
+//! believed to be back with any of them. What failed for one ask alone (a key that holds something else, more asks at once
+//! than may be) says nothing of the part: it would be away for everybody, again and again, for the sake of one key.
 
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
@@ -31,9 +33,12 @@ use crate::time::Instant;
 
 /// A part of the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub(crate) enum Part {
+pub enum Part {
+    /// Requests and tokens a minute.
     Rates,
+    /// Idempotency keys.
     Keys,
+    /// Where sessions live.
     Homes,
 }
 
@@ -148,7 +153,7 @@ impl Asks {
         Some(ask)
     }
 
-    /// These parts were asked, and those of which it is true have answered. Where one has, others that went away with
+    /// These parts were asked, and those of which it is true have answered, the others not at all. Where one has, others that went away with
     /// the whole store are believed to be back with it.
     pub fn heard(&mut self, now: Instant, parts: &[(Part, bool)], probe_every: Duration) {
         let alone = parts.iter().any(|(_, answered)| *answered);

@@ -3,7 +3,7 @@
 //! | session    | accepted there, none higher believed | accepted elsewhere, none higher believed | a higher epoch stands | homeless, none higher | time passes |
 //! |------------|--------------------------------------|------------------------------------------|-----------------------|-----------------------|-------------|
 //! | nowhere    | at home, epoch believed + 1          | at home, epoch believed + 1              | nothing               | nowhere               | nothing     |
-//! | at home    | at home, for longer                  | moved, epoch believed + 1                | nothing               | nowhere               | nowhere     |
+//! | at home    | at home, for longer, epoch believed  | moved, epoch believed + 1                | nothing               | nowhere               | nowhere     |
 //!
 //! "None higher": the store's own epoch is not above the one the plane believes in. Not "equal": a failover may have lost
 //! the last epochs, and a plane that has seen them must not be held up by a store that has not.
@@ -64,7 +64,7 @@ impl Homes {
         };
         let same = home.as_deref() == Some(endpoint);
         if same || epoch <= believed {
-            let epoch = if same { epoch } else { believed + 1 };
+            let epoch = if same { epoch.max(believed) } else { believed + 1 };
             let home = Some((Box::from(endpoint), now.saturating_add(ttl)));
             let until = now.saturating_add(ttl.saturating_mul(2));
             self.entries.insert(session, Entry { home, epoch, until });

@@ -155,6 +155,8 @@ fn of_two_that_move_a_session_at_once_one_does() {
 #[test]
 fn a_store_that_has_forgotten_catches_up_with_whoever_has_not() {
     let mut homes = Homes::default();
+    assert_eq!(homes.accepted(0, SESSION, "a", 0, LEASE), at("a", 1));
+    assert_eq!(homes.accepted(0, SESSION, "a", 8, LEASE), at("a", 8));
     assert_eq!(homes.accepted(0, SESSION, "a", 7, LEASE), at("a", 8));
     assert_eq!(homes.at(LEASE, SESSION), HomeAnswer::Nowhere { epoch: 8 });
     assert_eq!(homes.accepted(LEASE, SESSION, "b", 7, LEASE), HomeAnswer::Nowhere { epoch: 8 });

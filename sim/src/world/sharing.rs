@@ -56,7 +56,13 @@ impl Shared {
                     .idempotency
                     .map(|claim| self.keys.claim(now, lease, tenant, claim.idempotency, claim.by));
                 let home = consult.home.map(|session| self.homes.at(now, session));
-                SharedAnswer::Consulted(Box::new(Consulted { op, rates, idempotency, home }))
+                SharedAnswer::Consulted(Box::new(Consulted {
+                    op,
+                    rates,
+                    idempotency,
+                    home,
+                    odd: Vec::new(),
+                }))
             }
             SharedAsk::Note(note) => SharedAnswer::Noted(note.op, self.note(now, note)),
         }

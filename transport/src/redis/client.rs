@@ -45,7 +45,7 @@ pub struct Settings {
     pub dial_timeout: Duration,
     /// The longest a call may take, waiting for a connection included.
     pub call_timeout: Duration,
-    /// Calls on their way at once; the next is refused.
+    /// Calls on their way at once, of the ledger and beside it each; the next is refused.
     pub in_flight_max: usize,
 }
 
@@ -95,7 +95,7 @@ pub(super) struct Caller {
     link: Arc<Mutex<Option<Link>>>,
     dialling: Arc<tokio::sync::Mutex<Backoff>>,
     in_flight: Semaphore,
-    silent: AtomicU32,
+    silent: Arc<AtomicU32>,
 }
 
 #[derive(Clone)]
@@ -129,8 +129,20 @@ impl Caller {
             link: Arc::default(),
             dialling: Arc::default(),
             in_flight,
-            silent: AtomicU32::new(0),
+            silent: Arc::default(),
         })
+    }
+
+    /// The same connection for what is asked beside the ledger, with as many calls on their way of its own: what is told
+    /// behind the requests' backs refuses no reservation a place.
+    pub fn beside(&self) -> Self {
+        Self {
+            dialler: Arc::clone(&self.dialler),
+            link: Arc::clone(&self.link),
+            dialling: Arc::clone(&self.dialling),
+            in_flight: Semaphore::new(self.dialler.settings.in_flight_max),
+            silent: Arc::clone(&self.silent),
+        }
     }
 
     /// Runs a script.

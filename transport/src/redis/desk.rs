@@ -16,6 +16,7 @@ use control::units::Tokens;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
+use super::untold::Untold;
 use super::wave::{self, Wave};
 use super::{Store, StoreError, spent};
 use crate::driver::{Carrier, Driver};
@@ -64,6 +65,7 @@ pub struct Desk {
     asks: mpsc::Receiver<StoreOp>,
     beside: wave::desk::Desk,
     spent: Option<spent::Desk>,
+    untold: Arc<Untold>,
     dropped: Arc<AtomicU64>,
     in_flight_max: usize,
     report: Arc<Report>,
@@ -88,21 +90,30 @@ impl Desk {
         let (sender, asks) = mpsc::channel(WAITING_MAX);
         let dropped = Arc::new(AtomicU64::new(0));
         let wave = Wave::beside(&store);
-        let (slot, beside) = wave::desk::Desk::new(wave, in_flight_max, Arc::clone(&health));
-        let (projected, spent) =
-            spends.then(|| spent::Desk::new(&store, Arc::clone(&health))).unzip();
+        let untold = Arc::<Untold>::default();
+        let (slot, beside) =
+            wave::desk::Desk::new(wave, in_flight_max, Arc::clone(&health), Arc::clone(&untold));
+        let (projected, spent) = spends
+            .then(|| spent::Desk::new(&store, Arc::clone(&health), Arc::clone(&untold)))
+            .unzip();
         let counter =
             Counter { asks: sender, slot, spent: projected, dropped: Arc::clone(&dropped) };
         if spends {
             health.note(PART, Some((true, "not asked yet".into())));
         }
         let report = Arc::new(Report { health, last: Mutex::new(None) });
-        (counter, Self { store, asks, beside, spent, dropped, in_flight_max, report })
+        (counter, Self { store, asks, beside, spent, untold, dropped, in_flight_max, report })
+    }
+
+    /// What it has not told yet: notes and projections.
+    #[must_use]
+    pub fn untold(&self) -> Arc<Untold> {
+        Arc::clone(&self.untold)
     }
 
     /// Carries until it is dropped, or the driver is gone.
     pub async fn run(self, driver: Arc<Driver>) {
-        let Self { store, asks, beside, spent, dropped, in_flight_max, report } = self;
+        let Self { store, asks, beside, spent, untold: _, dropped, in_flight_max, report } = self;
         let ledger = Ledger { store, asks, dropped, in_flight_max, report };
         let project = async {
             if let Some(desk) = spent {

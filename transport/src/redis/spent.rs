@@ -30,6 +30,7 @@ use super::Store;
 use super::client::Caller;
 use super::error::StoreError;
 use super::script::Source;
+use super::untold::{One, Untold};
 use crate::health::Health;
 
 static ADD: LazyLock<Source> = LazyLock::new(|| Source::new(include_str!("spent_add.lua")));
@@ -55,13 +56,14 @@ struct Spent {
 
 /// The plane's side: takes without waiting.
 pub(super) struct Slot {
-    spent: mpsc::Sender<Spent>,
+    spent: mpsc::Sender<(Spent, One)>,
+    untold: Arc<Untold>,
     health: Arc<Health>,
 }
 
 impl Slot {
     pub fn spent(&self, user: Arc<str>, at: Wall, tokens: Tokens) {
-        if self.spent.try_send(Spent { user, at, tokens }).is_err() {
+        if self.spent.try_send((Spent { user, at, tokens }, self.untold.one())).is_err() {
             self.health.projections_dropped(1);
         }
     }
@@ -70,17 +72,17 @@ impl Slot {
 /// The store's side.
 pub(super) struct Desk {
     caller: Arc<Caller>,
-    spent: mpsc::Receiver<Spent>,
+    spent: mpsc::Receiver<(Spent, One)>,
     health: Arc<Health>,
     said: Option<Instant>,
 }
 
 impl Desk {
     /// Both sides, on the ledger's connection.
-    pub fn new(store: &Store, health: Arc<Health>) -> (Slot, Self) {
+    pub fn new(store: &Store, health: Arc<Health>, untold: Arc<Untold>) -> (Slot, Self) {
         let (sender, spent) = mpsc::channel(WAITING_MAX);
-        let caller = Arc::clone(&store.caller);
-        let slot = Slot { spent: sender, health: Arc::clone(&health) };
+        let caller = Arc::clone(&store.beside);
+        let slot = Slot { spent: sender, untold, health: Arc::clone(&health) };
         (slot, Self { caller, spent, health, said: None })
     }
 
@@ -88,7 +90,8 @@ impl Desk {
     pub async fn run(mut self) {
         let mut batch = Vec::with_capacity(BATCH_MAX);
         while self.spent.recv_many(&mut batch, BATCH_MAX).await > 0 {
-            let sums = sums(batch.drain(..));
+            let (batch, untold): (Vec<_>, Vec<One>) = batch.drain(..).unzip();
+            let sums = sums(batch.into_iter());
             let told = sums
                 .iter()
                 .map(|(key, (tokens, count))| async { (self.add(key, *tokens).await, *count) });
@@ -98,6 +101,7 @@ impl Desk {
                     self.say(&error);
                 }
             }
+            drop(untold);
         }
     }
 

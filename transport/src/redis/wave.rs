@@ -20,7 +20,7 @@ use std::sync::Arc;
 
 use control::id::AccountId;
 use control::shared::{
-    Consult, Consulted, HomeAnswer, Housed, KeyAnswer, KeyClaim, Note, Noted, RateCorrection,
+    Consult, Consulted, HomeAnswer, Housed, KeyAnswer, KeyClaim, Note, Noted, Part, RateCorrection,
     RateTake, RatesAnswer,
 };
 
@@ -54,10 +54,10 @@ impl Wave {
     /// Beside a ledger.
     #[must_use]
     pub fn beside(store: &Store) -> Self {
-        Self { caller: Arc::clone(&store.caller) }
+        Self { caller: Arc::clone(&store.beside) }
     }
 
-    /// Asks for all parts at once. `name` is what the session is called; without it nobody is asked for its home.
+    /// Asks for all parts at once. `name` is what the session is called; without it nobody is asked for its home, which is odd.
     pub async fn consult(&self, consult: &Consult, name: Option<&str>) -> Brought {
         let (lease, tenant) = (consult.lease, consult.tenant);
         let rates = async {
@@ -75,12 +75,19 @@ impl Wave {
             Some(self.home(name?).await)
         };
         let (rates, idempotency, home) = tokio::join!(rates, key, home);
+        let nameless = consult.home.is_some() && name.is_none();
+        let odd = [
+            (Part::Rates, rates.as_ref().is_some_and(is_odd)),
+            (Part::Keys, idempotency.as_ref().is_some_and(is_odd)),
+            (Part::Homes, nameless || home.as_ref().is_some_and(is_odd)),
+        ];
         let mut parts = Vec::new();
         let consulted = Consulted {
             op: consult.op,
             rates: told("rates", rates, &mut parts),
             idempotency: told("key", idempotency, &mut parts),
             home: told("home", home, &mut parts),
+            odd: odd.into_iter().filter_map(|(part, odd)| odd.then_some(part)).collect(),
         };
         Brought { consulted, parts }
     }
@@ -192,6 +199,11 @@ impl Wave {
             other => other,
         }
     }
+}
+
+/// It has no answer, and others may have one.
+fn is_odd<T>(answer: &Result<T, StoreError>) -> bool {
+    answer.as_ref().is_err_and(|error| !error.is_for_all())
 }
 
 fn told<T>(

@@ -10,7 +10,7 @@ use crate::plane::{Effect, Idempotency, Input, Observation, Refusal, SessionKind
 use crate::quota::{At, Ledger, LedgerConfig, OwnerId, RunId, StoreMode};
 use crate::rate::RateUnit;
 use crate::shared::{
-    Consult, Consulted, HomeAnswer, Homes, Housed, Keys, Note, Noted, Rates, SharedOpId,
+    Consult, Consulted, HomeAnswer, Homes, Housed, Keys, Note, Noted, Part, Rates, SharedOpId,
 };
 use crate::units::Amount;
 
@@ -40,7 +40,7 @@ impl Store {
             .idempotency
             .map(|claim| self.keys.claim(now, lease, tenant, claim.idempotency, claim.by));
         let home = consult.home.map(|session| self.homes.at(now, session));
-        Consulted { op, rates, idempotency, home }
+        Consulted { op, rates, idempotency, home, odd: Vec::new() }
     }
 
     fn note(&mut self, now: u64, note: &Note) -> Option<Housed> {
@@ -479,6 +479,56 @@ fn a_refusal_that_comes_late_stops_nobody_and_what_was_used_counts() {
         town.complete(1, other, 5);
     }
     town.is_quiet();
+}
+
+#[test]
+fn a_key_that_is_anothers_stops_whom_nothing_was_sent_for_though_nobody_waited_to_hear_it() {
+    for (key, is_free) in [(1, false), (2, true)] {
+        let mut town = Town::limited(Some(60), None);
+        let other = town.ask(1, Ask::new().keyed(1, 1));
+        let (first, consult) = half_answered(&mut town, Ask::new().keyed(9, 1));
+        town.gateways[0].input(Input::ConsultFailed { op: consult.op });
+        assert_eq!(town.degraded(0), [true]);
+        town.gateways[0].later(seconds(1));
+        // The probe that nobody waits for is answered before the ledger is.
+        town.away = true;
+        let probe = town.gateways[0].ask(Ask::new().keyed(key, 1));
+        let consult = town.serve().into_iter().find_map(|effect| match effect {
+            Effect::Consult(asked) => Some(asked),
+            _ => None,
+        });
+        let consult = consult.unwrap();
+        assert_eq!(consult.idempotency.unwrap().idempotency.key, Digest(key));
+        let answer = town.store.consult(town.micros(0), &consult);
+        town.gateways[0].input(Input::Consulted(answer.into()));
+        if is_free {
+            assert!(town.gateways[0].runs(probe));
+            town.gateways[0].gone(probe);
+        } else {
+            let refusal = town.gateways[0].refusal(probe);
+            assert_eq!(refusal, Refusal::IdempotencyInFlight { by: None });
+        }
+        town.away = false;
+        town.complete(0, first, 5);
+        town.complete(1, other, 5);
+    }
+}
+
+#[test]
+fn what_failed_for_one_ask_alone_says_nothing_of_its_parts() {
+    let mut town = Town::limited(Some(60), None);
+    for key in 1..4 {
+        let (caller, consult) = half_answered(&mut town, Ask::new().keyed(key, 1));
+        assert!(!consult.rates.is_empty() && consult.idempotency.is_some(), "asked as ever");
+        let mut answer = town.store.consult(town.micros(0), &consult);
+        (answer.idempotency, answer.odd) = (None, Vec::from([Part::Keys]));
+        if key == 2 {
+            (answer.rates, answer.odd) = (None, Vec::from([Part::Rates, Part::Keys]));
+        }
+        town.gateways[0].input(Input::Consulted(answer.into()));
+        assert!(town.sent(0, caller), "it goes on alone");
+        assert!(town.degraded(0).is_empty(), "{:?}", town.degraded(0));
+    }
 }
 
 #[test]

@@ -168,6 +168,7 @@ fn consulted(world: &mut World, through: bool) {
         rates: None,
         idempotency: idempotency.map(|_| key),
         home: home.map(|_| HomeAnswer::Nowhere { epoch: 0 }),
+        odd: Vec::new(),
     };
     world.input(Input::Consulted(answer.into()));
 }

@@ -80,9 +80,7 @@ pub(super) fn rates_settle(
 ) -> Asked {
     let mut args = vec![stamp(now)?];
     for RateCorrection { until, held, used, .. } in corrections {
-        for amount in [until, held, used] {
-            args.push(number(*amount)?);
-        }
+        args.extend([moment(*until)?, number(*held)?, number(*used)?]);
     }
     let keys = corrections.iter().map(|one| rate_key(tenant, one.account, one.unit)).collect();
     // Twice would let go what others hold.
@@ -133,9 +131,16 @@ pub(super) fn home_set(name: &str, noted: &Noted) -> Asked {
 }
 
 fn stamp(now: Option<u64>) -> Result<String, StoreError> {
-    now.map_or(Ok(String::new()), number)
+    now.map_or(Ok(String::new()), moment)
 }
 
+/// Microseconds since 1970. Today's are a fifth of the range, and are past a quarter of it in 2041.
+fn moment(value: u64) -> Result<String, StoreError> {
+    let fits = value <= NUMBER_MAX;
+    if fits { Ok(value.to_string()) } else { Err(StoreError::TooLarge("a moment", value)) }
+}
+
+/// A span or a count.
 fn number(value: u64) -> Result<String, StoreError> {
     // A quarter of the range, so that sums of a time, a span and a use stay in it.
     let fits = value <= NUMBER_MAX / 4;
@@ -149,4 +154,28 @@ fn digest(digest: u128) -> String {
 fn claimant(Claimant { owner, request }: &Claimant) -> String {
     let RequestId(Minted { incarnation, counter }) = request;
     format!("{:016x}{incarnation:08x}{counter:016x}", owner.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use control::rate::RateUnit;
+
+    use super::*;
+
+    #[test]
+    fn a_moment_may_be_far_and_a_span_only_as_long_as_sums_bear() {
+        // The first of January 2050.
+        let far = 2_524_608_000_000_000;
+        let of = |until, used| {
+            let (account, unit) = (AccountId(1), RateUnit::Tpm);
+            rates_settle(
+                account,
+                Some(far),
+                &[RateCorrection { account, unit, until, held: 0, used }],
+            )
+        };
+        assert!(of(far, 1).is_ok());
+        assert!(matches!(of(NUMBER_MAX + 1, 1), Err(StoreError::TooLarge(..))));
+        assert!(matches!(of(far, far), Err(StoreError::TooLarge(..))));
+    }
 }

@@ -19,6 +19,7 @@ use super::Wave;
 use crate::driver::Driver;
 use crate::health::Health;
 use crate::redis::error::StoreError;
+use crate::redis::untold::{One, Untold};
 
 /// Consultations, and notes, that may wait: a second's worth of a busy gateway, and some 2 MB at most.
 const WAITING_MAX: usize = 4_096;
@@ -44,7 +45,8 @@ type Name = Option<Arc<str>>;
 /// The plane's side.
 pub(in crate::redis) struct Slot {
     consults: mpsc::Sender<(Box<Consult>, Name)>,
-    notes: mpsc::Sender<(Box<Note>, Name)>,
+    notes: mpsc::Sender<(Box<Note>, Name, One)>,
+    untold: Arc<Untold>,
     dropped: Arc<Dropped>,
 }
 
@@ -63,7 +65,7 @@ impl Slot {
     }
 
     pub fn note(&self, note: Box<Note>, name: Name) {
-        if self.notes.try_send((note, name)).is_err() {
+        if self.notes.try_send((note, name, self.untold.one())).is_err() {
             self.dropped.notes.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -73,7 +75,7 @@ impl Slot {
 pub(in crate::redis) struct Desk {
     wave: Wave,
     consults: mpsc::Receiver<(Box<Consult>, Name)>,
-    notes: mpsc::Receiver<(Box<Note>, Name)>,
+    notes: mpsc::Receiver<(Box<Note>, Name, One)>,
     dropped: Arc<Dropped>,
     in_flight_max: usize,
     report: Arc<Report>,
@@ -81,11 +83,16 @@ pub(in crate::redis) struct Desk {
 
 impl Desk {
     /// Both sides. At most `in_flight_max` consultations are on their way at once.
-    pub fn new(wave: Wave, in_flight_max: usize, health: Arc<Health>) -> (Slot, Self) {
+    pub fn new(
+        wave: Wave,
+        in_flight_max: usize,
+        health: Arc<Health>,
+        untold: Arc<Untold>,
+    ) -> (Slot, Self) {
         let (consults, asked) = mpsc::channel(WAITING_MAX);
         let (notes, noted) = mpsc::channel(WAITING_MAX);
         let dropped = Arc::<Dropped>::default();
-        let slot = Slot { consults, notes, dropped: Arc::clone(&dropped) };
+        let slot = Slot { consults, notes, untold, dropped: Arc::clone(&dropped) };
         health.note(PART, Some((true, "not asked yet".into())));
         let report = Arc::new(Report { health, away: Mutex::default(), odd: Mutex::default() });
         (slot, Self { wave, consults: asked, notes: noted, dropped, in_flight_max, report })
@@ -100,9 +107,12 @@ impl Desk {
                 let carrier = Arc::clone(&carrier);
                 async move { carrier.consult(&consult, name.as_deref()).await }
             }),
-            carry(notes, NOTES_MAX, |(note, name)| {
+            carry(notes, NOTES_MAX, |(note, name, one)| {
                 let carrier = Arc::clone(&carrier);
-                async move { carrier.note(&note, name.as_deref()).await }
+                async move {
+                    carrier.note(&note, name.as_deref()).await;
+                    drop(one);
+                }
             }),
         );
     }
@@ -211,8 +221,17 @@ fn is_worth_again(noted: &Noted, error: &StoreError) -> bool {
 struct Report {
     health: Arc<Health>,
     /// The parts that nobody answers for.
-    away: Mutex<BTreeMap<&'static str, StoreError>>,
+    away: Mutex<BTreeMap<&'static str, Away>>,
     odd: Mutex<Option<Instant>>,
+}
+
+/// A part that nobody answers for.
+#[derive(Debug, PartialEq, Eq)]
+struct Away {
+    error: StoreError,
+    /// Others answered when it did not: they say nothing of it. One that went away with the rest is back with any of them,
+    /// as for the plane, which asks for it again only when a request needs it.
+    alone: bool,
 }
 
 impl Report {
@@ -221,48 +240,64 @@ impl Report {
         let answered = parts.iter().any(|(_, error)| error.is_none());
         let is_for_all =
             |error: &Option<StoreError>| error.as_ref().is_some_and(StoreError::is_for_all);
-        let is_away = !answered && parts.iter().any(|(_, error)| is_for_all(error));
+        let is_away = !parts.is_empty() && parts.iter().all(|(_, error)| is_for_all(error));
         for (part, error) in parts {
-            self.told(part, error);
+            self.hear(part, error, answered);
         }
         is_away
     }
 
+    /// What became of a note: of the other parts that says nothing.
     fn told(&self, part: &'static str, error: Option<StoreError>) {
+        let away = self.away.lock().unwrap_or_else(PoisonError::into_inner);
+        let alone = away.get(part).is_some_and(|away| away.alone);
+        drop(away);
+        self.hear(part, error, alone);
+    }
+
+    fn hear(&self, part: &'static str, error: Option<StoreError>, alone: bool) {
         let outcome = error.as_ref().map_or("answered", StoreError::name);
         self.health.shared_asked(part, outcome);
         match error {
             None => self.answered(part),
-            Some(error) if error.is_for_all() => self.failed(part, error),
+            Some(error) if error.is_for_all() => self.failed(part, Away { error, alone }),
             Some(error) => self.odd(part, &error),
         }
     }
 
     fn answered(&self, part: &'static str) {
         let mut away = self.away.lock().unwrap_or_else(PoisonError::into_inner);
-        if away.remove(part).is_some() && away.is_empty() {
+        let before = away.len();
+        away.retain(|other, away| away.alone && *other != part);
+        if let Some((part, away)) = away.first_key_value() {
+            return self.unwell(part, &away.error);
+        }
+        if before > 0 {
             tracing::info!("the shared store answers again: limits are held in common");
         }
-        if away.is_empty() {
-            self.health.note(PART, Some((true, "answers".into())));
-        }
+        self.health.note(PART, Some((true, "answers".into())));
     }
 
-    fn failed(&self, part: &'static str, error: StoreError) {
+    fn failed(&self, part: &'static str, failed: Away) {
         let mut away = self.away.lock().unwrap_or_else(PoisonError::into_inner);
-        if away.get(part) == Some(&error) {
+        if away.get(part) == Some(&failed) {
             return;
         }
         if away.is_empty() {
+            let error = &failed.error;
             tracing::warn!(
                 "the shared store does not answer, each gateway limits for itself: {error}"
             );
         }
+        self.unwell(part, &failed.error);
+        away.insert(part, failed);
+    }
+
+    fn unwell(&self, part: &str, error: &StoreError) {
         let text = format!(
             "{part}: {error}; until it is back, each gateway limits rates and remembers keys and homes for itself"
         );
         self.health.note(PART, Some((false, text)));
-        away.insert(part, error);
     }
 
     fn odd(&self, part: &'static str, error: &StoreError) {
@@ -280,6 +315,43 @@ mod tests {
     use control::shared::Noted;
 
     use super::*;
+
+    fn report() -> Report {
+        Report { health: Health::new(), away: Mutex::default(), odd: Mutex::default() }
+    }
+
+    fn away() -> Option<StoreError> {
+        Some(StoreError::Away("gone".into()))
+    }
+
+    #[test]
+    fn what_fails_for_one_ask_alone_is_not_the_stores_failure() {
+        let odd = || Some(StoreError::Foreign("precious".into()));
+        for (parts, is_away) in [
+            (vec![("rates", away()), ("key", away())], true),
+            (vec![("rates", away()), ("key", odd())], false),
+            (vec![("rates", Some(StoreError::Busy(1)))], false),
+            (vec![("rates", None), ("key", away())], false),
+            (vec![], false),
+        ] {
+            assert_eq!(report().heard(parts.clone()), is_away, "{parts:?}");
+        }
+    }
+
+    #[test]
+    fn parts_that_went_away_together_are_back_with_any_of_them_and_one_alone_by_itself() {
+        let report = report();
+        let left = || report.away.lock().unwrap().keys().copied().collect::<Vec<_>>();
+        report.heard(vec![("home", away()), ("key", away()), ("rates", away())]);
+        assert_eq!(left(), ["home", "key", "rates"]);
+        report.heard(vec![("rates", None)]);
+        assert!(left().is_empty(), "nobody may come for a key or a home for hours");
+        report.heard(vec![("rates", None), ("key", away())]);
+        report.told("rates", None);
+        assert_eq!(left(), ["key"], "it lies elsewhere, and is away there");
+        report.told("key", None);
+        assert!(left().is_empty());
+    }
 
     #[test]
     fn what_was_used_is_not_told_twice_and_what_can_be_repeated_is() {
