@@ -46,6 +46,24 @@ fn roles_that_ask_for_keys_have_names_and_limits_and_no_hashes() {
 }
 
 #[test]
+fn a_key_is_named_in_no_more_bytes_than_other_roles_take() {
+    let (hash, most, more) = (KeyHash::of("k"), "n".repeat(200), "n".repeat(201));
+    for role in [Role::All, Role::Auth] {
+        let keys = |name: &str, user: &str| {
+            format!("keys: [{{hash: '{hash}', name: {name}, user: {user}}}]")
+        };
+        assert!(played(role, &keys(&most, &most), &[]).is_ok());
+        let told = played(role, &keys(&more, "ann"), &[]).unwrap_err().to_string();
+        assert!(
+            told.contains("keys[0].name: a name has at most 200 bytes, and this one 201"),
+            "{told}"
+        );
+        let told = played(role, &keys("laptop", &more), &[]).unwrap_err().to_string();
+        assert!(told.contains("keys[0].user: a name has at most 200 bytes"), "{told}");
+    }
+}
+
+#[test]
 fn the_auth_role_has_ports_of_its_own_and_the_flag_wins() {
     let keys = format!("keys: [{{hash: '{}'}}]", KeyHash::of("k"));
     let server = |vars: &[(&str, &str)]| {
