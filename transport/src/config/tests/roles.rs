@@ -64,6 +64,25 @@ fn a_key_is_named_in_no_more_bytes_than_other_roles_take() {
 }
 
 #[test]
+fn the_gateways_variable_moves_no_other_roles_port() {
+    let keys = format!("keys: [{{hash: '{}'}}]\nchats: [{{url: 'chat://c'}}]", KeyHash::of("k"));
+    let grpc = |role, vars: &[(&str, &str)]| {
+        let addr = played(role, &keys, vars).unwrap().config.server.grpc_addr;
+        addr.map(|addr| addr.to_string()).unwrap_or_default()
+    };
+    let vars = [("GATEWAY_GRPC_ADDR", ":9001"), ("CHAT_SERVICE", "7001"), ("AUTH_GRPC", "7002")];
+    for (role, alone, with_its_own) in [
+        (Role::All, "0.0.0.0:9001", "0.0.0.0:9001"),
+        (Role::Gateway, "0.0.0.0:9001", "0.0.0.0:9001"),
+        (Role::Chat, "127.0.0.1:8081", "127.0.0.1:7001"),
+        (Role::Auth, "127.0.0.1:8082", "127.0.0.1:7002"),
+    ] {
+        assert_eq!(grpc(role, &vars[..1]), alone, "{role:?}");
+        assert_eq!(grpc(role, &vars), with_its_own, "{role:?}");
+    }
+}
+
+#[test]
 fn the_auth_role_has_ports_of_its_own_and_the_flag_wins() {
     let keys = format!("keys: [{{hash: '{}'}}]", KeyHash::of("k"));
     let server = |vars: &[(&str, &str)]| {
