@@ -17,6 +17,9 @@ use crate::keys::KeyHash;
 /// The tenant of keys that name none, and of callers without a key.
 pub const DEFAULT_TENANT: &str = "default";
 
+/// What the owner of a key's own stored sessions is called begins with it, so no user may be called that.
+pub(crate) const KEY_OWNER: &str = "key/";
+
 /// Tenants in the file.
 const TENANTS_MAX: usize = 10_000;
 /// Users with limits of their own, a tenant.
@@ -80,7 +83,10 @@ pub(super) fn read_tenants(root: &Section<'_>) -> BTreeMap<String, Tenant> {
         Some(Tenant {
             limits: Limits::read(section),
             carry_debt: section.get("carry_debt", false),
-            users: section.named("users", USERS_MAX, |_, user| Some(Limits::read(user))),
+            users: section.named("users", USERS_MAX, |name, user| {
+                check_user(user, "", name);
+                Some(Limits::read(user))
+            }),
             per_user: section.maybe_section("per_user", |user| Some(Limits::read(user))),
         })
     })
@@ -140,7 +146,10 @@ impl KeyEntry {
             // One that is not there would have no limits, which is not what a misspelling means.
             expect_known(section, "tenant", "tenant", &tenant, tenants);
         }
-        let user = section.maybe("user", "no user");
+        let user: Option<String> = section.maybe("user", "no user");
+        if let Some(user) = &user {
+            check_user(section, "user", user);
+        }
         let name = section.maybe("name", "the hash's first 12 digits");
         let limits = Limits::read(section);
         let models = section.texts("models", "every model");
@@ -154,6 +163,13 @@ impl KeyEntry {
         }
         let name = name.or_else(|| hash.map(|hash| hash.short()))?;
         Some(Self { hash, tenant, user, name, limits, models })
+    }
+}
+
+fn check_user(section: &Section<'_>, key: &str, name: &str) {
+    if name.starts_with(KEY_OWNER) {
+        let reason = format!("a user's name does not begin with {KEY_OWNER:?}: that is what keys' own sessions are called");
+        section.problem(key, ProblemKind::Invalid(reason));
     }
 }
 

@@ -178,7 +178,7 @@ pub(super) async fn asked<C: Chat>(
     let trace = Trace::default();
     shared.auth.authenticate(bearer.as_deref(), None, &trace).await?;
     if let Some(user) = &user {
-        ask::check_id("user_id", user)?;
+        ask::check_user(user)?;
     }
     let caller = shared.auth.authenticate(bearer.as_deref(), user.as_deref(), &trace).await?;
     let behalf = shared.edge.then(|| {
