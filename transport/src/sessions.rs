@@ -177,7 +177,7 @@ impl Sessions {
     ) -> Result<Arc<Self>, SessionError> {
         let store = match shared {
             Some(log) => Store::Shared(Shared(log)),
-            None => Store::Embedded(Embedded(kv_of(&world.beside, &config.data.dir)?)),
+            None => Store::Embedded(Embedded::new(kv_of(&world.beside, &config.data.dir)?)),
         };
         Ok(Self::over(store, Limits::from(&config.session), world.wall.clone(), health))
     }
@@ -212,8 +212,8 @@ impl Sessions {
 
     /// Lets go of the disk. What is asked from here on has no answer.
     pub(crate) fn close(&self) {
-        if let Store::Embedded(Embedded(kv)) = &self.store {
-            kv.close();
+        if let Store::Embedded(store) = &self.store {
+            store.close();
         }
     }
 

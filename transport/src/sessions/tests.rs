@@ -20,7 +20,7 @@ fn limits() -> Limits {
 }
 
 fn over(kv: Kv) -> Arc<Sessions> {
-    let store = Store::Embedded(Embedded(kv));
+    let store = Store::Embedded(Embedded::new(kv));
     Sessions::over(store, limits(), WallClock::System, &Health::new())
 }
 
@@ -34,6 +34,22 @@ fn stored(id: &str, is_new: bool) -> Stored {
 
 fn answer() -> Option<Box<RawValue>> {
     RawValue::from_string(r#"{"role":"assistant","content":"ho"}"#.to_owned()).ok()
+}
+
+fn head() -> Head {
+    let owner = ann();
+    Head {
+        tenant: owner.tenant.to_string(),
+        user: owner.user.to_string(),
+        created: 1,
+        active: 1,
+        cleared: Totals::default(),
+    }
+}
+
+fn entry() -> Entry {
+    let totals = Totals { messages: 1, tokens: 2, bytes: 3 };
+    Entry { turn: "t1".to_owned(), at: 1, totals, whole: true, message: answer().unwrap() }
 }
 
 async fn begin(sessions: &Arc<Sessions>, stored: &Stored) -> Result<Turn, SessionError> {
@@ -58,24 +74,53 @@ async fn a_turn_that_is_cut_leaves_nothing_behind_and_lets_the_next_begin() {
 
 #[tokio::test]
 async fn a_turn_that_is_written_twice_is_there_once() {
-    let store = Embedded(Kv::memory());
-    let owner = ann();
-    let head = Head {
-        tenant: owner.tenant.to_string(),
-        user: owner.user.to_string(),
-        created: 1,
-        active: 1,
-        cleared: Totals::default(),
-    };
-    store.create("s", &head).await.unwrap();
-    let totals = Totals { messages: 1, tokens: 2, bytes: 3 };
-    let entry =
-        Entry { turn: "t1".to_owned(), at: 1, totals, whole: true, message: answer().unwrap() };
+    let store = Embedded::new(Kv::memory());
+    store.create("s", &head()).await.unwrap();
+    let entry = entry();
     for _ in 0..3 {
         store.append("s", 2, std::slice::from_ref(&entry), &[]).await.unwrap();
     }
     assert_eq!(store.page("s", 0, 10).await.unwrap().len(), 1);
-    assert_eq!(store.head("s").await.unwrap().unwrap().1, totals);
+    assert_eq!(store.head("s").await.unwrap().unwrap().1, entry.totals);
+}
+
+#[tokio::test]
+async fn a_turn_whose_flush_failed_is_not_kept_until_one_succeeds() {
+    let kv = Kv::memory();
+    let Kv::Memory(memory) = kv.clone() else { panic!("it is in memory") };
+    let store = Embedded::new(kv);
+    store.create("s", &head()).await.unwrap();
+    let entry = entry();
+    memory.failing.store(2, Ordering::Relaxed);
+    let append = || store.append("s", 2, std::slice::from_ref(&entry), &[]);
+    let (first, second, third) = (append().await, append().await, append().await);
+    assert!(matches!(first, Err(SessionError::Store(_))), "{first:?}");
+    assert!(matches!(second, Err(SessionError::Store(_))), "a repeat was taken for kept: {second:?}");
+    assert_eq!(third, Ok(()));
+    assert_eq!(store.page("s", 0, 10).await.unwrap().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn changes_at_once_undo_nothing_of_each_other() {
+    let home = tempfile::tempdir().unwrap();
+    let sessions = over(Kv::open(home.path()).unwrap());
+    for round in 0..10 {
+        let turns = (0..4).map(|_| async {
+            let id = Sessions::mint().unwrap();
+            let turn = begin(&sessions, &stored(&id, true)).await.unwrap();
+            turn.end(answer(), true).await.unwrap();
+            id
+        });
+        let ids = futures_util::future::join_all(turns).await;
+        let after = sessions.history(&ann()).await.unwrap();
+        assert_eq!(after.len(), 8, "round {round}: a line took another's place");
+        for id in ids {
+            let lines = after.iter().filter(|line| line.session == id).count();
+            assert_eq!(lines, 2, "round {round}");
+            sessions.purge(&ann(), &id).await.unwrap();
+        }
+    }
+    sessions.close();
 }
 
 #[tokio::test]
