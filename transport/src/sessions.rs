@@ -114,6 +114,9 @@ pub enum SessionError {
     /// The store does not do what it must.
     #[error("the store of sessions does not answer: {0}")]
     Store(String),
+    /// The same at the end of a turn: nobody knows whether that is kept.
+    #[error("the store of sessions has not confirmed the turn: {0}")]
+    Unconfirmed(String),
 }
 
 impl SessionError {
@@ -127,6 +130,7 @@ impl SessionError {
             Self::Busy => "busy",
             Self::Off => "off",
             Self::Store(_) => "store",
+            Self::Unconfirmed(_) => "unconfirmed",
         }
     }
 }
@@ -411,7 +415,7 @@ impl Sessions {
             Ok(_) => self.well(None),
             Err(error) => {
                 self.refused.get_or_create(&Refused { reason: error.name() }).inc();
-                if let SessionError::Store(why) = error {
+                if let SessionError::Store(why) | SessionError::Unconfirmed(why) = error {
                     self.well(Some(why));
                 }
             }

@@ -10,6 +10,7 @@ use control::plane::{Dispatch, Outcome};
 
 use super::{Parts, Request};
 use crate::exchange::{Call, Refused, SessionAnswer, SessionAsk, SessionCall, Why};
+use crate::front::UNCONFIRMED;
 use crate::sessions::{Said, SessionError, Turn};
 
 /// Looks whether a call's session is there, and adds what it may bring to the estimate of the prompt.
@@ -100,8 +101,13 @@ pub(super) struct Story {
     name: Option<Arc<str>>,
 }
 
-/// The error of a stream that is whole and not kept.
-const NOT_STORED: &str = r#"{"error":{"message":"The answer could not be stored in its session, so the next turn would not know of it. Send this turn again.","type":"server_error","param":null,"code":"session_not_stored"}}"#;
+/// The error of a stream that is whole, and may not be kept.
+fn unconfirmed() -> Bytes {
+    let error = serde_json::json!({"error": {
+        "message": UNCONFIRMED, "type": "server_error", "param": null, "code": "session_not_stored",
+    }});
+    error.to_string().into()
+}
 
 impl Story {
     pub fn new(turn: Option<Turn>, name: Option<Arc<str>>) -> Self {
@@ -130,7 +136,7 @@ impl Story {
         let Some(turn) = self.turn.take() else { return Ok(()) };
         let (message, all) = self.said.message().map_or((None, false), |(m, all)| (Some(m), all));
         let kept = turn.end(message, whole && all).await;
-        kept.map_err(|_| Bytes::from_static(NOT_STORED.as_bytes()))
+        kept.map_err(|_| unconfirmed())
     }
 }
 

@@ -35,6 +35,21 @@ impl Embedded {
         self.kv.close();
     }
 
+    /// Has changes wait until what is returned is dropped, as those of a disk that hangs.
+    #[cfg(test)]
+    pub fn hang(&self) -> std::sync::mpsc::Sender<()> {
+        let (until, dropped) = std::sync::mpsc::channel();
+        let (held, is_held) = std::sync::mpsc::channel();
+        let changing = Arc::clone(&self.changing);
+        std::thread::spawn(move || {
+            let _one = changing.lock().unwrap_or_else(PoisonError::into_inner);
+            let _ = held.send(());
+            let _: Result<(), _> = dropped.recv();
+        });
+        let _ = is_held.recv();
+        until
+    }
+
     /// What changes the store, one after another.
     fn change<T>(
         &self,

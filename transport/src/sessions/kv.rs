@@ -78,7 +78,7 @@ impl Kv {
         work: impl FnOnce(&Self) -> Result<T, SessionError> + Send + 'static,
     ) -> Result<T, SessionError> {
         let worked = tokio::time::timeout(DISK_WAIT, self.finish(work)).await;
-        worked.unwrap_or_else(|_| Err(slow()))
+        worked.unwrap_or_else(|_| Err(SessionError::Store(slow())))
     }
 
     /// The same, however long that takes: work that was begun is done in the end, whether anybody waits for it or not.
@@ -190,8 +190,8 @@ impl Memory {
 }
 
 /// What took too long is under way all the same.
-pub(super) fn slow() -> SessionError {
-    SessionError::Store(format!("the disk took longer than {} s", DISK_WAIT.as_secs()))
+pub(super) fn slow() -> String {
+    format!("the disk took longer than {} s", DISK_WAIT.as_secs())
 }
 
 fn opened(db: &Mutex<Option<sled::Db>>) -> Result<sled::Db, SessionError> {

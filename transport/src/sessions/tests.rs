@@ -139,6 +139,35 @@ async fn what_is_on_a_disk_is_there_after_a_restart() {
     assert_eq!(sessions.history(&ann()).await.unwrap().len(), 2);
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_turn_whose_write_hangs_is_told_unknown_and_holds_its_session_till_it_is_known() {
+    let home = tempfile::tempdir().unwrap();
+    let store = Embedded::new(Kv::open(home.path()).unwrap());
+    let sessions = Sessions::over(
+        Store::Embedded(store.clone()),
+        limits(),
+        WallClock::System,
+        &Health::new(),
+    );
+    let id = Sessions::mint().unwrap();
+    let mut turn = begin(&sessions, &stored(&id, true)).await.unwrap();
+    turn.announce().await.unwrap();
+    let disk = store.hang();
+    let ending = tokio::spawn(turn.end(answer(), true));
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+        tokio::time::advance(Duration::from_millis(500)).await;
+    }
+    let told = ending.await.unwrap();
+    assert!(matches!(told, Err(SessionError::Unconfirmed(_))), "{told:?}");
+    let guard = sessions.guard(&ann().scoped(&id));
+    assert!(guard.try_lock().is_err(), "the next turn would not see what is written yet");
+    drop(disk);
+    // The disk comes back, and what was begun is done.
+    drop(guard.lock().await);
+    assert_eq!(sessions.get(&ann(), &id).await.unwrap().message_count, 2);
+}
+
 #[test]
 fn ids_are_long_random_and_told_from_others() {
     let (one, other) = (Sessions::mint().unwrap(), Sessions::mint().unwrap());

@@ -12,7 +12,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::body::{Asked, line, said};
 use super::record::{Entry, Head, HistoryLine, Owner, Totals};
-use super::{STORE_PATIENCE, SessionError, Sessions, Store};
+use super::{STORE_PATIENCE, SessionError, Sessions, Store, kv};
 use crate::exchange::Stored;
 use crate::redis::SessionLog;
 
@@ -37,6 +37,8 @@ pub(crate) struct Turn {
 const LEASE: Duration = Duration::from_secs(15);
 /// A third, so that two renewals may be lost.
 const LEASE_RENEWED: Duration = Duration::from_secs(5);
+/// How long the end of a turn is waited for.
+const END_WAIT: Duration = kv::DISK_WAIT.saturating_add(STORE_PATIENCE);
 /// How long between two looks at a turn that another process has.
 const LEASE_POLL: Duration = Duration::from_millis(100);
 /// The longest wait for it, as the plane's for turns of this process.
@@ -171,11 +173,16 @@ impl Turn {
         self.sessions.told(created)
     }
 
-    /// Keeps the turn: what was asked, and what was answered. It is kept though nobody waits for it any more; what cannot be
-    /// kept for [`STORE_PATIENCE`] is lost, and that is told.
+    /// Keeps the turn: what was asked, and what was answered. It is kept though nobody waits for it any more. What the store
+    /// has not confirmed in time may be kept or not, and that is told; the next turn begins when it is known.
     pub async fn end(self, answer: Option<Box<RawValue>>, whole: bool) -> Result<(), SessionError> {
+        let sessions = Arc::clone(&self.sessions);
         let kept = tokio::spawn(self.keep(answer, whole));
-        kept.await.unwrap_or_else(|_| Err(SessionError::Store("its task broke".to_owned())))
+        match timeout_at(Instant::now() + END_WAIT, kept).await {
+            Ok(Ok(kept)) => kept,
+            Ok(Err(_)) => Err(SessionError::Unconfirmed("its task broke".to_owned())),
+            Err(_) => sessions.told(Err(SessionError::Unconfirmed(kv::slow()))),
+        }
     }
 
     async fn keep(
@@ -187,12 +194,12 @@ impl Turn {
         let lines = self.lines(&entries);
         let until = Instant::now() + STORE_PATIENCE;
         let kept = loop {
-            let kept = self.written(&entries, &lines).await;
-            let again = matches!(kept, Err(SessionError::Store(_))) && Instant::now() < until;
-            if !again {
-                break kept;
+            match self.written(&entries, &lines).await {
+                Err(SessionError::Store(_)) if Instant::now() < until => sleep(LEASE_POLL).await,
+                // A command without an answer may have been carried out.
+                Err(SessionError::Store(why)) => break Err(SessionError::Unconfirmed(why)),
+                kept => break kept,
             }
-            sleep(LEASE_POLL).await;
         };
         let outcome = match (&kept, whole) {
             (Ok(()), true) => "whole",

@@ -112,6 +112,7 @@ async fn while_redis_is_away_the_stored_form_says_so_and_the_plain_one_goes_on()
     let (cut, ()) = tokio::join!(running, killing);
     assert!(!cut.is_done(), "what could not be kept was not acknowledged");
     assert!(cut.text().contains("session_not_stored"), "{}", cut.text());
+    assert!(cut.text().contains("may not have been stored"), "nobody knows: {}", cut.text());
     let began = Instant::now();
     let refused = site.turn("ann", Some(&session), "two", json!({})).await;
     assert_eq!(
