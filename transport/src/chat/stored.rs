@@ -4,6 +4,7 @@
 //! the session is passed on.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use control::plane::{Dispatch, Outcome};
@@ -48,17 +49,24 @@ pub(super) async fn asked(parts: &Parts, call: SessionCall) -> Result<SessionAns
 
 impl Request {
     /// The plane has given the turn: what is stored goes before what is asked. Once for all attempts.
-    pub(super) async fn begin_turn(&mut self, dispatch: &Dispatch) -> Result<(), Refused> {
+    ///
+    /// Another process may have a turn of the session, and that is not the replica's fault: what is waited here is added to
+    /// the attempt's times. Waiting before the plane hears of the request was rejected: it would count neither the turns that
+    /// wait nor their quota. The plane's own watchdog is of the request's deadline, which stays; only for a probe of a replica
+    /// that comes back it looks at the first token, 5 s after the time that it gave.
+    pub(super) async fn begin_turn(&mut self, dispatch: &mut Dispatch) -> Result<(), Refused> {
         let (Some(sessions), Some(stored)) = (&self.chat.sessions, &self.call.stored) else {
             return Ok(());
         };
         if self.turn.is_some() {
             return Ok(());
         }
-        let deadline = self.chat.driver.clock().deadline(dispatch.deadline);
+        let clock = self.chat.driver.clock();
+        let (deadline, dispatched) = (clock.deadline(dispatch.deadline), clock.now());
         let begun = Turn::begin(sessions, stored, &self.call.body, deadline).await;
         let (turn, body) = begun.map_err(|why| self.refused(Why::Session(why)))?;
         (self.turn, self.call.body) = (Some(turn), body);
+        later(dispatch, self.chat.driver.clock().now().since(dispatched));
         Ok(())
     }
 
@@ -90,6 +98,14 @@ impl Request {
         let id = Arc::clone(turn.id());
         turn.announce().await.map_err(|why| self.refused(Why::Session(why)))?;
         Ok(Some(id))
+    }
+}
+
+/// An attempt that begins so much later may answer so much later, though not after its request is over.
+fn later(dispatch: &mut Dispatch, waited: Duration) {
+    let last = dispatch.deadline;
+    for by in [&mut dispatch.connect_by, &mut dispatch.first_token_by] {
+        *by = (*by + waited).min(last);
     }
 }
 

@@ -51,6 +51,34 @@ async fn two_gateways_see_one_session_and_answer_its_turns_in_order() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_wait_for_another_gateways_turn_is_not_the_replicas_fault() {
+    let (redis, replica, homes) = (Server::start(), Replica::new().await, [dir(), dir()]);
+    let one = site(homes[0].path(), &replica, &redis).await;
+    let more = format!(
+        "data: {{dir: DIR, redis: {{addr: '127.0.0.1:{}'}}}}\nrouting: {{timeouts: {{connect: 500ms, first_token: 700ms}}}}\n{}",
+        redis.port,
+        keys()
+    );
+    let two = Site::new(homes[1].path(), &replica, &more).await;
+    let session = one.turn("ann", None, "one", json!({})).await.session();
+    let long = format!("dawdle {}", "on ".repeat(30));
+    let first = one.turn("ann", Some(&session), &long, json!({"stream": true}));
+    let second = async {
+        sleep(Duration::from_millis(300)).await;
+        let began = Instant::now();
+        let answer = two.turn("ann", Some(&session), "slow", json!({"stream": true})).await;
+        (answer, began.elapsed())
+    };
+    let (first, (second, took)) = tokio::join!(first, second);
+    assert!(first.is_done());
+    assert!(took > Duration::from_millis(1_200), "it waited for nothing: {took:?}");
+    assert!(second.is_done(), "{}", second.text());
+    assert_eq!(replica.times(), 3, "asked once each");
+    one.close().await;
+    two.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn keys_are_those_of_the_documents_and_tenants_never_meet() {
     let (redis, replica, home) = (Server::start(), Replica::new().await, dir());
     let site = site(home.path(), &replica, &redis).await;
