@@ -20,6 +20,7 @@
 
 mod body;
 mod embedded;
+mod hold;
 mod kv;
 mod record;
 mod said;

@@ -89,15 +89,24 @@ impl SessionLog {
         Ok(number(&answer)? == 1)
     }
 
-    /// Appends messages, once however often it is said.
+    /// Appends messages behind the `before` that there were, once however often it is said. Where there are others now,
+    /// nothing is written: returned is how many there are.
     ///
     /// # Errors
     /// [`StoreError`].
-    pub async fn append(&self, id: &str, entries: &[String]) -> Result<u64, StoreError> {
+    pub async fn append(
+        &self,
+        id: &str,
+        before: u64,
+        entries: &[String],
+    ) -> Result<Option<u64>, StoreError> {
         let append = |command: &mut Cmd| {
-            command.arg(entries);
+            command.arg(before).arg(entries);
         };
-        number(&self.script(&APPEND, messages_key(id), append).await?)
+        match self.script(&APPEND, messages_key(id), append).await? {
+            Value::Nil => Ok(None),
+            others => number(&others).map(Some),
+        }
     }
 
     /// Messages by their places, both included; from the end where a place is below 0.

@@ -6,15 +6,13 @@ use std::time::Duration;
 use bytes::Bytes;
 use control::units::Tokens;
 use serde_json::value::RawValue;
-use tokio::sync::OwnedMutexGuard;
 use tokio::time::{Instant, sleep, timeout_at};
-use tokio_util::task::AbortOnDropHandle;
 
 use super::body::{Asked, line, said};
+use super::hold::Held;
 use super::record::{Entry, Head, HistoryLine, Owner, Totals};
 use super::{STORE_PATIENCE, SessionError, Sessions, Store, kv};
 use crate::exchange::Stored;
-use crate::redis::SessionLog;
 
 /// A turn that runs. Dropped before its end, it has left nothing behind.
 pub(crate) struct Turn {
@@ -28,19 +26,13 @@ pub(crate) struct Turn {
     /// What is stored before it.
     before: Totals,
     asked: Vec<Box<RawValue>>,
-    // In this order: the lease goes before the next turn of this process may take it.
-    lease: Option<Lease>,
-    _guard: OwnedMutexGuard<()>,
+    held: Held,
 }
 
-/// How long a lease lasts without being renewed: after so long the sessions of a process that died go on elsewhere.
-const LEASE: Duration = Duration::from_secs(15);
-/// A third, so that two renewals may be lost.
-const LEASE_RENEWED: Duration = Duration::from_secs(5);
 /// How long the end of a turn is waited for.
 const END_WAIT: Duration = kv::DISK_WAIT.saturating_add(STORE_PATIENCE);
-/// How long between two looks at a turn that another process has.
-const LEASE_POLL: Duration = Duration::from_millis(100);
+/// How long between two tries to keep a turn.
+const AGAIN: Duration = Duration::from_millis(100);
 /// The longest wait for it, as the plane's for turns of this process.
 const TURN_WAIT: Duration = Duration::from_secs(30);
 /// Messages that are read at once, from the end backwards, until the window is full.
@@ -69,13 +61,7 @@ impl Turn {
         let until = deadline.min(Instant::now() + TURN_WAIT);
         let (owner, id) = (stored.owner.clone(), Arc::clone(&stored.id));
         let name = Sessions::mint()?;
-        let key = owner.scoped(&id);
-        let guard = timeout_at(until, sessions.guard(&key).lock_owned()).await;
-        let guard = guard.map_err(|_| SessionError::Busy)?;
-        let lease = match &sessions.store {
-            Store::Embedded(_) => None,
-            Store::Shared(store) => Some(Lease::take(&store.0, key, &name, until).await?),
-        };
+        let held = Held::take(sessions, owner.scoped(&id), &name, until).await?;
         let asked = Asked::read(body)?;
         let limits = sessions.limits();
         let mut turn = Self {
@@ -86,8 +72,7 @@ impl Turn {
             exists: !stored.is_new,
             before: Totals::default(),
             asked: Vec::new(),
-            lease,
-            _guard: guard,
+            held,
         };
         if stored.is_new {
             let (_, count) = sessions.ids(&turn.owner, 0, 0).await?;
@@ -190,15 +175,21 @@ impl Turn {
         answer: Option<Box<RawValue>>,
         whole: bool,
     ) -> Result<(), SessionError> {
-        let entries = self.records(answer, whole);
+        let mut entries = self.records(answer, whole);
         let lines = self.lines(&entries);
         let until = Instant::now() + STORE_PATIENCE;
         let kept = loop {
             match self.written(&entries, &lines).await {
-                Err(SessionError::Store(_)) if Instant::now() < until => sleep(LEASE_POLL).await,
+                Ok(None) => break Ok(()),
+                Ok(Some(last)) if Instant::now() < until => self.renumber(&mut entries, last),
+                Ok(Some(_)) => {
+                    let why = "others write to the session all the time".to_owned();
+                    break Err(SessionError::Unconfirmed(why));
+                }
+                Err(SessionError::Store(_)) if Instant::now() < until => sleep(AGAIN).await,
                 // A command without an answer may have been carried out.
                 Err(SessionError::Store(why)) => break Err(SessionError::Unconfirmed(why)),
-                kept => break kept,
+                Err(error) => break Err(error),
             }
         };
         let outcome = match (&kept, whole) {
@@ -207,24 +198,39 @@ impl Turn {
             (Err(_), _) => "lost",
         };
         self.sessions.turns.get_or_create(&super::Ended { outcome }).inc();
-        if let Some(lease) = self.lease.take() {
-            lease.let_go().await;
-        }
+        self.held.let_go().await;
         self.sessions.told(kept)
     }
 
+    /// Nothing where the turn is written; the figures of the session where another came first.
     async fn written(
         &mut self,
         entries: &[Entry],
         lines: &[HistoryLine],
-    ) -> Result<(), SessionError> {
+    ) -> Result<Option<Totals>, SessionError> {
         self.announce().await?;
         let active = self.sessions.wall.now().as_millis();
         let (owner, id) = (&self.owner, &*self.id);
         match &self.sessions.store {
-            Store::Embedded(store) => store.append(id, active, entries, lines).await,
-            Store::Shared(store) => store.append(owner, id, active, entries, lines).await,
+            // Nobody else has the directory.
+            Store::Embedded(store) => store.append(id, active, entries, lines).await.map(|()| None),
+            Store::Shared(store) => {
+                let place = (active, self.before.messages);
+                store.append(owner, id, place, entries, lines).await
+            }
         }
+    }
+
+    /// The lease was lost, and another process's turn came first: this one comes behind it. Its model has not seen that, but
+    /// the totals go on from it, or they would be wrong for good.
+    fn renumber(&mut self, entries: &mut [Entry], last: Totals) {
+        let moved = |total: &mut u64, from: u64, to: u64| *total = *total - from + to;
+        for Entry { totals, .. } in entries {
+            moved(&mut totals.messages, self.before.messages, last.messages);
+            moved(&mut totals.tokens, self.before.tokens, last.tokens);
+            moved(&mut totals.bytes, self.before.bytes, last.bytes);
+        }
+        self.before = last;
     }
 
     fn records(&mut self, answer: Option<Box<RawValue>>, whole: bool) -> Vec<Entry> {
@@ -249,58 +255,5 @@ impl Turn {
             Some(HistoryLine { role, text, turn: format!("{}-{nth}", self.name), session })
         });
         lines.collect()
-    }
-}
-
-/// The turn of a session among all who share a Redis.
-struct Lease {
-    log: Arc<SessionLog>,
-    key: String,
-    who: String,
-    renewing: AbortOnDropHandle<()>,
-    over: bool,
-}
-
-impl Lease {
-    async fn take(
-        log: &Arc<SessionLog>,
-        key: String,
-        who: &str,
-        until: Instant,
-    ) -> Result<Self, SessionError> {
-        while !log.take(&key, who, LEASE).await? {
-            if Instant::now() + LEASE_POLL >= until {
-                return Err(SessionError::Busy);
-            }
-            sleep(LEASE_POLL).await;
-        }
-        let (renewed, id, name) = (Arc::clone(log), key.clone(), who.to_owned());
-        let renewing = tokio::spawn(async move {
-            loop {
-                sleep(LEASE_RENEWED).await;
-                // One that was lost is somebody else's. Turns are whole records, so nothing is lost by that but order.
-                let _ = renewed.hold(&id, &name, LEASE).await;
-            }
-        });
-        let renewing = AbortOnDropHandle::new(renewing);
-        Ok(Self { log: Arc::clone(log), key, who: who.to_owned(), renewing, over: false })
-    }
-
-    async fn let_go(mut self) {
-        self.over = true;
-        self.renewing.abort();
-        let _ = self.log.hold(&self.key, &self.who, Duration::ZERO).await;
-    }
-}
-
-impl Drop for Lease {
-    fn drop(&mut self) {
-        if self.over {
-            return;
-        }
-        let (log, key, who) = (Arc::clone(&self.log), self.key.clone(), self.who.clone());
-        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            runtime.spawn(async move { log.hold(&key, &who, Duration::ZERO).await.map(drop) });
-        }
     }
 }
