@@ -39,6 +39,7 @@ use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::registry::Registry;
+use tokio::time::{Instant, timeout};
 
 pub use record::{HistoryLine, MessageInfo, Owner, PageOf, Paged, SessionInfo};
 pub(crate) use said::Said;
@@ -49,6 +50,7 @@ use crate::health::Health;
 use crate::redis::SessionLog;
 use crate::seam::{Beside, WallClock, World};
 use embedded::Embedded;
+use hold::Held;
 use kv::Kv;
 use record::{Entry, Head, Totals};
 use shared::Shared;
@@ -332,15 +334,29 @@ impl Sessions {
         })
     }
 
-    /// Forgets a session and all that was said in it.
+    /// Forgets a session and all that was said in it. That is a turn of its own: one that ran beside it would write to what
+    /// is gone.
     ///
     /// # Errors
-    /// [`SessionError`].
-    pub async fn purge(&self, owner: &Owner, id: &str) -> Result<(), SessionError> {
+    /// [`SessionError`]; [`SessionError::Busy`] while another turn runs.
+    pub async fn purge(self: &Arc<Self>, owner: &Owner, id: &str) -> Result<(), SessionError> {
         self.told(self.found(owner, id).await)?;
-        self.told(match &self.store {
-            Store::Embedded(store) => store.purge(owner, id).await,
-            Store::Shared(store) => store.purge(owner, id).await,
+        let (sessions, owner, id) = (Arc::clone(self), owner.clone(), id.to_owned());
+        // To its end though nobody waits for it: what was purged by half, nobody else could purge meanwhile.
+        let purged = tokio::spawn(async move {
+            let (name, until) = (Self::mint()?, Instant::now() + STORE_PATIENCE);
+            let mut held = Held::take(&sessions, owner.scoped(&id), &name, until).await?;
+            let purged = match &sessions.store {
+                Store::Embedded(store) => store.purge(&owner, &id).await,
+                Store::Shared(store) => store.purge(&owner, &id).await,
+            };
+            held.let_go().await;
+            purged
+        });
+        self.told(match timeout(kv::DISK_WAIT + STORE_PATIENCE, purged).await {
+            Ok(Ok(purged)) => purged,
+            Ok(Err(_)) => Err(SessionError::Store("its task broke".to_owned())),
+            Err(_) => Err(SessionError::Store(kv::slow())),
         })
     }
 

@@ -2,7 +2,6 @@
 
 use bytes::Bytes;
 use serde_json::value::RawValue;
-use tokio::time::Instant;
 
 use super::*;
 use crate::exchange::Stored;
@@ -137,6 +136,22 @@ async fn what_is_on_a_disk_is_there_after_a_restart() {
     let kept = sessions.messages(&ann(), &id, page).await.unwrap();
     assert_eq!((kept.total, kept.items[1].is_whole), (2, false));
     assert_eq!(sessions.history(&ann()).await.unwrap().len(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_purged_has_no_turn_under_way() {
+    let sessions = over(Kv::memory());
+    let id = Sessions::mint().unwrap();
+    let turn = begin(&sessions, &stored(&id, true)).await.unwrap();
+    turn.end(answer(), true).await.unwrap();
+    let turn = begin(&sessions, &stored(&id, false)).await.unwrap();
+    assert_eq!(sessions.purge(&ann(), &id).await, Err(SessionError::Busy));
+    turn.end(answer(), true).await.unwrap();
+    assert_eq!(sessions.get(&ann(), &id).await.unwrap().message_count, 4);
+    assert_eq!(sessions.purge(&ann(), &id).await, Ok(()));
+    assert_eq!(sessions.get(&ann(), &id).await, Err(SessionError::NotFound));
+    // A turn that waited for it finds nothing.
+    assert_eq!(begin(&sessions, &stored(&id, false)).await.err(), Some(SessionError::NotFound));
 }
 
 #[tokio::test(start_paused = true)]
