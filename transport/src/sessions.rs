@@ -39,6 +39,7 @@ use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::registry::Registry;
+use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 
 pub use record::{HistoryLine, MessageInfo, Owner, PageOf, Paged, SessionInfo};
@@ -65,6 +66,8 @@ pub(crate) const HISTORY_MAX: usize = 40;
 const TURN_MESSAGES_MAX: usize = 1_000;
 /// How long a store is tried again at the end of a turn. An answer has been paid for: one lost packet should not lose it.
 const STORE_PATIENCE: Duration = Duration::from_secs(2);
+/// What a stop gives turns beyond that: what was cut has still to find out.
+const MOMENT: Duration = Duration::from_millis(500);
 
 /// How much may be kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -149,6 +152,8 @@ pub struct Sessions {
     refused: Family<Refused, Counter>,
     /// One for each session with a turn that is not written yet.
     guards: Mutex<BTreeMap<String, Weak<tokio::sync::Mutex<()>>>>,
+    /// How many turns are not written yet.
+    unwritten: watch::Sender<usize>,
     /// The store did not answer the last time.
     unwell: AtomicBool,
 }
@@ -211,10 +216,18 @@ impl Sessions {
             turns,
             refused,
             guards: Mutex::default(),
+            unwritten: watch::Sender::default(),
             unwell: AtomicBool::new(true),
         };
         sessions.well(None);
         Arc::new(sessions)
+    }
+
+    /// Waits for the turns that are not written yet, as long as a store is tried and a moment more. False where some are left.
+    pub(crate) async fn turns_written(&self) -> bool {
+        let mut unwritten = self.unwritten.subscribe();
+        let written = unwritten.wait_for(|turns| *turns == 0);
+        matches!(timeout(STORE_PATIENCE + MOMENT, written).await, Ok(Ok(_)))
     }
 
     /// Lets go of the disk. What is asked from here on has no answer.

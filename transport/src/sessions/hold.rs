@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::OwnedMutexGuard;
+use tokio::sync::{OwnedMutexGuard, watch};
 use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::task::AbortOnDropHandle;
 
@@ -26,6 +26,23 @@ pub(super) struct Held {
     // In this order: the lease goes before the next turn of this process may take it.
     lease: Option<Lease>,
     _guard: OwnedMutexGuard<()>,
+    _counted: Counted,
+}
+
+/// One more of those that a stop waits for.
+struct Counted(watch::Sender<usize>);
+
+impl Counted {
+    fn new(turns: &watch::Sender<usize>) -> Self {
+        turns.send_modify(|turns| *turns += 1);
+        Self(turns.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.send_modify(|turns| *turns -= 1);
+    }
 }
 
 impl Held {
@@ -42,7 +59,7 @@ impl Held {
             Store::Embedded(_) => None,
             Store::Shared(store) => Some(Lease::take(&store.0, key, who, until).await?),
         };
-        Ok(Self { lease, _guard: guard })
+        Ok(Self { lease, _guard: guard, _counted: Counted::new(&sessions.unwritten) })
     }
 
     /// Has the next turn begin at once, wherever that is. Dropped, it does so in a moment.

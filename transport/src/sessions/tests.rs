@@ -155,6 +155,24 @@ async fn what_is_purged_has_no_turn_under_way() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_stop_waits_for_turns_that_are_not_written_and_not_for_ever() {
+    let sessions = over(Kv::memory());
+    assert!(sessions.turns_written().await);
+    let id = Sessions::mint().unwrap();
+    let turn = begin(&sessions, &stored(&id, true)).await.unwrap();
+    let began = Instant::now();
+    assert!(!sessions.turns_written().await);
+    assert_eq!(began.elapsed(), STORE_PATIENCE + MOMENT);
+    let ending = async {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        turn.end(answer(), true).await.unwrap();
+    };
+    let (written, ()) = tokio::join!(sessions.turns_written(), ending);
+    assert!(written);
+    assert_eq!(sessions.get(&ann(), &id).await.unwrap().message_count, 2);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_turn_whose_write_hangs_is_told_unknown_and_holds_its_session_till_it_is_known() {
     let home = tempfile::tempdir().unwrap();
     let store = Embedded::new(Kv::open(home.path()).unwrap());

@@ -214,6 +214,7 @@ impl Site {
         }
         let gateway = Arc::clone(&self.gateway);
         drop(self);
+        assert!(gateway.turns_written().await, "turns are left");
         tokio::task::spawn_blocking(move || gateway.stop()).await.unwrap().unwrap();
     }
 
