@@ -83,8 +83,8 @@ impl Request {
             return Ok((named, elsewhere));
         };
         let id = Arc::clone(turn.id());
-        let message = Said::whole(&body);
-        let whole = *outcome == Outcome::Completed && message.is_some();
+        let (message, all) = Said::whole(&body).map_or((None, false), |(m, all)| (Some(m), all));
+        let whole = *outcome == Outcome::Completed && all;
         turn.end(message, whole).await.map_err(|why| self.refused(Why::Session(why)))?;
         Ok((named(&body, &id), Some(id)))
     }
