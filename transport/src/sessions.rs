@@ -35,6 +35,7 @@ use std::time::Duration;
 
 use control::Wall;
 use control::units::Tokens;
+use futures_util::{StreamExt, stream};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -62,6 +63,8 @@ pub const PAGE_MAX: u64 = 100;
 pub const PAGE_DEFAULT: u64 = 20;
 /// Lines of `history:<user>`, as the documents have it.
 pub(crate) const HISTORY_MAX: usize = 40;
+/// Sessions of a page that are looked at together: a page is one of many things that are asked of a store.
+const LISTED_AT_ONCE: usize = 8;
 /// Most new messages of one turn: as many as a client that brings an old conversation along may send at once.
 const TURN_MESSAGES_MAX: usize = 1_000;
 /// How long a store is tried again at the end of a turn. An answer has been paid for: one lost packet should not lose it.
@@ -288,9 +291,10 @@ impl Sessions {
         page: PageOf,
     ) -> Result<Paged<SessionInfo>, SessionError> {
         let (ids, total) = self.told(self.ids(owner, page.before(), page.size).await)?;
-        let heads = ids.iter().map(|id| self.head(owner, id));
+        let heads = ids.iter().map(|id| async move { (id, self.head(owner, id).await) });
+        let mut heads = stream::iter(heads).buffered(LISTED_AT_ONCE);
         let mut items = Vec::new();
-        for (id, head) in ids.iter().zip(futures_util::future::join_all(heads).await) {
+        while let Some((id, head)) = heads.next().await {
             // One that was purged this moment is not there.
             let Some((head, last)) = self.told(head)? else { continue };
             if head.belongs_to(owner) {
