@@ -194,7 +194,9 @@ async fn stop_gateway(gateway: Arc<Gateway>) {
         tracing::warn!("requests are still under way: they will be settled at the next start");
     }
     if !gateway.turns_written().await {
-        tracing::warn!("turns of sessions are not written: they are lost, and their clients were not told that they are kept");
+        tracing::warn!(
+            "turns of sessions are not written: they are lost, and their clients were not told that they are kept"
+        );
     }
     let stopped = tokio::task::spawn_blocking(move || gateway.stop()).await;
     match stopped {

@@ -126,7 +126,8 @@ impl Accounts {
         }
         let models = identity.models.as_deref().map(Arc::from);
         let user = identity.user.as_deref().or(user_id);
-        let owner_name = user.map_or_else(|| format!("{KEY_OWNER}{}", identity.name).into(), Into::into);
+        let owner_name =
+            user.map_or_else(|| format!("{KEY_OWNER}{}", identity.name).into(), Into::into);
         let tenant_name = identity.tenant.as_str().into();
         Ok(Caller { principal, models, tenant_name, owner_name })
     }

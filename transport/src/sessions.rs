@@ -291,14 +291,17 @@ impl Sessions {
         page: PageOf,
     ) -> Result<Paged<SessionInfo>, SessionError> {
         let (ids, total) = self.told(self.ids(owner, page.before(), page.size).await)?;
-        let heads = ids.iter().map(|id| async move { (id, self.head(owner, id).await) });
+        let heads = ids.into_iter().map(|id| async move {
+            let head = self.head(owner, &id).await;
+            (id, head)
+        });
         let mut heads = stream::iter(heads).buffered(LISTED_AT_ONCE);
         let mut items = Vec::new();
         while let Some((id, head)) = heads.next().await {
             // One that was purged this moment is not there.
             let Some((head, last)) = self.told(head)? else { continue };
             if head.belongs_to(owner) {
-                items.push(self.info(id, &head, last));
+                items.push(self.info(&id, &head, last));
             }
         }
         Ok(Paged { items, total })

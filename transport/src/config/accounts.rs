@@ -168,7 +168,9 @@ impl KeyEntry {
 
 fn check_user(section: &Section<'_>, key: &str, name: &str) {
     if name.starts_with(KEY_OWNER) {
-        let reason = format!("a user's name does not begin with {KEY_OWNER:?}: that is what keys' own sessions are called");
+        let reason = format!(
+            "a user's name does not begin with {KEY_OWNER:?}: that is what keys' own sessions are called"
+        );
         section.problem(key, ProblemKind::Invalid(reason));
     }
 }

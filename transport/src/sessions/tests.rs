@@ -94,7 +94,10 @@ async fn a_turn_whose_flush_failed_is_not_kept_until_one_succeeds() {
     let append = || store.append("s", 2, std::slice::from_ref(&entry), &[]);
     let (first, second, third) = (append().await, append().await, append().await);
     assert!(matches!(first, Err(SessionError::Store(_))), "{first:?}");
-    assert!(matches!(second, Err(SessionError::Store(_))), "a repeat was taken for kept: {second:?}");
+    assert!(
+        matches!(second, Err(SessionError::Store(_))),
+        "a repeat was taken for kept: {second:?}"
+    );
     assert_eq!(third, Ok(()));
     assert_eq!(store.page("s", 0, 10).await.unwrap().len(), 1);
 }
@@ -176,12 +179,8 @@ async fn a_stop_waits_for_turns_that_are_not_written_and_not_for_ever() {
 async fn a_turn_whose_write_hangs_is_told_unknown_and_holds_its_session_till_it_is_known() {
     let home = tempfile::tempdir().unwrap();
     let store = Embedded::new(Kv::open(home.path()).unwrap());
-    let sessions = Sessions::over(
-        Store::Embedded(store.clone()),
-        limits(),
-        WallClock::System,
-        &Health::new(),
-    );
+    let sessions =
+        Sessions::over(Store::Embedded(store.clone()), limits(), WallClock::System, &Health::new());
     let id = Sessions::mint().unwrap();
     let mut turn = begin(&sessions, &stored(&id, true)).await.unwrap();
     turn.announce().await.unwrap();
