@@ -147,6 +147,12 @@ impl Story {
         }
     }
 
+    /// Keeps what a client that left was given: all of it, where that was the last of the message.
+    pub async fn leave(&mut self) {
+        let whole = self.said.is_finished();
+        let _ = self.end(whole).await;
+    }
+
     /// Keeps what was delivered. The error is what the client is told instead of a clean end.
     pub async fn end(&mut self, whole: bool) -> Result<(), Bytes> {
         let Some(turn) = self.turn.take() else { return Ok(()) };

@@ -18,6 +18,8 @@ pub(crate) struct Said {
     refusal: String,
     calls: BTreeMap<u64, Call>,
     has_content: bool,
+    /// The model has said why it stopped: what comes behind that is no part of the message.
+    finished: bool,
     room: Room,
 }
 
@@ -53,6 +55,8 @@ struct Choice<'a> {
     index: u64,
     #[serde(borrow, default)]
     delta: Option<Delta<'a>>,
+    #[serde(borrow, default)]
+    finish_reason: Option<&'a RawValue>,
     #[serde(borrow, default)]
     message: Option<&'a RawValue>,
 }
@@ -97,9 +101,13 @@ impl Said {
                 continue;
             };
             for choice in chunk.choices {
-                if let (0, Some(delta)) = (choice.index, choice.delta) {
+                if choice.index != 0 {
+                    continue;
+                }
+                if let Some(delta) = choice.delta {
                     self.delta(delta);
                 }
+                self.finished |= choice.finish_reason.and_then(present).is_some();
             }
         }
     }
@@ -131,6 +139,11 @@ impl Said {
                 room.push(&mut call.arguments, &function.arguments.unwrap_or_default());
             }
         }
+    }
+
+    /// Whether all of the message was there, though its stream may have gone on.
+    pub fn is_finished(&self) -> bool {
+        self.finished
     }
 
     /// The message, and whether that is all that was said; nothing where nothing was.
@@ -307,7 +320,9 @@ mod tests {
         let text = "\\u0001".repeat(ANSWER_BYTES_MAX / 24);
         let call = |index: usize| {
             let call = format!("{{\"index\":{index},\"function\":{{\"arguments\":\"{text}\"}}}}");
-            format!("data: {{\"choices\":[{{\"index\":0,\"delta\":{{\"tool_calls\":[{call}]}}}}]}}\n\n")
+            format!(
+                "data: {{\"choices\":[{{\"index\":0,\"delta\":{{\"tool_calls\":[{call}]}}}}]}}\n\n"
+            )
         };
         let mut said = Said::default();
         for index in 0..10 {
