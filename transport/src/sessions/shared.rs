@@ -20,6 +20,9 @@ const FIELDS: [&str; 7] = [
     "cleared_bytes",
 ];
 
+/// Lines that are looked at: ours are 40, and somebody else's may stand among them.
+const LINES_MAX: usize = 8 * HISTORY_MAX;
+
 impl Shared {
     pub async fn head(
         &self,
@@ -119,7 +122,7 @@ impl Shared {
 
     pub async fn purge(&self, owner: &Owner, id: &str) -> Result<(), SessionError> {
         let user = owner.scoped(&owner.user);
-        for line in self.0.remembered(&user, HISTORY_MAX).await? {
+        for line in self.0.remembered(&user, LINES_MAX).await? {
             // A line that no gateway wrote is of no session.
             if parsed::<HistoryLine>(&line).is_ok_and(|line| line.session == id) {
                 self.0.forget(&user, &line).await?;
@@ -140,9 +143,12 @@ impl Shared {
 
     pub async fn history(&self, owner: &Owner) -> Result<Vec<HistoryLine>, SessionError> {
         let user = owner.scoped(&owner.user);
-        let texts = self.0.remembered(&user, HISTORY_MAX).await?;
+        let texts = self.0.remembered(&user, LINES_MAX).await?;
         // Others may write there too; what is not a line is not shown.
-        Ok(texts.iter().rev().filter_map(|text| parsed(text).ok()).collect())
+        let lines = texts.iter().filter_map(|text| parsed(text).ok());
+        let mut lines: Vec<HistoryLine> = lines.take(HISTORY_MAX).collect();
+        lines.reverse();
+        Ok(lines)
     }
 }
 

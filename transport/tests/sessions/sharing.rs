@@ -104,7 +104,7 @@ async fn keys_are_those_of_the_documents_and_tenants_never_meet() {
     assert_eq!(redis.ask(&format!("LLEN session_messages:{session}")), "62");
     // A line that somebody else wrote is not shown, and in nobody's way.
     redis.ask("LPUSH history:ann foreign");
-    assert_eq!(site.get("ann", "/history").await.json().as_array().unwrap().len(), 39);
+    assert_eq!(site.get("ann", "/history").await.json().as_array().unwrap().len(), 40);
     let purged = site.delete("ann", &format!("/api/v1/sessions/{session}?purge=true")).await;
     assert_eq!(purged.status, 200, "{}", purged.text());
     assert_eq!(redis.ask("LREM history:ann 0 foreign"), "1");
