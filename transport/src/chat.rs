@@ -233,7 +233,7 @@ impl Request {
                 // Later than the reservation's record: both are written before the client sees a byte.
                 span.begins(&opened.opening);
                 self.written(opened.committed_at).await?;
-                let session = self.announced(opened.session.take()).await?;
+                let session = self.announced(opened.session.take());
                 let content_type = opened.content_type.clone();
                 let tally = Tally::new(self.call.prompt);
                 let story = Story::new(self.turn.take(), session.clone());

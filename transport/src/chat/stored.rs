@@ -89,15 +89,11 @@ impl Request {
         Ok((named(&body, &id), Some(id)))
     }
 
-    /// A new session is there before its client hears of it.
-    pub(super) async fn announced(
-        &mut self,
-        elsewhere: Option<Arc<str>>,
-    ) -> Result<Option<Arc<str>>, Refused> {
-        let Some(turn) = &mut self.turn else { return Ok(elsewhere) };
-        let id = Arc::clone(turn.id());
-        turn.announce().await.map_err(|why| self.refused(Why::Session(why)))?;
-        Ok(Some(id))
+    /// What the client is told that the session is called.
+    pub(super) fn announced(&mut self, elsewhere: Option<Arc<str>>) -> Option<Arc<str>> {
+        let Some(turn) = &mut self.turn else { return elsewhere };
+        turn.announce();
+        Some(Arc::clone(turn.id()))
     }
 }
 

@@ -31,6 +31,7 @@ macro_rules! script {
 
 script!(APPEND, "session_append.lua");
 script!(CREATE, "session_create.lua");
+script!(ENLIST, "session_enlist.lua");
 script!(SET, "session_set.lua");
 script!(HISTORY, "session_history.lua");
 script!(HOLD, "session_hold.lua");
@@ -127,6 +128,23 @@ impl SessionLog {
         let mut command = redis::cmd("ZADD");
         command.arg(user_key(user)).arg(active).arg(id);
         self.caller.command(&command).await.map(drop)
+    }
+
+    /// Lists a new session among a user's, where there are fewer than `most`. False where there are as many.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn enlist_new(
+        &self,
+        user: &str,
+        id: &str,
+        active: u64,
+        most: u64,
+    ) -> Result<bool, StoreError> {
+        let enlist = |command: &mut Cmd| {
+            command.arg(id).arg(active).arg(most);
+        };
+        Ok(number(&self.script(&ENLIST, user_key(user), enlist).await?)? == 1)
     }
 
     /// A user's sessions, the last used first, and how many there are.

@@ -71,11 +71,18 @@ impl Embedded {
         self.kv.with(read).await
     }
 
-    pub async fn create(&self, id: &str, head: &Head) -> Result<(), SessionError> {
+    pub async fn create(&self, id: &str, head: &Head, most: u64) -> Result<(), SessionError> {
         let owner = Owner::of(head);
         let changes =
             vec![(head_key(id), Some(written(head)?)), (index_key(&owner, id), Some(Vec::new()))];
-        self.kv.with(self.change(move |kv| kv.write(changes))).await
+        let (from, to) = index_range(&owner);
+        let create = move |kv: &Kv| {
+            if kv.range(&from, &to, Way::Forward, as_count(most))?.len() >= as_count(most) {
+                return Err(SessionError::TooMany(most));
+            }
+            kv.write(changes)
+        };
+        self.kv.with(self.change(create)).await
     }
 
     /// All of a turn. Said twice, it is kept once. It takes as long as the disk does: who gave up before would not know

@@ -36,7 +36,7 @@ impl Shared {
         Ok(Some((head(fields)?, last.map_or(Totals::default(), |entry| entry.totals))))
     }
 
-    pub async fn create(&self, id: &str, head: &Head) -> Result<(), SessionError> {
+    pub async fn create(&self, id: &str, head: &Head, most: u64) -> Result<(), SessionError> {
         let owner = Owner { tenant: head.tenant.as_str().into(), user: head.user.as_str().into() };
         let scoped = owner.scoped(id);
         let values = [
@@ -50,8 +50,11 @@ impl Shared {
         ];
         let mut fields = vec![("id", id.to_owned())];
         fields.extend(FIELDS.into_iter().zip(values));
-        self.0.create(&scoped, &fields).await?;
-        Ok(self.0.enlist(&owner.scoped(&owner.user), id, head.active).await?)
+        // The place first: two that begin at once do not both get the last.
+        if !self.0.enlist_new(&owner.scoped(&owner.user), id, head.active, most).await? {
+            return Err(SessionError::TooMany(most));
+        }
+        Ok(self.0.create(&scoped, &fields).await?)
     }
 
     /// All of a turn, behind the `before` messages that it was numbered for. Where others came first nothing is written:

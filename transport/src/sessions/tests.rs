@@ -62,7 +62,7 @@ async fn a_turn_that_is_cut_leaves_nothing_behind_and_lets_the_next_begin() {
     let sessions = over(Kv::memory());
     let id = Sessions::mint().unwrap();
     let mut turn = begin(&sessions, &stored(&id, true)).await.unwrap();
-    turn.announce().await.unwrap();
+    turn.announce();
     assert_eq!(begin(&sessions, &stored(&id, false)).await.err(), Some(SessionError::Busy));
     drop(turn);
     assert_eq!(sessions.get(&ann(), &id).await.unwrap().message_count, 0);
@@ -72,9 +72,27 @@ async fn a_turn_that_is_cut_leaves_nothing_behind_and_lets_the_next_begin() {
 }
 
 #[tokio::test]
+async fn sessions_that_begin_at_once_are_not_more_than_may_be() {
+    let sessions = over(Kv::memory());
+    let ids: Vec<String> = (0..13).map(|_| Sessions::mint().unwrap()).collect();
+    let begun = ids.iter().map(|id| async { begin(&sessions, &stored(id, true)).await });
+    let mut turns: Vec<_> = futures_util::future::join_all(begun).await;
+    let refused = turns.iter().filter(|turn| turn.is_err()).count();
+    assert_eq!(refused, 3, "10 may be");
+    assert_eq!(turns.pop().unwrap().err(), Some(SessionError::TooMany(10)));
+    // Those of which nobody has heard go with their turns.
+    drop(turns);
+    let page = PageOf { page: 1, size: 10 };
+    while sessions.list(&ann(), page).await.unwrap().total > 0 {
+        tokio::task::yield_now().await;
+    }
+    assert!(begin(&sessions, &stored(&ids[0], true)).await.is_ok());
+}
+
+#[tokio::test]
 async fn a_turn_that_is_written_twice_is_there_once() {
     let store = Embedded::new(Kv::memory());
-    store.create("s", &head()).await.unwrap();
+    store.create("s", &head(), 10).await.unwrap();
     let entry = entry();
     for _ in 0..3 {
         store.append("s", 2, std::slice::from_ref(&entry), &[]).await.unwrap();
@@ -88,7 +106,7 @@ async fn a_turn_whose_flush_failed_is_not_kept_until_one_succeeds() {
     let kv = Kv::memory();
     let Kv::Memory(memory) = kv.clone() else { panic!("it is in memory") };
     let store = Embedded::new(kv);
-    store.create("s", &head()).await.unwrap();
+    store.create("s", &head(), 10).await.unwrap();
     let entry = entry();
     memory.failing.store(2, Ordering::Relaxed);
     let append = || store.append("s", 2, std::slice::from_ref(&entry), &[]);
@@ -183,7 +201,7 @@ async fn a_turn_whose_write_hangs_is_told_unknown_and_holds_its_session_till_it_
         Sessions::over(Store::Embedded(store.clone()), limits(), WallClock::System, &Health::new());
     let id = Sessions::mint().unwrap();
     let mut turn = begin(&sessions, &stored(&id, true)).await.unwrap();
-    turn.announce().await.unwrap();
+    turn.announce();
     let disk = store.hang();
     let ending = tokio::spawn(turn.end(answer(), true));
     for _ in 0..100 {

@@ -21,8 +21,8 @@ pub(crate) struct Turn {
     id: Arc<str>,
     /// What no other turn is called.
     name: String,
-    /// Already there, for this process at least.
-    exists: bool,
+    /// Where the session is new and its client has not heard of it: it goes with a turn that leaves nothing.
+    unheard: Option<Unheard>,
     /// What is stored before it.
     before: Totals,
     asked: Vec<Box<RawValue>>,
@@ -69,16 +69,13 @@ impl Turn {
             owner,
             id,
             name,
-            exists: !stored.is_new,
+            unheard: None,
             before: Totals::default(),
             asked: Vec::new(),
             held,
         };
         if stored.is_new {
-            let (_, count) = sessions.ids(&turn.owner, 0, 0).await?;
-            if count >= limits.sessions_max {
-                return Err(SessionError::TooMany(limits.sessions_max));
-            }
+            turn.create(limits.sessions_max).await?;
             turn.asked = asked.messages;
             return Ok((turn, body.clone()));
         }
@@ -137,11 +134,15 @@ impl Turn {
         &self.id
     }
 
-    /// Has a new session be there, before its client hears its name.
-    pub async fn announce(&mut self) -> Result<(), SessionError> {
-        if self.exists {
-            return Ok(());
+    /// Its client hears the session's name: from here on it stays.
+    pub fn announce(&mut self) {
+        if let Some(unheard) = &mut self.unheard {
+            unheard.over = true;
         }
+    }
+
+    /// Has a new session be there before anything is spent on it.
+    async fn create(&mut self, most: u64) -> Result<(), SessionError> {
         let now = self.sessions.wall.now().as_millis();
         let head = Head {
             tenant: self.owner.tenant.to_string(),
@@ -150,12 +151,16 @@ impl Turn {
             active: now,
             cleared: Totals::default(),
         };
+        let (sessions, owner) = (Arc::clone(&self.sessions), self.owner.clone());
+        // What fails may have been done by half.
+        let unheard = Unheard { sessions, owner, id: Arc::clone(&self.id), over: false };
+        let unheard = self.unheard.insert(unheard);
         let created = match &self.sessions.store {
-            Store::Embedded(store) => store.create(&self.id, &head).await,
-            Store::Shared(store) => store.create(&self.id, &head).await,
+            Store::Embedded(store) => store.create(&self.id, &head, most).await,
+            Store::Shared(store) => store.create(&self.id, &head, most).await,
         };
-        self.exists = created.is_ok();
-        self.sessions.told(created)
+        unheard.over = matches!(created, Err(SessionError::TooMany(_)));
+        created
     }
 
     /// Keeps the turn: what was asked, and what was answered. It is kept though nobody waits for it any more. What the store
@@ -175,6 +180,7 @@ impl Turn {
         answer: Option<Box<RawValue>>,
         whole: bool,
     ) -> Result<(), SessionError> {
+        self.announce();
         let mut entries = self.records(answer, whole);
         let lines = self.lines(&entries);
         let until = Instant::now() + STORE_PATIENCE;
@@ -208,7 +214,6 @@ impl Turn {
         entries: &[Entry],
         lines: &[HistoryLine],
     ) -> Result<Option<Totals>, SessionError> {
-        self.announce().await?;
         let active = self.sessions.wall.now().as_millis();
         let (owner, id) = (&self.owner, &*self.id);
         match &self.sessions.store {
@@ -255,5 +260,30 @@ impl Turn {
             Some(HistoryLine { role, text, turn: format!("{}-{nth}", self.name), session })
         });
         lines.collect()
+    }
+}
+
+/// A new session that nobody has heard of. Dropped before that is over, it is removed, as nobody could.
+struct Unheard {
+    sessions: Arc<Sessions>,
+    owner: Owner,
+    id: Arc<str>,
+    over: bool,
+}
+
+impl Drop for Unheard {
+    fn drop(&mut self) {
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        if self.over {
+            return;
+        }
+        let (sessions, owner, id) =
+            (Arc::clone(&self.sessions), self.owner.clone(), Arc::clone(&self.id));
+        runtime.spawn(async move {
+            let _ = match &sessions.store {
+                Store::Embedded(store) => store.purge(&owner, &id).await,
+                Store::Shared(store) => store.purge(&owner, &id).await,
+            };
+        });
     }
 }
