@@ -104,10 +104,8 @@ impl SessionLog {
         let append = |command: &mut Cmd| {
             command.arg(before).arg(entries);
         };
-        match self.script(&APPEND, messages_key(id), append).await? {
-            Value::Nil => Ok(None),
-            others => number(&others).map(Some),
-        }
+        let answer = self.script(&APPEND, messages_key(id), append).await?;
+        if answer == Value::Nil { Ok(None) } else { number(&answer).map(Some) }
     }
 
     /// Messages by their places, both included; from the end where a place is below 0.
