@@ -121,6 +121,26 @@ async fn a_turn_whose_flush_failed_is_not_kept_until_one_succeeds() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_change_looks_at_nothing_before_the_one_before_it_is_over() {
+    let home = tempfile::tempdir().unwrap();
+    let kv = Kv::open(home.path()).unwrap();
+    let store = Embedded::new(kv.clone());
+    store.create("s", &head(), 10).await.unwrap();
+    let mark = Totals { messages: 1, tokens: 2, bytes: 3 };
+    // One change has looked, and writes only now; another is told to begin meanwhile.
+    let first = store.hang();
+    let other = store.clone();
+    let second = tokio::spawn(async move { other.clear("s", mark).await });
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let changed = serde_json::to_vec(&Head { active: 99, ..head() }).unwrap();
+    kv.write(vec![(b"hs".to_vec(), Some(changed))]).unwrap();
+    drop(first);
+    second.await.unwrap().unwrap();
+    let (kept, _) = store.head("s").await.unwrap().unwrap();
+    assert_eq!((kept.active, kept.cleared), (99, mark), "one undid the other");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn changes_at_once_undo_nothing_of_each_other() {
     let home = tempfile::tempdir().unwrap();
     let sessions = over(Kv::open(home.path()).unwrap());

@@ -141,7 +141,7 @@ const TOLD: &[(&str, &str)] = &[
     ),
     (
         "tenants: {acme: {users: {key/a: {}}}}",
-        "p.yaml:2:26: tenants.acme.users[\"key/a\"]: a user's name does not begin with \"key/\": that is what keys' own \
+        "p.yaml:2:33: tenants.acme.users[\"key/a\"]: a user's name does not begin with \"key/\": that is what keys' own \
          sessions are called",
     ),
     (
