@@ -58,10 +58,13 @@ mod stream_log;
 mod untold;
 mod wave;
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use control::id::AccountId;
-use control::quota::{Ask, BalanceKey, HoldId, LedgerConfig, Reply, StoreAnswer, StoreOp, Sums};
+use control::quota::{
+    Ask, BalanceKey, HoldId, LedgerConfig, Reply, RunId, StoreAnswer, StoreOp, Sums,
+};
 
 pub use client::{Settings, SettingsError, Tls};
 pub use desk::{Counter, Desk};
@@ -97,8 +100,10 @@ pub struct Store {
     beside: Arc<Caller>,
     bounds: LedgerConfig,
     runs: Mutex<Runs>,
-    /// Part of the run of a book this process makes.
+    /// With a number that counts up it is part of the run of each book this process makes: one that is made again, because
+    /// it was deleted, is another.
     token: String,
+    tokens: AtomicU64,
 }
 
 impl Store {
@@ -128,6 +133,7 @@ impl Store {
             bounds,
             runs: Mutex::new(Runs::new(salt)),
             token: format!("{salt:016x}"),
+            tokens: AtomicU64::new(0),
         })
     }
 
@@ -157,11 +163,12 @@ impl Store {
             let told = |run| runs.told(tenant, run).map(str::to_owned);
             (told(op.run), told(confirmed))
         };
+        let token = format!("{}{:x}", self.token, self.tokens.fetch_add(1, Ordering::Relaxed));
         let told = Told {
             at: None,
             believed: believed.as_deref(),
             confirmed: confirmed.as_deref(),
-            token: &self.token,
+            token: &token,
             bounds: &self.bounds,
         };
         let (run, reply) = self.run_script(tenant, &op.ask, &told).await?;
@@ -201,6 +208,12 @@ impl Store {
                 return Ok(all);
             }
         }
+    }
+
+    /// The run that was heard of last.
+    #[must_use]
+    pub fn run(&self) -> RunId {
+        self.runs().current()
     }
 
     /// The salt of all who share this Redis: the one that is there, else `proposal`, which is there then.

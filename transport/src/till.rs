@@ -9,7 +9,13 @@
 //!
 //! **Rejected:** an owner like a gateway's, which draws ahead and asserts after a failover. A service would have to live as
 //! long as its reservations; this one keeps nothing. So after a failover that lost a reservation, what was set aside is
-//! free again, and its settlement, which brings the accounts along, is charged late: the loss is bounded as for gateways.
+//! free again, and its settlement, which brings the accounts along, is charged late if it is the first to meet the failover.
+//!
+//! **What nobody knows.** Ends are remembered for two hours, the last 65,536 of them. What is settled after that may have been
+//! settled before, and to charge it would be to charge it twice; to say OK would be to lose what was used in silence. So it
+//! is refused, [`DenyReason::Ended`](control::quota::DenyReason::Ended), and whoever knows that it was never charged reserves
+//! and settles it under another name. The same goes for one that a
+//! failover lost which others have met before. A process that has heard nothing of a tenant yet takes what is unknown for lost.
 
 use core::time::Duration;
 use std::sync::Arc;
@@ -115,9 +121,9 @@ impl Till {
         (actual, estimated): (Amount, bool),
     ) -> Result<(), Refused> {
         let hold = self.hold(who, name)?;
-        // A shared ledger may have lost it in a failover: then it is charged where it would count now. The embedded one
-        // forgets nothing, so what it does not know was never made.
-        let confirmed = self.store.is_none().then_some(EMBEDDED_RUN);
+        // A shared ledger may have lost it in a failover: then it is charged where it would count now. In the run that is
+        // known already, as in the embedded one, what nobody knows has ended long ago or was never made.
+        let confirmed = Some(self.store.as_ref().map_or(EMBEDDED_RUN, |store| store.run()));
         let (pins, actual) = (self.pins(who), possible(actual)?);
         let ask = Ask::Settle { hold, pins, actual, estimated, confirmed };
         done(self.ask(who, hold, ask).await?)

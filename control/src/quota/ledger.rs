@@ -16,7 +16,7 @@
 //!
 //! "Settle, pinned" is a settlement that brings its windows along, from an owner whose reservation a failover may have
 //! forgotten; one that was granted in this very run of the store and is unknown had its end forgotten, and is not charged
-//! again. Ends are remembered for [`LedgerConfig::remember`], at most [`LedgerConfig::remembered_max`] of them.
+//! again: whoever asks is told that nobody knows. Ends are remembered for [`LedgerConfig::remember`], at most [`LedgerConfig::remembered_max`] of them.
 //!
 //! **Edge cases.** Wall time only counts forward: a clock set back stays in the window it was in (and one set forward by
 //! mistake stays there until time catches up). An account's windows that have ended close when nothing in them is
@@ -93,6 +93,9 @@ pub enum Settled {
     Late,
     /// It had its terminal entry, or nobody knows it: nothing changed.
     Ignored,
+    /// Nobody knows it, and no failover is to blame: its end was forgotten, or it was never made. Nothing changed, and
+    /// nobody can say whether it was charged.
+    Forgotten,
     /// There is no room for its account just now: ask again.
     Full,
 }
@@ -235,7 +238,7 @@ impl Ledger {
         let how = self.book.ended.get(&hold).map(|ended| ended.how);
         let live = self.book.live.contains_key(&hold);
         match how {
-            None if !live && forgotten => Settled::Ignored,
+            None if !live && forgotten => Settled::Forgotten,
             None if !live => self.late(at, hold, pins, (clamp(usage.0), usage.1), out),
             Some(Terminal::Refunded) => self.late(at, hold, pins, (clamp(usage.0), usage.1), out),
             Some(Terminal::Settled | Terminal::Late) if planted!(SettleTwice) => {

@@ -152,6 +152,8 @@ impl Ledger {
                 let usage = (*actual, *estimated);
                 match self.settle_pinned(at, *hold, (pins, forgotten), usage, out) {
                     Settled::Charged | Settled::Late | Settled::Ignored => Reply::Done,
+                    // Not done: it may have been charged, and it may never have been there.
+                    Settled::Forgotten => Reply::Denied(Denied::never(DenyReason::Ended)),
                     Settled::Full => Reply::Denied(Denied::never(DenyReason::Full)),
                 }
             }

@@ -3,7 +3,7 @@ local function settle(hold, tokens, money, pins)
   tokens, money = min(tokens, MAX_AMOUNT), min(money, MAX_AMOUNT)
   local known = ended(hold)
   if not known and not get('L' .. hold) then
-    if ARGV[13] == run then return {'done'} end
+    if ARGV[13] == run then return {'ended'} end
     return late(hold, pins, tokens, money)
   end
   if known and known[1] == 'refunded' then return late(hold, pins, tokens, money) end

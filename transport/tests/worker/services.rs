@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use control::id::Principal;
-use control::quota::LedgerConfig;
+use control::quota::{DenyReason, LedgerConfig};
 use control::units::{Amount as Held, MicroUsd, Tokens};
 use proto::chat::v1::ListModelsRequest;
 use proto::chat::v1::chat_service_client::ChatServiceClient;
@@ -96,6 +96,14 @@ impl Shop {
 async fn channel(addr: Option<SocketAddr>) -> Channel {
     let url = format!("http://{}", addr.unwrap());
     Channel::from_shared(url).unwrap().connect().await.unwrap()
+}
+
+fn is_ended(answer: &Result<(), Refused>) -> bool {
+    matches!(answer, Err(Refused::Denied(denied)) if denied.reason == DenyReason::Ended)
+}
+
+fn tokens_of(count: u64) -> Held {
+    Held { tokens: Tokens(count), money: MicroUsd::ZERO }
 }
 
 fn reservation(id: &str, tokens: u64) -> ReserveRequest {
@@ -194,6 +202,36 @@ async fn a_service_that_died_gives_back_what_it_held() {
 }
 
 #[tokio::test]
+async fn a_settlement_that_nobody_remembers_is_refused_and_not_charged_again() {
+    let shop = Shop::open().await;
+    let unknown = shop.settle(0, "never", 5).await.unwrap_err();
+    assert_eq!(unknown.code(), Code::FailedPrecondition, "{unknown:?}");
+    assert_eq!(shop.today(0).await.0, 0);
+    // A shared ledger that remembers two ends.
+    let server = server::Server::start();
+    let settings = Settings {
+        addresses: vec![("127.0.0.1".to_owned(), server.port)],
+        call_timeout: Duration::from_secs(2),
+        ..Settings::default()
+    };
+    let bounds = LedgerConfig { remembered_max: 2, ..LedgerConfig::default() };
+    let store = Arc::new(Store::new(settings, bounds, 7).unwrap());
+    let gateway = &shop.world.gateway;
+    let ids = gateway.accounts().ids().clone();
+    let till = Till::new(gateway.driver(), Some(store), ids.clone());
+    let who: Principal = ids.principal("one", None, None);
+    let ten = tokens_of(10);
+    for name in ["a", "b", "c", "d"] {
+        till.reserve(&who, name, ten, Duration::from_secs(60)).await.unwrap();
+        till.settle(&who, name, (ten, false)).await.unwrap();
+    }
+    assert_eq!(till.settle(&who, "d", (ten, false)).await, Ok(()), "the same again");
+    let forgotten = till.settle(&who, "a", (ten, false)).await;
+    assert!(is_ended(&forgotten), "{forgotten:?}");
+    assert_eq!(till.balances(&who).await.unwrap()[0].sums.spent, tokens_of(40));
+}
+
+#[tokio::test]
 async fn a_shared_ledger_is_charged_by_the_same_words() {
     let mut server = server::Server::start();
     let shop = Shop::open().await;
@@ -207,7 +245,7 @@ async fn a_shared_ledger_is_charged_by_the_same_words() {
     let ids = gateway.accounts().ids().clone();
     let till = Till::new(gateway.driver(), Some(store), ids.clone());
     let who: Principal = ids.principal("one", Some("ann"), None);
-    let tokens = |count| Held { tokens: Tokens(count), money: MicroUsd::ZERO };
+    let tokens = tokens_of;
     let ttl = Duration::from_secs(60);
     for _ in 0..2 {
         assert_eq!(till.reserve(&who, "a", tokens(600), ttl).await, Ok(tokens(600)));
@@ -230,6 +268,9 @@ async fn a_shared_ledger_is_charged_by_the_same_words() {
     server.ask("FLUSHALL");
     till.settle(&who, "c", (tokens(80), false)).await.unwrap();
     assert_eq!(today().await, (80, 0), "what a failover lost is charged all the same");
+    let never = till.settle(&who, "never", (tokens(5), false)).await;
+    assert!(is_ended(&never), "{never:?}");
+    assert_eq!(today().await, (80, 0), "what nobody knows may have been charged");
     server.kill();
     let away = till.reserve(&who, "d", tokens(1), ttl).await;
     assert!(matches!(&away, Err(Refused::Away(why)) if !why.contains("127.0.0.1")), "{away:?}");

@@ -117,8 +117,8 @@ fn what_is_said_twice_counts_once() {
     assert_eq!((denied.reason, made), (DenyReason::Ended, 0), "an id is used once");
     assert_eq!((world.spent(1), outstanding(&world)), (70, 0));
     assert_eq!(
-        asks(&mut world, settle(5, 70)).0,
-        Reply::Done,
+        asks(&mut world, settle(5, 70)),
+        (Reply::Denied(Denied::never(DenyReason::Ended)), 0),
         "nobody knows it, and nothing is charged"
     );
     assert_eq!(world.spent(1), 70);

@@ -3,7 +3,7 @@
 use super::super::Event;
 use super::super::entry::Fact;
 use super::super::store::{Reply, RunId, StoreAnswer};
-use super::super::terms::HoldId;
+use super::super::terms::{Denied, DenyReason, HoldId};
 use super::timers::{FIRST, Timer};
 use super::{Asked, Owner, Purpose, tenant};
 use crate::id::ReservationId;
@@ -16,9 +16,11 @@ const PAST_RUNS_MAX: usize = 8;
 impl Owner {
     pub fn answer(&mut self, now: Instant, answer: StoreAnswer) {
         self.hear(now, answer.run);
-        // An end the store had no room for is asked again by its timer.
+        // An end the store had no room for is asked again by its timer. One that it no longer remembers was noted.
         let ends = self.ops.get(&answer.op).map(|asked| matches!(asked.purpose, Purpose::End(_)));
-        if ends == Some(true) && answer.reply != Reply::Done {
+        let forgotten =
+            matches!(answer.reply, Reply::Denied(Denied { reason: DenyReason::Ended, .. }));
+        if ends == Some(true) && answer.reply != Reply::Done && !forgotten {
             return;
         }
         let Some(Asked { purpose, sent, .. }) = self.forget(answer.op) else {
