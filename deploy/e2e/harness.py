@@ -26,7 +26,8 @@ COMMAND_MAX = 60.0  # Verifying a journal replays it, with every invariant check
 
 # What would change a gateway's behaviour if the person running the tests has it set.
 OUR_VARIABLES = re.compile(
-    r"^(OPENAI|ALIYUN|GATEWAY|CHAT_SERVICE|AUTH|DB|REDIS|MYSQL|CONSUL|LLM|LOG|METRICS|OTEL|POINTSMAN)(_|$)"
+    r"^(OPENAI|ALIYUN|GATEWAY|CHAT_SERVICE|TOKEN_SERVICE|AUTH|DB|REDIS"
+    r"|MYSQL|CONSUL|LLM|LOG|METRICS|OTEL|POINTSMAN)(_|$)"
 )
 
 

@@ -106,6 +106,9 @@ async fn serve(args: &ServeArgs, flags: Flags, env: Env, loaded: Loaded) -> Resu
     let own_key = own_key::if_needed(&config, doors.widest())?;
     let spans = Spans::start(&config.monitoring.tracing, "pointsman", &env)?;
     let gateway = Gateway::start(&config)?;
+    if !doors.widest().ip().is_loopback() {
+        gateway.accounts().shut();
+    }
     if let Some(own) = &own_key {
         gateway.accounts().set_own_key(own.entry.clone(), &config);
     }

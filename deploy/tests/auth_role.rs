@@ -160,6 +160,34 @@ async fn keys_live_in_one_process_and_its_death_costs_strangers_alone() {
 }
 
 #[test]
+fn a_file_that_changes_opens_no_port_to_everybody() {
+    let world = World::new();
+    let (_, hash) = new_key();
+    let file = |more: &str| {
+        let admin = "server: {admin: {addr: '127.0.0.1:0'}}";
+        let chats = "chats: [{url: 'chat://127.0.0.1:1'}]";
+        world.write_config(&format!("version: 1\n{admin}\n{chats}\nlog: {{format: json}}\n{more}"));
+    };
+    let keys = format!("keys: [{{name: k, hash: {hash}}}]");
+    file(&keys);
+    let port = free_port();
+    let mut arguments = words(&format!("serve --role gateway --listen 0.0.0.0:{port} --data"));
+    arguments.extend([world.data().into(), "--config".into(), world.config().into()]);
+    let mut gateway = Server { process: world.process("edge", arguments), port };
+    gateway.start();
+    let nobody = || get(port, "/v1/models").unwrap().0;
+    assert_eq!(nobody(), 401);
+    for (more, words) in [
+        (format!("{keys}\nauth: {{url: 'auth://127.0.0.1:1'}}"), "needs a restart: auth"),
+        ("tenants: {acme: {}}".to_owned(), "names no key any more"),
+    ] {
+        file(&more);
+        until("the file is read again", 20, || gateway.process.said().contains(words));
+        assert_eq!(nobody(), 401, "{more}");
+    }
+}
+
+#[test]
 fn a_port_that_somebody_has_is_named_with_its_key() {
     let world = World::new();
     let (_, hash) = new_key();

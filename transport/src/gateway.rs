@@ -316,7 +316,7 @@ impl Gateway {
         let catalog = Catalog::new(routes, convert::prices(config), &before, self.now_seconds())
             .with_silence(convert::silence(config));
         drop(before);
-        self.accounts.set_config(config);
+        let config = &*self.accounts.set_config(config);
         if let Some(sessions) = &self.sessions {
             sessions.set_limits(Limits::from(&config.session));
         }

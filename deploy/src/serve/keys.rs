@@ -75,7 +75,8 @@ fn greet(config: &Config, doors: &Doors) {
     let addr = doors.addr;
     println!("pointsman {} serves {scheme}://{addr} (gRPC)", env!("CARGO_PKG_VERSION"));
     println!("  keys: {}", config.keys.len());
-    println!("  health and metrics: http://{}/health", config.server.admin.addr);
+    let pages = if config.monitoring.prometheus_enabled { "health and metrics" } else { "health" };
+    println!("  {pages}: http://{}/health", config.server.admin.addr);
     println!("the other roles: auth: {{url: {scheme}://{addr}}}");
 }
 

@@ -40,6 +40,8 @@ pub(super) enum Look {
     Fresh(Arc<Identity>),
     /// It was let in, and is to be asked for again; while nobody answers, it is let in.
     Stale(Arc<Identity>),
+    /// It was let in, too long ago to let it in unasked. Whoever comes with it is no stranger.
+    Lapsed,
     /// It is not.
     Refused(AuthError),
     /// Nothing, or what is too old.
@@ -57,8 +59,9 @@ impl Book {
             (Some(known), _) if now < known.until + self.grace => {
                 Look::Stale(Arc::clone(&known.identity))
             }
-            (_, Some((error, until))) if now < *until => Look::Refused(*error),
-            _ => Look::Nothing,
+            (Some(_), _) => Look::Lapsed,
+            (None, Some((error, until))) if now < *until => Look::Refused(*error),
+            (None, _) => Look::Nothing,
         }
     }
 
@@ -126,13 +129,22 @@ mod tests {
     }
 
     #[test]
-    fn a_key_is_fresh_then_stale_for_the_grace_and_then_forgotten() {
+    fn a_key_is_fresh_then_stale_for_the_grace_and_then_lapsed() {
         let (mut book, now, who) = (Book::new(GRACE), Instant::now(), somebody());
         book.insert(mark(1), Arc::clone(&who), now + TTL);
         assert_eq!(book.look(&mark(1), now), Look::Fresh(Arc::clone(&who)));
         assert_eq!(book.look(&mark(1), now + TTL), Look::Stale(Arc::clone(&who)));
-        assert_eq!(book.look(&mark(1), now + TTL + GRACE), Look::Nothing);
+        assert_eq!(book.look(&mark(1), now + TTL + GRACE), Look::Lapsed);
         assert_eq!(book.look(&mark(2), now), Look::Nothing);
+    }
+
+    #[test]
+    fn without_a_grace_a_key_that_was_let_in_is_no_stranger_either() {
+        let (mut book, now) = (Book::new(Duration::ZERO), Instant::now());
+        book.insert(mark(1), somebody(), now + TTL);
+        assert_eq!(book.look(&mark(1), now + TTL), Look::Lapsed);
+        book.refuse(mark(1), AuthError::KeyUnknown, now + TTL);
+        assert_eq!(book.look(&mark(1), now + TTL), Look::Nothing);
     }
 
     #[test]

@@ -42,6 +42,8 @@ pub struct Role {
     serving: AtomicBool,
     /// What is wrong with the configuration that was written last.
     refused: ArcSwap<Option<String>>,
+    /// Whether its figures are served.
+    measured: bool,
     registry: Registry,
     answers: Family<Answered, Counter>,
     keys: Gauge,
@@ -62,6 +64,7 @@ impl Role {
             ttl: config.auth.ttl,
             serving: AtomicBool::new(false),
             refused: ArcSwap::default(),
+            measured: config.monitoring.prometheus_enabled,
             registry,
             answers,
             keys,
@@ -109,9 +112,9 @@ impl Role {
         exposition::text(&self.registry, "")
     }
 
-    /// `/health`, `/ready` and `/metrics`.
+    /// `/health`, `/ready` and, where the configuration has it, `/metrics`.
     pub fn router(self: &Arc<Self>) -> Router {
-        pages(Arc::clone(self))
+        pages(Arc::clone(self), self.measured)
     }
 
     /// Answers other roles until `stopping` resolves; calls under way may then go on for `grace`.
@@ -177,5 +180,36 @@ impl AuthService for Service {
         let answer = self.0.answer(&KeyHash::from(hash));
         self.0.count(if answer.identity.is_some() { "known" } else { "unknown" });
         Ok(Response::new(answer))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
+    use axum::body::Body;
+    use http::StatusCode;
+    use tower::ServiceExt as _;
+
+    use super::*;
+    use crate::config::{Env, Flags, Role as Playing, parse};
+
+    #[tokio::test]
+    async fn figures_are_served_unless_the_configuration_says_otherwise() {
+        for (more, status) in [
+            ("", StatusCode::OK),
+            ("monitoring: {prometheus: {enabled: false}}", StatusCode::NOT_FOUND),
+        ] {
+            let hash = KeyHash::of("k");
+            let text = format!("version: 1\nkeys: [{{hash: '{hash}'}}]\n{more}");
+            let flags = Flags { role: Playing::Auth, ..Flags::default() };
+            let loaded = parse("a.yaml", text.as_bytes(), &flags, &Env::default()).unwrap();
+            let role = Role::new(&loaded.config, Tracer::default());
+            for (path, expected) in [("/metrics", status), ("/health", StatusCode::OK)] {
+                let request = http::Request::get(path).body(Body::empty()).unwrap();
+                let answer = role.router().oneshot(request).await.unwrap();
+                assert_eq!(answer.status(), expected, "{path} {more}");
+            }
+        }
     }
 }

@@ -24,6 +24,10 @@ const USERS_MAX: usize = 10_000;
 /// Keys in the file. Checking one costs a look into a map; reading the file is what bounds them.
 const KEYS_MAX: usize = 10_000;
 
+/// The longest name of a key or its user, in bytes: as long as names of tenants and users may be. The auth role says them to
+/// others, which take none that is longer.
+pub(crate) const NAME_MAX: usize = 200;
+
 /// What an account may use. Absent is without limit.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Limits {
@@ -140,8 +144,11 @@ impl KeyEntry {
             // One that is not there would have no limits, which is not what a misspelling means.
             expect_known(section, "tenant", "tenant", &tenant, tenants);
         }
-        let user = section.maybe("user", "no user");
-        let name = section.maybe("name", "the hash's first 12 digits");
+        let user = section.maybe::<String>("user", "no user");
+        let name = section.maybe::<String>("name", "the hash's first 12 digits");
+        for (key, text) in [("user", &user), ("name", &name)] {
+            short(section, key, text.as_deref());
+        }
         let limits = Limits::read(section);
         let models = section.texts("models", "every model");
         let hash = hash.map(|HashText(hash)| hash);
@@ -154,6 +161,13 @@ impl KeyEntry {
         }
         let name = name.or_else(|| hash.map(|hash| hash.short()))?;
         Some(Self { hash, tenant, user, name, limits, models })
+    }
+}
+
+fn short(section: &Section<'_>, key: &str, text: Option<&str>) {
+    if let Some(bytes) = text.map(str::len).filter(|bytes| *bytes > NAME_MAX) {
+        let reason = format!("a name has at most {NAME_MAX} bytes, and this one {bytes}");
+        section.problem(key, ProblemKind::Invalid(reason));
     }
 }
 

@@ -99,7 +99,6 @@ impl Overrides {
         }
         for (name, path) in [
             ("GATEWAY_HTTP_ADDR", "server.http.addr"),
-            ("GATEWAY_GRPC_ADDR", "server.grpc.addr"),
             ("LOG_LEVEL", "log.level"),
             ("LOG_FORMAT", "log.format"),
             ("OTEL_TRACES_SAMPLER", "monitoring.tracing.sampler"),
@@ -126,7 +125,14 @@ impl Overrides {
                 all.role_port(env, "AUTH_HTTP_HEALTH", "server.admin.addr");
                 "server.grpc.addr"
             }
-            Role::All | Role::Gateway => "server.http.addr",
+            Role::All | Role::Gateway => {
+                // Others have variables of their own, which this one must not beat where all of them are set everywhere.
+                if let Some(addr) = env.said("GATEWAY_GRPC_ADDR") {
+                    let origin = Origin::Environment("GATEWAY_GRPC_ADDR".into());
+                    all.set("server.grpc.addr", origin, addr.to_owned());
+                }
+                "server.http.addr"
+            }
         };
         if matches!(role, Role::All | Role::Chat) {
             all.role_port(env, "TOKEN_SERVICE", "server.quota.addr");

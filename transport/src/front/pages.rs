@@ -20,14 +20,14 @@ pub(crate) trait Page: Send + Sync + 'static {
     fn metrics(&self) -> String;
 }
 
-/// The pages.
-pub(crate) fn pages<P: Page>(page: Arc<P>) -> Router {
-    Router::new()
-        .route("/health", get(health::<P>))
-        .route("/ready", get(ready::<P>))
-        .route("/metrics", get(metrics::<P>))
-        .fallback(unknown::unknown)
-        .with_state(page)
+/// The pages; that of the figures where it is `measured`.
+pub(crate) fn pages<P: Page>(page: Arc<P>, measured: bool) -> Router {
+    let mut router =
+        Router::new().route("/health", get(health::<P>)).route("/ready", get(ready::<P>));
+    if measured {
+        router = router.route("/metrics", get(metrics::<P>));
+    }
+    router.fallback(unknown::unknown).with_state(page)
 }
 
 async fn health<P: Page>(State(page): State<Arc<P>>, headers: HeaderMap) -> Response {

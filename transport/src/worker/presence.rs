@@ -18,7 +18,7 @@
 //! | known | a report is taken | known; again after a third of the TTL, or when the backend comes or goes |
 //! | known | the agent does not know the check | unknown; registered again after half a second |
 //! | known | the agent is away, or refuses | unknown; as above |
-//! | any | told to leave | left: deregistered, once, within some seconds |
+//! | any | told to leave | left: what is under way is waited for, then deregistered, once; each within some seconds |
 //!
 //! Registering again is the same as registering once: a worker that cannot tell whether it was heard does it again.
 
@@ -43,7 +43,9 @@ const TTL: Duration = Duration::from_secs(15);
 const REPORT_EVERY: Duration = Duration::from_secs(5);
 /// After a failure, from the first to the last of these. An agent that is back is noticed within the last.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
-/// How long one who leaves waits for the registry.
+/// How long one who leaves waits for a registration that is under way. Given up, it is cut off: what comes after it stands.
+const FINISH_WITHIN: Duration = Duration::from_secs(2);
+/// And how long for the registry to take the farewell.
 const LEAVE_WITHIN: Duration = Duration::from_secs(3);
 
 /// What stands between a worker and its registry.
@@ -97,16 +99,13 @@ impl Presence {
     }
 
     /// Stops, and takes the worker off the registry: one try, bounded in time. A registration under way is waited for,
-    /// or it could arrive after the farewell.
+    /// or it could arrive after the farewell; but it takes none of the farewell's time, or that might never be sent.
     pub async fn leave(self) {
         let Self { agent, telemetry, leaving, task } = self;
         leaving.cancel();
-        let farewell = async {
-            // It returns nothing; where it panicked, there is nothing to wait for.
-            let _ = task.await;
-            agent.deregister().await
-        };
-        let why = match timeout(LEAVE_WITHIN, farewell).await {
+        // It returns nothing; where it panicked, there is nothing to wait for.
+        let _ = timeout(FINISH_WITHIN, task).await;
+        let why = match timeout(LEAVE_WITHIN, agent.deregister()).await {
             Ok(Ok(())) => {
                 tracing::info!("left Consul");
                 return telemetry.stands(Standing::Left);
@@ -160,7 +159,13 @@ impl Keeper {
         if !known {
             self.agent.register().await?;
         }
-        self.agent.report((!ready).then_some("the backend does not answer")).await
+        let report = self.agent.report((!ready).then_some("the backend does not answer"));
+        tokio::select! {
+            biased;
+            // Nobody needs to hear it any more, and the farewell waits.
+            () = self.leaving.cancelled() => Ok(()),
+            reported = report => reported,
+        }
     }
 
     /// Half of it or more, so that workers whose agent died together do not come back together.

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use proto::auth::v1::auth_service_client::AuthServiceClient;
 use proto::auth::v1::auth_service_server::{AuthService, AuthServiceServer};
-use proto::auth::v1::{AuthenticateRequest, AuthenticateResponse, Identity, Verdict};
+use proto::auth::v1::{AuthenticateRequest, AuthenticateResponse, Identity, Models, Verdict};
 use serde_json::json;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
@@ -317,10 +317,12 @@ async fn a_stranger_at_the_address_of_the_auth_role_is_believed_nothing() {
     assert!(health.to_lowercase().contains("certificate"), "{health}");
 }
 
-/// An auth role of another version: it says this, after so long.
+/// What is said of a key's hash, and after how long.
+type Says = Box<dyn Fn(&[u8]) -> (AuthenticateResponse, Duration) + Send + Sync>;
+
+/// An auth role of another version.
 struct Odd {
-    answer: AuthenticateResponse,
-    after: Duration,
+    says: Says,
     asked: Arc<AtomicUsize>,
 }
 
@@ -328,17 +330,23 @@ struct Odd {
 impl AuthService for Odd {
     async fn authenticate(
         &self,
-        _: Request<AuthenticateRequest>,
+        request: Request<AuthenticateRequest>,
     ) -> Result<Response<AuthenticateResponse>, Status> {
         self.asked.fetch_add(1, Ordering::Relaxed);
-        sleep(self.after).await;
-        Ok(Response::new(self.answer.clone()))
+        let (answer, after) = (self.says)(&request.into_inner().key_sha256);
+        sleep(after).await;
+        Ok(Response::new(answer))
     }
 }
 
+/// It says the same of every key.
 async fn odd(answer: AuthenticateResponse, after: Duration) -> (SocketAddr, Arc<AtomicUsize>) {
+    saying(Box::new(move |_| (answer.clone(), after))).await
+}
+
+async fn saying(says: Says) -> (SocketAddr, Arc<AtomicUsize>) {
     let asked = Arc::<AtomicUsize>::default();
-    let service = AuthServiceServer::new(Odd { answer, after, asked: Arc::clone(&asked) });
+    let service = AuthServiceServer::new(Odd { says, asked: Arc::clone(&asked) });
     (serve(tonic::service::Routes::new(service)).await, asked)
 }
 
@@ -381,6 +389,70 @@ async fn an_answer_that_cannot_be_lets_nobody_in() {
         let told = fleet.ask(&key()).await;
         assert_eq!(told.status, status, "{answer:?}: {told:?}");
     }
+}
+
+#[tokio::test]
+async fn a_key_of_which_the_impossible_is_said_makes_nobody_believe_that_the_role_is_away() {
+    let (long, large) = (key(), key());
+    let marks = [&long, &large].map(|key| *key.hash().as_bytes());
+    let says = move |mark: &[u8]| {
+        let mut answer = somebody("acme");
+        let who = answer.identity.as_mut().unwrap();
+        if *mark == marks[0] {
+            who.user = "u".repeat(201);
+        } else if *mark == marks[1] {
+            let names = (0..40).map(|at| format!("{at}{}", "m".repeat(50_000))).collect();
+            who.models = Some(Models { names });
+        }
+        (answer, Duration::ZERO)
+    };
+    let (addr, _) = saying(Box::new(says)).await;
+    let fleet = Fleet::asking(&format!("auth://{addr}"), "grace: 0s").await;
+    for bad in [&long, &large] {
+        assert_eq!(fleet.ask(bad).await.status, 503);
+        // One that nobody has seen before: it has to be asked for.
+        let answer = fleet.ask(&key()).await;
+        assert_eq!(answer.status, 200, "{answer:?}");
+        assert_eq!(fleet.counted("pointsman_auth_away ").await, 0);
+        let health = fleet.health().await;
+        assert!(!health.contains("has not answered"), "{health}");
+    }
+}
+
+#[tokio::test]
+async fn without_a_grace_a_key_that_was_let_in_is_no_stranger_when_it_is_asked_for_again() {
+    let known = key();
+    let mark = *known.hash().as_bytes();
+    let waiting = Arc::<AtomicUsize>::default();
+    let counter = Arc::clone(&waiting);
+    let says = move |asked: &[u8]| {
+        // The watch asks for nobody.
+        let quick = *asked == mark || *asked == [0; 32];
+        counter.fetch_add(usize::from(!quick), Ordering::Relaxed);
+        let answer = AuthenticateResponse { ttl_ms: 300, ..somebody("acme") };
+        (answer, if quick { Duration::ZERO } else { LONG })
+    };
+    let (addr, _) = saying(Box::new(says)).await;
+    let fleet = Fleet::asking(&format!("auth://{addr}"), "grace: 0s, timeout: 10s").await;
+    let fleet = Arc::new(fleet);
+    assert_eq!(fleet.ask(&known).await.status, 200);
+    // As many strangers as are asked for at once.
+    let strangers: Vec<_> = (0..64)
+        .map(|_| {
+            let fleet = Arc::clone(&fleet);
+            AbortOnDropHandle::new(tokio::spawn(async move { fleet.ask(&key()).await.status }))
+        })
+        .collect();
+    let began = Instant::now();
+    while waiting.load(Ordering::Relaxed) < 64 {
+        assert!(began.elapsed() < LONG, "{waiting:?}");
+        sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(fleet.ask(&key()).await.status, 503, "one stranger too many");
+    sleep(Duration::from_millis(300)).await;
+    let answer = fleet.ask(&known).await;
+    assert_eq!(answer.status, 200, "{answer:?}");
+    drop(strangers);
 }
 
 #[tokio::test]

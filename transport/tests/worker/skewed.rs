@@ -28,7 +28,7 @@ use transport::quic::Trust;
 use transport::worker::{Backend, Hash};
 
 use crate::quic_lines::{client, files, frame, liar, target, whole};
-use crate::world::{Worker, World, question};
+use crate::world::{Answer, Worker, World, question};
 
 /// Fields that nobody here has heard of, of every kind.
 fn newer() -> Vec<u8> {
@@ -267,6 +267,34 @@ async fn a_gateway_understands_chat_roles_of_other_versions() {
         let question = asked.lock().unwrap().last().cloned().unwrap();
         assert_eq!(StreamChatRequest::decode(question).unwrap().model, "m");
     }
+}
+
+#[tokio::test]
+async fn a_chat_role_that_keeps_no_sessions_is_not_believed_a_turn_of_one() {
+    let script = |method: &str| {
+        let begun = Some(Begun { replica: "w7".to_owned(), ..Begun::default() });
+        let piece = StreamChatResponse { begun, chunk: Some(said(0, "a", "stop")) };
+        let model = Model { name: "m".to_owned(), owned_by: "us".to_owned() };
+        match method {
+            "StreamChat" => Some(vec![piece.encode_to_vec()]),
+            "ListModels" => Some(vec![ListModelsResponse { models: vec![model] }.encode_to_vec()]),
+            _ => None,
+        }
+    };
+    let (addr, asked) = speaking(Arc::new(script)).await;
+    let world = gateway(&addr).await;
+    for stream in [true, false] {
+        let turn = json!({
+            "model": "m", "stream": stream, "messages": [{"role": "user", "content": "hi"}],
+        });
+        let answer = Answer::of(world.begin("/api/v1/chat/completions", &turn).await).await;
+        assert_eq!(answer.status, 501, "{answer:?}");
+        assert_eq!(answer.json()["error"]["code"], "not_implemented");
+        let question = asked.lock().unwrap().last().cloned().unwrap();
+        assert!(StreamChatRequest::decode(question).unwrap().stored);
+    }
+    assert_eq!(asked.lock().unwrap().len(), 2, "nobody asks again");
+    assert_eq!(world.ask("hi", json!({})).await.status, 200, "it answers what it can");
 }
 
 #[tokio::test]

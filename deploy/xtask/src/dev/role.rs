@@ -1,7 +1,7 @@
 //! What each of our processes is started with, how it is known again, and when it is ready.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use clap::ValueEnum;
@@ -15,8 +15,8 @@ pub const MODEL: &str = "words";
 /// The model of the Python worker, which says again what it is told.
 const PYTHON_MODEL: &str = "parrot";
 
-/// Variables that would overrule what is configured here, if whoever runs this has them set.
-const OVERRULING: [&str; 19] = [
+/// Variables that would overrule what is configured here, if whoever runs this has them set. Taken away before any is given.
+const OVERRULING: [&str; 22] = [
     "GATEWAY",
     "GATEWAY_HTTP_ADDR",
     "GATEWAY_GRPC_ADDR",
@@ -27,6 +27,7 @@ const OVERRULING: [&str; 19] = [
     "OPENAI_API_KEY",
     "OPENAI_MODEL",
     "METRICS_ADDR",
+    "CONSUL_HTTP_ADDR",
     "CONSUL_HTTP_TOKEN",
     "CONSUL_CACERT",
     "ADVERTISE_ADDR",
@@ -36,6 +37,8 @@ const OVERRULING: [&str; 19] = [
     "AUTH_GRPC_ADDR",
     "AUTH_HTTP_HEALTH",
     "AUTH_HTTP_HEALTH_ADDR",
+    "TOKEN_SERVICE",
+    "TOKEN_SERVICE_ADDR",
 ];
 
 /// One of our processes, in the order in which they are started.
@@ -137,14 +140,14 @@ impl Role {
 
     /// How it is started.
     pub fn command(self, kept: &Kept, around: &Around<'_>) -> Result<Command, String> {
-        let mut command = match self {
+        Ok(match self {
             Self::Auth => served("auth", kept, around, &auth(kept, around))?,
             Self::Chat1 | Self::Chat2 => served("chat", kept, around, &shared(kept, around))?,
             Self::Gateway1 | Self::Gateway2 => {
                 served("gateway", kept, around, &shared(kept, around))?
             }
             Self::Worker1 | Self::Worker2 => {
-                let mut command = Command::new(&around.program);
+                let mut command = clean(&around.program);
                 command.args(["worker", "--model", MODEL, "--backend", "hash", "--delay", "20ms"]);
                 command.args(["--grace", "10s", "--listen", &kept.address()]);
                 command.args(["--metrics-listen", &format!("127.0.0.1:{}", kept.second)]);
@@ -153,11 +156,7 @@ impl Role {
                 command
             }
             Self::WorkerPython => python(kept, around)?,
-        };
-        for name in OVERRULING {
-            command.env_remove(name);
-        }
-        Ok(command)
+        })
     }
 
     /// Whether it can be asked at all.
@@ -190,11 +189,20 @@ impl Role {
     }
 }
 
+/// A program that knows nothing of what overrules.
+fn clean(program: &Path) -> Command {
+    let mut command = Command::new(program);
+    for name in OVERRULING {
+        command.env_remove(name);
+    }
+    command
+}
+
 /// A role of the one binary, with a configuration of its own.
 fn served(role: &str, kept: &Kept, around: &Around<'_>, text: &str) -> Result<Command, String> {
     let config = kept.place.join("config.yaml");
     fs::write(&config, text).map_err(|why| at(&config, why))?;
-    let mut command = Command::new(&around.program);
+    let mut command = clean(&around.program);
     command.args(["serve", "--role", role, "--listen", &kept.address(), "--config"]).arg(config);
     Ok(command)
 }
@@ -238,7 +246,7 @@ fn python(kept: &Kept, around: &Around<'_>) -> Result<Command, String> {
         let missing = program.display();
         return Err(format!("{missing} is missing: `deploy/worker/check.sh` installs the worker"));
     }
-    let mut command = Command::new(program);
+    let mut command = clean(&program);
     command.args(["-m", "pointsman_worker"]).env("PYTHONDONTWRITEBYTECODE", "1");
     command.env("MODEL_NAME", PYTHON_MODEL).env("BACKEND", "echo").env("INSTANCE_ID", kept.name);
     command.env("LISTEN_ADDR", kept.address()).env("CONSUL_HTTP_ADDR", &around.consul);
@@ -256,6 +264,45 @@ mod tests {
             let called = role.to_possible_value().expect("no role is hidden");
             assert_eq!(called.get_name(), role.name());
         }
+    }
+
+    #[test]
+    fn what_overrules_is_taken_away_and_what_is_meant_is_given() {
+        let home = std::env::temp_dir().join(format!("pointsman-roles-{}", std::process::id()));
+        let workspace = Workspace { root: home.clone(), target: home.clone(), place: None };
+        let python = home.join("worker/venv/bin/python");
+        fs::create_dir_all(python.parent().expect("it has one")).expect("a directory");
+        fs::write(&python, "").expect("a file");
+        let own = || "127.0.0.1:1".to_owned();
+        let around = Around {
+            program: "pointsman".into(),
+            redis: own(),
+            consul: "127.0.0.1:8500".to_owned(),
+            hash: format!("sha256:{}", "ab".repeat(32)),
+            auth: own(),
+            chats: [own(), own()],
+            workspace: &workspace,
+        };
+        for role in Role::value_variants() {
+            let place = home.join(role.name());
+            fs::create_dir_all(&place).expect("a directory");
+            let kept = Kept { name: role.name(), place, port: role.port(), second: 2 };
+            let command = role.command(&kept, &around).expect("it can be started");
+            let given = |name: &str| {
+                let found = command.get_envs().find(|(known, _)| *known == name);
+                found.expect("neither given nor taken away").1.map(|value| value.to_owned())
+            };
+            let is_python = *role == Role::WorkerPython;
+            for name in OVERRULING {
+                let meant = match name {
+                    "METRICS_ADDR" if is_python => Some("127.0.0.1:2".into()),
+                    "CONSUL_HTTP_ADDR" if is_python => Some("127.0.0.1:8500".into()),
+                    _ => None,
+                };
+                assert_eq!(given(name), meant, "{name} of {}", role.name());
+            }
+        }
+        fs::remove_dir_all(&home).expect("our own directory can be removed");
     }
 
     #[test]

@@ -18,7 +18,7 @@ use tonic::{Code, Extensions, Request, Status};
 
 use crate::accounts::Accounts;
 use crate::auth::book::{Book, Look, Mark};
-use crate::config::Auth;
+use crate::config::{Auth, NAME_MAX};
 use crate::front::AuthError;
 use crate::health::Health;
 use crate::keys::{Identity, KeyHash};
@@ -35,8 +35,6 @@ const REFUSED_MAX: Duration = Duration::from_secs(2);
 const TTL_MAX: Duration = Duration::from_secs(300);
 /// A thousand models by long names.
 const ANSWER_BYTES_MAX: usize = 1 << 20;
-/// As long as names in a configuration may be.
-const NAME_MAX: usize = 200;
 /// How often the role is asked whether it is there, while it is and while it is not.
 const WATCH_EVERY: Duration = Duration::from_secs(5);
 const WATCH_EVERY_AWAY: Duration = Duration::from_millis(500);
@@ -89,6 +87,9 @@ enum Link {
 enum Told {
     Known(Said, Duration),
     Refused(AuthError, Duration),
+    /// What cannot be said of a key; why not. Who holds one that the role describes so must not be able to make all others
+    /// believe that the role is away.
+    Impossible(String),
 }
 
 impl Desk {
@@ -130,8 +131,10 @@ impl Desk {
             Look::Fresh(identity) => ("cached", Found::Now(Ok(identity))),
             Look::Refused(error) => ("refused", Found::Now(Err(error))),
             Look::Stale(identity) if down => ("grace", Found::Now(Ok(identity))),
-            Look::Nothing if down => ("away", Found::Now(Err(AuthError::Unknowable))),
-            Look::Stale(_) => ("asked", self.ask(&mut state, mark, false, trace)),
+            Look::Lapsed | Look::Nothing if down => {
+                ("away", Found::Now(Err(AuthError::Unknowable)))
+            }
+            Look::Stale(_) | Look::Lapsed => ("asked", self.ask(&mut state, mark, false, trace)),
             Look::Nothing if state.asking.contains_key(&mark) || state.admits(now) => {
                 ("asked", self.ask(&mut state, mark, true, trace))
             }
@@ -181,13 +184,17 @@ impl Desk {
         let mut client = self.client.clone();
         let told = match timeout(self.timeout, client.authenticate(request)).await {
             Err(_) => Err(format!("no answer within {:?}", self.timeout)),
+            // Too large to be read: of another version, or a key that may call more models than anybody lists.
+            Ok(Err(status)) if status.code() == Code::OutOfRange => {
+                Ok(Told::Impossible(words(&status)))
+            }
             Ok(Err(status)) => Err(words(&status)),
             Ok(Ok(response)) => read(response.into_inner()),
         };
         let outcome = match &told {
             Ok(Told::Known(..)) => "known",
             Ok(Told::Refused(..)) => "unknown",
-            Err(_) => "failed",
+            Ok(Told::Impossible(_)) | Err(_) => "failed",
         };
         self.health.auth().asked(outcome);
         told
@@ -210,9 +217,19 @@ impl Desk {
                 state.book.refuse(mark, error, asked + ttl.min(REFUSED_MAX));
                 (Err(error), Ok(()))
             }
+            Ok(Told::Impossible(why)) => {
+                tracing::error!(
+                    "the auth role at {} answers about a key what cannot be, so that key is refused: {why}",
+                    self.at
+                );
+                state.book.refuse(mark, AuthError::Unknowable, asked + REFUSED_MAX);
+                (Err(AuthError::Unknowable), Ok(()))
+            }
             Err(why) => match state.book.look(&mark, Instant::now()) {
                 Look::Fresh(identity) | Look::Stale(identity) => (Ok(identity), Err(why)),
-                Look::Refused(_) | Look::Nothing => (Err(AuthError::Unknowable), Err(why)),
+                Look::Lapsed | Look::Refused(_) | Look::Nothing => {
+                    (Err(AuthError::Unknowable), Err(why))
+                }
             },
         };
         drop(state);
@@ -332,7 +349,8 @@ fn read(answer: AuthenticateResponse) -> Result<Told, String> {
         (Ok(Verdict::Known), Some(said)) => {
             let named = |name: &str| (1..=NAME_MAX).contains(&name.len());
             if !named(&said.tenant) || !named(&said.key_name) || said.user.len() > NAME_MAX {
-                return Err("it names somebody who cannot be: no tenant, or too long a name".into());
+                let why = "it names somebody who cannot be: no tenant, or too long a name";
+                return Ok(Told::Impossible(why.to_owned()));
             }
             Ok(Told::Known(said, ttl))
         }

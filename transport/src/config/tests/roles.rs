@@ -46,6 +46,43 @@ fn roles_that_ask_for_keys_have_names_and_limits_and_no_hashes() {
 }
 
 #[test]
+fn a_key_is_named_in_no_more_bytes_than_other_roles_take() {
+    let (hash, most, more) = (KeyHash::of("k"), "n".repeat(200), "n".repeat(201));
+    for role in [Role::All, Role::Auth] {
+        let keys = |name: &str, user: &str| {
+            format!("keys: [{{hash: '{hash}', name: {name}, user: {user}}}]")
+        };
+        assert!(played(role, &keys(&most, &most), &[]).is_ok());
+        let told = played(role, &keys(&more, "ann"), &[]).unwrap_err().to_string();
+        assert!(
+            told.contains("keys[0].name: a name has at most 200 bytes, and this one 201"),
+            "{told}"
+        );
+        let told = played(role, &keys("laptop", &more), &[]).unwrap_err().to_string();
+        assert!(told.contains("keys[0].user: a name has at most 200 bytes"), "{told}");
+    }
+}
+
+#[test]
+fn the_gateways_variable_moves_no_other_roles_port() {
+    let keys = format!("keys: [{{hash: '{}'}}]\nchats: [{{url: 'chat://c'}}]", KeyHash::of("k"));
+    let grpc = |role, vars: &[(&str, &str)]| {
+        let addr = played(role, &keys, vars).unwrap().config.server.grpc_addr;
+        addr.map(|addr| addr.to_string()).unwrap_or_default()
+    };
+    let vars = [("GATEWAY_GRPC_ADDR", ":9001"), ("CHAT_SERVICE", "7001"), ("AUTH_GRPC", "7002")];
+    for (role, alone, with_its_own) in [
+        (Role::All, "0.0.0.0:9001", "0.0.0.0:9001"),
+        (Role::Gateway, "0.0.0.0:9001", "0.0.0.0:9001"),
+        (Role::Chat, "127.0.0.1:8081", "127.0.0.1:7001"),
+        (Role::Auth, "127.0.0.1:8082", "127.0.0.1:7002"),
+    ] {
+        assert_eq!(grpc(role, &vars[..1]), alone, "{role:?}");
+        assert_eq!(grpc(role, &vars), with_its_own, "{role:?}");
+    }
+}
+
+#[test]
 fn the_auth_role_has_ports_of_its_own_and_the_flag_wins() {
     let keys = format!("keys: [{{hash: '{}'}}]", KeyHash::of("k"));
     let server = |vars: &[(&str, &str)]| {

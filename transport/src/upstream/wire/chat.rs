@@ -25,6 +25,8 @@ use crate::upstream::failed::Failed;
 #[derive(Debug)]
 pub(super) struct Answer {
     pieces: Streaming<StreamChatResponse>,
+    /// It is a turn of a stored session.
+    stored: bool,
     /// Who answers there, once that is told.
     pub begun: Option<Begun>,
 }
@@ -34,10 +36,16 @@ impl Answer {
     pub async fn next(&mut self, begun: bool, limits: &Limits) -> Result<Option<Chunk>, Failed> {
         let piece = self.pieces.message().await;
         let piece = piece.map_err(|status| refusal::of_chat(&status, begun, limits))?;
-        Ok(piece.map(|StreamChatResponse { begun, chunk }| {
-            self.begun = begun.or_else(|| self.begun.take());
-            chunk.unwrap_or_default()
-        }))
+        let Some(StreamChatResponse { begun, chunk }) = piece else { return Ok(None) };
+        self.begun = begun.or_else(|| self.begun.take());
+        let session = self.begun.as_ref().map_or("", |begun| &begun.session_id);
+        if self.stored && session.is_empty() {
+            // It passed over a field that it does not know: the answer is given without what was said before, and not kept.
+            return Err(refusal::of_older(
+                "the chat role is of an older version, which keeps no sessions: its operator must upgrade it",
+            ));
+        }
+        Ok(Some(chunk.unwrap_or_default()))
     }
 }
 
@@ -93,7 +101,7 @@ pub(super) async fn ask(
     let request = grpc::request(headers, question, limits);
     let asked = service(channel, limits).stream_chat(request).await;
     let pieces = asked.map_err(|status| refusal::of_chat(&status, false, limits))?.into_inner();
-    Ok(Answer { pieces, begun: None })
+    Ok(Answer { pieces, stored, begun: None })
 }
 
 /// Asks which models may be asked. It continues nobody's streams: who continues them is decided there.

@@ -27,6 +27,8 @@ struct Known {
     worker: Option<(Value, String)>,
     /// What it says to everything, where that is not what an agent says.
     answers: Option<(u16, &'static str)>,
+    /// What it takes long for.
+    slow: Option<(&'static str, Duration)>,
     asked: Vec<String>,
     tokens: Vec<String>,
 }
@@ -48,9 +50,16 @@ async fn answer(
     headers: HeaderMap,
     body: Bytes,
 ) -> Response {
-    let mut known = known.lock().unwrap();
     let path = uri.path().to_owned();
-    known.asked.push(path.clone());
+    let slow = {
+        let mut known = known.lock().unwrap();
+        known.asked.push(path.clone());
+        known.slow.filter(|(slow, _)| *slow == path)
+    };
+    if let Some((_, after)) = slow {
+        sleep(after).await;
+    }
+    let mut known = known.lock().unwrap();
     let token = headers.get("x-consul-token").map(|token| token.to_str().unwrap().to_owned());
     known.tokens.extend(token);
     if let Some((status, body)) = known.answers {
@@ -211,8 +220,31 @@ async fn an_agent_that_swallows_everything_holds_nobody_up() {
     let (_swallowing, _) = listener.accept().await.unwrap();
     let began = Instant::now();
     presence.leave().await;
-    assert!(began.elapsed() < LEAVE_WITHIN + Duration::from_secs(1), "{:?}", began.elapsed());
+    let most = FINISH_WITHIN + LEAVE_WITHIN + Duration::from_secs(1);
+    assert!(began.elapsed() < most, "{:?}", began.elapsed());
     assert_eq!(telemetry.standing(), Standing::Left);
+}
+
+#[tokio::test]
+async fn a_farewell_is_sent_however_slow_what_was_under_way_is() {
+    // Longer than all that one who leaves waits for.
+    let never = FINISH_WITHIN + LEAVE_WITHIN + Duration::from_secs(4);
+    for (slow, after) in [
+        ("/v1/agent/service/register", FINISH_WITHIN / 2),
+        ("/v1/agent/service/register", never),
+        ("/v1/agent/check/update/w%201%3Attl", never),
+    ] {
+        let (known, addr) = agent().await;
+        known.lock().unwrap().slow = Some((slow, after));
+        let (presence, telemetry) = present(&addr, None, true);
+        until("it is asked", || known.lock().unwrap().asked.iter().any(|path| path == slow)).await;
+        let began = Instant::now();
+        presence.leave().await;
+        assert!(began.elapsed() < FINISH_WITHIN + Duration::from_secs(1), "{:?}", began.elapsed());
+        let last = known.lock().unwrap().asked.last().cloned();
+        assert_eq!(last.as_deref(), Some("/v1/agent/service/deregister/w%201"), "{slow} {after:?}");
+        assert_eq!((status(&known), telemetry.standing()), (None, Standing::Left));
+    }
 }
 
 #[test]
