@@ -196,6 +196,11 @@ async fn stop_gateway(gateway: Arc<Gateway>) {
     if tokio::time::timeout(Duration::from_secs(2), settled).await.is_err() {
         tracing::warn!("requests are still under way: they will be settled at the next start");
     }
+    if !gateway.turns_written().await {
+        tracing::warn!(
+            "turns of sessions are not written: they are lost, and their clients were not told that they are kept"
+        );
+    }
     let stopped = tokio::task::spawn_blocking(move || gateway.stop()).await;
     match stopped {
         Ok(Ok(())) => tracing::info!("stopped; everything is written"),

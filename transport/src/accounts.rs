@@ -22,7 +22,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use arc_swap::ArcSwap;
 use control::id::{AccountId, Digest, Principal, SessionKey};
 
-use crate::config::{AuthRole, Config, DEFAULT_TENANT, KeyEntry, Tenant};
+use crate::config::{AuthRole, Config, DEFAULT_TENANT, KEY_OWNER, KeyEntry, Tenant};
 use crate::front::{AuthError, Authenticate, Caller, Judged};
 use crate::keys::{AccountIds, Identity, KeyRing, Names, Refused};
 use crate::trace::Trace;
@@ -204,7 +204,8 @@ impl Accounts {
         }
         let models = identity.models.as_deref().map(Arc::from);
         let user = identity.user.as_deref().or(user_id);
-        let owner_name = user.map_or_else(|| format!("key/{}", identity.name).into(), Into::into);
+        let owner_name =
+            user.map_or_else(|| format!("{KEY_OWNER}{}", identity.name).into(), Into::into);
         let tenant_name = identity.tenant.as_str().into();
         Ok(Caller { principal, models, tenant_name, owner_name })
     }

@@ -190,8 +190,9 @@ impl Request {
         loop {
             match self.orders.recv().await {
                 Some(Order::Admitted(id)) => self.id = Some(id),
-                Some(Order::Dispatch(dispatch)) => {
+                Some(Order::Dispatch(mut dispatch)) => {
                     self.attempts = dispatch.number;
+                    self.begin_turn(&mut dispatch).await?;
                     if let Some(reply) = self.attempt(&dispatch).await? {
                         return Ok(reply);
                     }
@@ -211,7 +212,6 @@ impl Request {
     /// Makes one attempt. `None` where it failed before anything was sent: the plane's next order says what then.
     async fn attempt(&mut self, dispatch: &Dispatch) -> Result<Option<Reply>, Refused> {
         let chat = Arc::clone(&self.chat);
-        self.begin_turn(dispatch).await?;
         let mut span = AttemptSpan::new(&self.call, dispatch, &chat.catalog.load());
         let trace = span.trace().clone();
         let run = Run::new(&chat, &self.call, dispatch, &trace);
@@ -233,7 +233,7 @@ impl Request {
                 // Later than the reservation's record: both are written before the client sees a byte.
                 span.begins(&opened.opening);
                 self.written(opened.committed_at).await?;
-                let session = self.announced(opened.session.take()).await?;
+                let session = self.announced(opened.session.take());
                 let content_type = opened.content_type.clone();
                 let tally = Tally::new(self.call.prompt);
                 let story = Story::new(self.turn.take(), session.clone());

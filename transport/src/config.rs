@@ -45,8 +45,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-pub(crate) use accounts::NAME_MAX;
 pub use accounts::{DEFAULT_TENANT, KeyEntry, Limits, Tenant};
+pub(crate) use accounts::{KEY_OWNER, NAME_MAX};
 pub use auth::{Auth, AuthRole};
 pub use catalogue::{Endpoint, Model, Provider, Rule, Upstream};
 pub use discovery::{Consul, Discovery, DnsName};

@@ -54,6 +54,7 @@ pub(crate) use pages::{Page, pages};
 pub(crate) use rpc::serve_routes;
 pub use rpc::{RpcDoor, RpcError};
 pub use server::{Drained, Listener, Server};
+pub(crate) use sessions::UNCONFIRMED;
 
 use crate::exchange::Chat;
 use crate::streams::{self, Streams};

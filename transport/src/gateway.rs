@@ -388,6 +388,15 @@ impl Gateway {
         last.map_or(now, |last| now.max(last + 1))
     }
 
+    /// Waits until the turns of stored sessions that are over are written, a few seconds at most. Before [`stop`](Self::stop):
+    /// what comes later finds no store. False where some are left.
+    pub async fn turns_written(&self) -> bool {
+        match &self.sessions {
+            Some(sessions) => sessions.turns_written().await,
+            None => true,
+        }
+    }
+
     /// Stops what runs beside requests, makes a last snapshot, and closes the journal. The requests are over by now.
     ///
     /// # Errors

@@ -20,6 +20,7 @@
 
 mod body;
 mod embedded;
+mod hold;
 mod kv;
 mod record;
 mod said;
@@ -34,10 +35,13 @@ use std::time::Duration;
 
 use control::Wall;
 use control::units::Tokens;
+use futures_util::{StreamExt, stream};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::registry::Registry;
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout};
 
 pub use record::{HistoryLine, MessageInfo, Owner, PageOf, Paged, SessionInfo};
 pub(crate) use said::Said;
@@ -48,6 +52,7 @@ use crate::health::Health;
 use crate::redis::SessionLog;
 use crate::seam::{Beside, WallClock, World};
 use embedded::Embedded;
+use hold::Held;
 use kv::Kv;
 use record::{Entry, Head, Totals};
 use shared::Shared;
@@ -58,10 +63,14 @@ pub const PAGE_MAX: u64 = 100;
 pub const PAGE_DEFAULT: u64 = 20;
 /// Lines of `history:<user>`, as the documents have it.
 pub(crate) const HISTORY_MAX: usize = 40;
+/// Sessions of a page that are looked at together: a page is one of many things that are asked of a store.
+const LISTED_AT_ONCE: usize = 8;
 /// Most new messages of one turn: as many as a client that brings an old conversation along may send at once.
 const TURN_MESSAGES_MAX: usize = 1_000;
 /// How long a store is tried again at the end of a turn. An answer has been paid for: one lost packet should not lose it.
 const STORE_PATIENCE: Duration = Duration::from_secs(2);
+/// What a stop gives turns beyond that: what was cut has still to find out.
+const MOMENT: Duration = Duration::from_millis(500);
 
 /// How much may be kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -114,6 +123,9 @@ pub enum SessionError {
     /// The store does not do what it must.
     #[error("the store of sessions does not answer: {0}")]
     Store(String),
+    /// The same at the end of a turn: nobody knows whether that is kept.
+    #[error("the store of sessions has not confirmed the turn: {0}")]
+    Unconfirmed(String),
 }
 
 impl SessionError {
@@ -127,6 +139,7 @@ impl SessionError {
             Self::Busy => "busy",
             Self::Off => "off",
             Self::Store(_) => "store",
+            Self::Unconfirmed(_) => "unconfirmed",
         }
     }
 }
@@ -142,6 +155,8 @@ pub struct Sessions {
     refused: Family<Refused, Counter>,
     /// One for each session with a turn that is not written yet.
     guards: Mutex<BTreeMap<String, Weak<tokio::sync::Mutex<()>>>>,
+    /// How many turns are not written yet.
+    unwritten: watch::Sender<usize>,
     /// The store did not answer the last time.
     unwell: AtomicBool,
 }
@@ -177,7 +192,7 @@ impl Sessions {
     ) -> Result<Arc<Self>, SessionError> {
         let store = match shared {
             Some(log) => Store::Shared(Shared(log)),
-            None => Store::Embedded(Embedded(kv_of(&world.beside, &config.data.dir)?)),
+            None => Store::Embedded(Embedded::new(kv_of(&world.beside, &config.data.dir)?)),
         };
         Ok(Self::over(store, Limits::from(&config.session), world.wall.clone(), health))
     }
@@ -204,16 +219,24 @@ impl Sessions {
             turns,
             refused,
             guards: Mutex::default(),
+            unwritten: watch::Sender::default(),
             unwell: AtomicBool::new(true),
         };
         sessions.well(None);
         Arc::new(sessions)
     }
 
+    /// Waits for the turns that are not written yet, as long as a store is tried and a moment more. False where some are left.
+    pub(crate) async fn turns_written(&self) -> bool {
+        let mut unwritten = self.unwritten.subscribe();
+        let written = unwritten.wait_for(|turns| *turns == 0);
+        matches!(timeout(STORE_PATIENCE + MOMENT, written).await, Ok(Ok(_)))
+    }
+
     /// Lets go of the disk. What is asked from here on has no answer.
     pub(crate) fn close(&self) {
-        if let Store::Embedded(Embedded(kv)) = &self.store {
-            kv.close();
+        if let Store::Embedded(store) = &self.store {
+            store.close();
         }
     }
 
@@ -268,13 +291,17 @@ impl Sessions {
         page: PageOf,
     ) -> Result<Paged<SessionInfo>, SessionError> {
         let (ids, total) = self.told(self.ids(owner, page.before(), page.size).await)?;
-        let heads = ids.iter().map(|id| self.head(owner, id));
+        let heads = ids.into_iter().map(|id| async move {
+            let head = self.head(owner, &id).await;
+            (id, head)
+        });
+        let mut heads = stream::iter(heads).buffered(LISTED_AT_ONCE);
         let mut items = Vec::new();
-        for (id, head) in ids.iter().zip(futures_util::future::join_all(heads).await) {
+        while let Some((id, head)) = heads.next().await {
             // One that was purged this moment is not there.
             let Some((head, last)) = self.told(head)? else { continue };
             if head.belongs_to(owner) {
-                items.push(self.info(id, &head, last));
+                items.push(self.info(&id, &head, last));
             }
         }
         Ok(Paged { items, total })
@@ -327,15 +354,29 @@ impl Sessions {
         })
     }
 
-    /// Forgets a session and all that was said in it.
+    /// Forgets a session and all that was said in it. That is a turn of its own: one that ran beside it would write to what
+    /// is gone.
     ///
     /// # Errors
-    /// [`SessionError`].
-    pub async fn purge(&self, owner: &Owner, id: &str) -> Result<(), SessionError> {
+    /// [`SessionError`]; [`SessionError::Busy`] while another turn runs.
+    pub async fn purge(self: &Arc<Self>, owner: &Owner, id: &str) -> Result<(), SessionError> {
         self.told(self.found(owner, id).await)?;
-        self.told(match &self.store {
-            Store::Embedded(store) => store.purge(owner, id).await,
-            Store::Shared(store) => store.purge(owner, id).await,
+        let (sessions, owner, id) = (Arc::clone(self), owner.clone(), id.to_owned());
+        // To its end though nobody waits for it: what was purged by half, nobody else could purge meanwhile.
+        let purged = tokio::spawn(async move {
+            let (name, until) = (Self::mint()?, Instant::now() + STORE_PATIENCE);
+            let mut held = Held::take(&sessions, owner.scoped(&id), &name, until).await?;
+            let purged = match &sessions.store {
+                Store::Embedded(store) => store.purge(&owner, &id).await,
+                Store::Shared(store) => store.purge(&owner, &id).await,
+            };
+            held.let_go().await;
+            purged
+        });
+        self.told(match timeout(kv::DISK_WAIT + STORE_PATIENCE, purged).await {
+            Ok(Ok(purged)) => purged,
+            Ok(Err(_)) => Err(SessionError::Store("its task broke".to_owned())),
+            Err(_) => Err(SessionError::Store(kv::slow())),
         })
     }
 
@@ -411,7 +452,7 @@ impl Sessions {
             Ok(_) => self.well(None),
             Err(error) => {
                 self.refused.get_or_create(&Refused { reason: error.name() }).inc();
-                if let SessionError::Store(why) = error {
+                if let SessionError::Store(why) | SessionError::Unconfirmed(why) = error {
                     self.well(Some(why));
                 }
             }

@@ -289,7 +289,7 @@ impl Pump {
         self.chat
             .driver
             .submit_all([Input::Progress { attempt, produced }, Input::ClientGone { caller }]);
-        let _ = self.story.end(false).await;
+        self.story.leave().await;
     }
 
     /// The last bytes, once the settlement is written.

@@ -4,12 +4,14 @@
 //! the session is passed on.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use control::plane::{Dispatch, Outcome};
 
 use super::{Parts, Request};
 use crate::exchange::{Call, Refused, SessionAnswer, SessionAsk, SessionCall, Why};
+use crate::front::UNCONFIRMED;
 use crate::sessions::{Said, SessionError, Turn};
 
 /// Looks whether a call's session is there, and adds what it may bring to the estimate of the prompt.
@@ -47,17 +49,24 @@ pub(super) async fn asked(parts: &Parts, call: SessionCall) -> Result<SessionAns
 
 impl Request {
     /// The plane has given the turn: what is stored goes before what is asked. Once for all attempts.
-    pub(super) async fn begin_turn(&mut self, dispatch: &Dispatch) -> Result<(), Refused> {
+    ///
+    /// Another process may have a turn of the session, and that is not the replica's fault: what is waited here is added to
+    /// the attempt's times. Waiting before the plane hears of the request was rejected: it would count neither the turns that
+    /// wait nor their quota. The plane's own watchdog is of the request's deadline, which stays; only for a probe of a replica
+    /// that comes back it looks at the first token, 5 s after the time that it gave.
+    pub(super) async fn begin_turn(&mut self, dispatch: &mut Dispatch) -> Result<(), Refused> {
         let (Some(sessions), Some(stored)) = (&self.chat.sessions, &self.call.stored) else {
             return Ok(());
         };
         if self.turn.is_some() {
             return Ok(());
         }
-        let deadline = self.chat.driver.clock().deadline(dispatch.deadline);
+        let clock = self.chat.driver.clock();
+        let (deadline, dispatched) = (clock.deadline(dispatch.deadline), clock.now());
         let begun = Turn::begin(sessions, stored, &self.call.body, deadline).await;
         let (turn, body) = begun.map_err(|why| self.refused(Why::Session(why)))?;
         (self.turn, self.call.body) = (Some(turn), body);
+        later(dispatch, self.chat.driver.clock().now().since(dispatched));
         Ok(())
     }
 
@@ -74,21 +83,25 @@ impl Request {
             return Ok((named, elsewhere));
         };
         let id = Arc::clone(turn.id());
-        let message = Said::whole(&body);
-        let whole = *outcome == Outcome::Completed && message.is_some();
+        let (message, all) = Said::whole(&body).map_or((None, false), |(m, all)| (Some(m), all));
+        let whole = *outcome == Outcome::Completed && all;
         turn.end(message, whole).await.map_err(|why| self.refused(Why::Session(why)))?;
         Ok((named(&body, &id), Some(id)))
     }
 
-    /// A new session is there before its client hears of it.
-    pub(super) async fn announced(
-        &mut self,
-        elsewhere: Option<Arc<str>>,
-    ) -> Result<Option<Arc<str>>, Refused> {
-        let Some(turn) = &mut self.turn else { return Ok(elsewhere) };
-        let id = Arc::clone(turn.id());
-        turn.announce().await.map_err(|why| self.refused(Why::Session(why)))?;
-        Ok(Some(id))
+    /// What the client is told that the session is called.
+    pub(super) fn announced(&mut self, elsewhere: Option<Arc<str>>) -> Option<Arc<str>> {
+        let Some(turn) = &mut self.turn else { return elsewhere };
+        turn.announce();
+        Some(Arc::clone(turn.id()))
+    }
+}
+
+/// An attempt that begins so much later may answer so much later, though not after its request is over.
+fn later(dispatch: &mut Dispatch, waited: Duration) {
+    let last = dispatch.deadline;
+    for by in [&mut dispatch.connect_by, &mut dispatch.first_token_by] {
+        *by = (*by + waited).min(last);
     }
 }
 
@@ -100,8 +113,13 @@ pub(super) struct Story {
     name: Option<Arc<str>>,
 }
 
-/// The error of a stream that is whole and not kept.
-const NOT_STORED: &str = r#"{"error":{"message":"The answer could not be stored in its session, so the next turn would not know of it. Send this turn again.","type":"server_error","param":null,"code":"session_not_stored"}}"#;
+/// The error of a stream that is whole, and may not be kept.
+fn unconfirmed() -> Bytes {
+    let error = serde_json::json!({"error": {
+        "message": UNCONFIRMED, "type": "server_error", "param": null, "code": "session_not_stored",
+    }});
+    error.to_string().into()
+}
 
 impl Story {
     pub fn new(turn: Option<Turn>, name: Option<Arc<str>>) -> Self {
@@ -125,12 +143,18 @@ impl Story {
         }
     }
 
+    /// Keeps what a client that left was given: all of it, where that was the last of the message.
+    pub async fn leave(&mut self) {
+        let whole = self.said.is_finished();
+        let _ = self.end(whole).await;
+    }
+
     /// Keeps what was delivered. The error is what the client is told instead of a clean end.
     pub async fn end(&mut self, whole: bool) -> Result<(), Bytes> {
         let Some(turn) = self.turn.take() else { return Ok(()) };
         let (message, all) = self.said.message().map_or((None, false), |(m, all)| (Some(m), all));
         let kept = turn.end(message, whole && all).await;
-        kept.map_err(|_| Bytes::from_static(NOT_STORED.as_bytes()))
+        kept.map_err(|_| unconfirmed())
     }
 }
 

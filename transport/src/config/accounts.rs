@@ -17,6 +17,9 @@ use crate::keys::KeyHash;
 /// The tenant of keys that name none, and of callers without a key.
 pub const DEFAULT_TENANT: &str = "default";
 
+/// What the owner of a key's own stored sessions is called begins with it, so no user may be called that.
+pub(crate) const KEY_OWNER: &str = "key/";
+
 /// Tenants in the file.
 const TENANTS_MAX: usize = 10_000;
 /// Users with limits of their own, a tenant.
@@ -84,7 +87,10 @@ pub(super) fn read_tenants(root: &Section<'_>) -> BTreeMap<String, Tenant> {
         Some(Tenant {
             limits: Limits::read(section),
             carry_debt: section.get("carry_debt", false),
-            users: section.named("users", USERS_MAX, |_, user| Some(Limits::read(user))),
+            users: section.named("users", USERS_MAX, |name, user| {
+                check_user(user, "", name);
+                Some(Limits::read(user))
+            }),
             per_user: section.maybe_section("per_user", |user| Some(Limits::read(user))),
         })
     })
@@ -149,6 +155,9 @@ impl KeyEntry {
         for (key, text) in [("user", &user), ("name", &name)] {
             short(section, key, text.as_deref());
         }
+        if let Some(user) = &user {
+            check_user(section, "user", user);
+        }
         let limits = Limits::read(section);
         let models = section.texts("models", "every model");
         let hash = hash.map(|HashText(hash)| hash);
@@ -167,6 +176,15 @@ impl KeyEntry {
 fn short(section: &Section<'_>, key: &str, text: Option<&str>) {
     if let Some(bytes) = text.map(str::len).filter(|bytes| *bytes > NAME_MAX) {
         let reason = format!("a name has at most {NAME_MAX} bytes, and this one {bytes}");
+        section.problem_of(&[key], ProblemKind::Invalid(reason));
+    }
+}
+
+fn check_user(section: &Section<'_>, key: &str, name: &str) {
+    if name.starts_with(KEY_OWNER) {
+        let reason = format!(
+            "a user's name does not begin with {KEY_OWNER:?}: that is what keys' own sessions are called"
+        );
         section.problem(key, ProblemKind::Invalid(reason));
     }
 }

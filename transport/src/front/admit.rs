@@ -61,7 +61,7 @@ pub(super) async fn admit<C: Chat>(
     let session = session(shared, &caller, name, &asked, is_stored);
     record.session(session);
     let idempotency = match shared.edge {
-        false => idempotency(shared, &caller, &head, parts, &bytes),
+        false => idempotency(shared, &caller, &head, (parts, stored.as_ref(), &bytes)),
         // Decided where the answers are.
         true => None,
     };
@@ -191,16 +191,38 @@ fn opening_name(digest: Digest) -> String {
 }
 
 /// The idempotency key with what it was sent for: the same key for another path or body is another request.
+///
+/// A plain answer is a function of the body, whichever user of a tenant sends it. One of a stored session is not: it says
+/// what was said there before. So there the key is its owner's, and the session is part of what was sent, as the client
+/// named it; where it named none, every repeat means the one that the first began.
 fn idempotency<C: Chat>(
     shared: &Shared<C>,
     caller: &Caller,
     head: &Head,
-    parts: &Parts,
-    body: &Bytes,
+    (parts, stored, body): (&Parts, Option<&Stored>, &Bytes),
 ) -> Option<Idempotency> {
     let key = head.idempotency_key.as_ref()?;
     let tenant = caller.principal.tenant.0.to_be_bytes();
-    let named = [b"idempotency key\0", &tenant[..], key.as_bytes()].concat();
-    let sent = [b"idempotent body\0", parts.uri.path().as_bytes(), b"\0", body].concat();
+    let path = parts.uri.path();
+    let (named, sent) = match stored {
+        None => (
+            [b"idempotency key\0", &tenant[..], key.as_bytes()].concat(),
+            [b"idempotent body\0", path.as_bytes(), b"\0", body].concat(),
+        ),
+        Some(stored) => {
+            let session = if stored.is_new { "" } else { &*stored.id };
+            // Names may hold any byte: their lengths keep them apart from what follows.
+            let (owner, session) = (measured(&stored.owner.user), measured(session));
+            (
+                [b"idempotency key of an owner\0", &tenant[..], &owner, key.as_bytes()].concat(),
+                [b"idempotent turn\0", &session[..], path.as_bytes(), b"\0", body].concat(),
+            )
+        }
+    };
     Some(Idempotency { key: shared.auth.digest(&named), body: shared.auth.digest(&sent) })
+}
+
+/// A name behind its length.
+fn measured(name: &str) -> Vec<u8> {
+    [&(name.len() as u64).to_be_bytes()[..], name.as_bytes()].concat()
 }

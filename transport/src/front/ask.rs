@@ -16,6 +16,7 @@ use serde_json::value::RawValue;
 
 use super::error::{self, ApiError};
 use super::scan;
+use crate::config::KEY_OWNER;
 use crate::exchange::Operation;
 use crate::tokens::estimate_prompt;
 
@@ -76,7 +77,7 @@ pub(super) fn parse(operation: Operation, body: &[u8]) -> Result<Ask<'_>, ApiErr
         output_max,
         prompt: estimate_prompt(body),
         session_id: id(wire.session_id, "session_id")?,
-        user_id: id(wire.user_id, "user_id")?,
+        user_id: user(wire.user_id)?,
         choices,
         opening,
     })
@@ -202,6 +203,28 @@ fn id(value: Option<&RawValue>, name: &'static str) -> Result<Option<String>, Ap
     let Some(text) = text(value, name)? else { return Ok(None) };
     check_id(name, &text)?;
     Ok(Some(text))
+}
+
+fn user(value: Option<&RawValue>) -> Result<Option<String>, ApiError> {
+    let Some(text) = text(value, USER)? else { return Ok(None) };
+    check_user(&text)?;
+    Ok(Some(text))
+}
+
+/// Where a body and a query name a user.
+const USER: &str = "user_id";
+
+/// Holds for users in bodies and in queries.
+pub(super) fn check_user(text: &str) -> Result<(), ApiError> {
+    check_id(USER, text)?;
+    if text.starts_with(KEY_OWNER) {
+        let words = format!(
+            "'{USER}' must not begin with '{KEY_OWNER}': the sessions of a key that names no user are called that. Leave it \
+             out for the key's own, or send another name."
+        );
+        return Err(bad_value(USER, words));
+    }
+    Ok(())
 }
 
 /// Holds for ids in bodies and in headers.

@@ -24,6 +24,10 @@ use crate::wall::rfc3339;
 type Front<C> = State<Arc<Shared<C>>>;
 type Answer<T> = Result<Json<T>, ApiError>;
 
+/// What is told where nobody knows whether a turn is kept; a stream tells it in place of its end.
+pub(crate) const UNCONFIRMED: &str = "The answer may not have been stored in its session: the store did not confirm it. Look at GET \
+     /api/v1/sessions/ID/messages before sending this turn again.";
+
 /// When to ask again where a store does not answer, or a turn is under way.
 const SOON: std::time::Duration = std::time::Duration::from_secs(1);
 
@@ -178,7 +182,7 @@ pub(super) async fn asked<C: Chat>(
     let trace = Trace::default();
     shared.auth.authenticate(bearer.as_deref(), None, &trace).await?;
     if let Some(user) = &user {
-        ask::check_id("user_id", user)?;
+        ask::check_user(user)?;
     }
     let caller = shared.auth.authenticate(bearer.as_deref(), user.as_deref(), &trace).await?;
     let behalf = shared.edge.then(|| {
@@ -235,6 +239,8 @@ pub(super) fn refusal(refused: &SessionError) -> ApiError {
              ask /v1/chat/completions with the whole conversation.",
         )
         .retry_after(SOON),
+        // It was answered and charged, and a repeat may be a second turn: no client should do that by itself.
+        SessionError::Unconfirmed(_) => unavailable("session_not_stored", UNCONFIRMED).should_retry(false),
     }
 }
 

@@ -31,6 +31,7 @@ macro_rules! script {
 
 script!(APPEND, "session_append.lua");
 script!(CREATE, "session_create.lua");
+script!(ENLIST, "session_enlist.lua");
 script!(SET, "session_set.lua");
 script!(HISTORY, "session_history.lua");
 script!(HOLD, "session_hold.lua");
@@ -89,15 +90,22 @@ impl SessionLog {
         Ok(number(&answer)? == 1)
     }
 
-    /// Appends messages, once however often it is said.
+    /// Appends messages behind the `before` that there were, once however often it is said. Where there are others now,
+    /// nothing is written: returned is how many there are.
     ///
     /// # Errors
     /// [`StoreError`].
-    pub async fn append(&self, id: &str, entries: &[String]) -> Result<u64, StoreError> {
+    pub async fn append(
+        &self,
+        id: &str,
+        before: u64,
+        entries: &[String],
+    ) -> Result<Option<u64>, StoreError> {
         let append = |command: &mut Cmd| {
-            command.arg(entries);
+            command.arg(before).arg(entries);
         };
-        number(&self.script(&APPEND, messages_key(id), append).await?)
+        let answer = self.script(&APPEND, messages_key(id), append).await?;
+        if answer == Value::Nil { Ok(None) } else { number(&answer).map(Some) }
     }
 
     /// Messages by their places, both included; from the end where a place is below 0.
@@ -118,6 +126,23 @@ impl SessionLog {
         let mut command = redis::cmd("ZADD");
         command.arg(user_key(user)).arg(active).arg(id);
         self.caller.command(&command).await.map(drop)
+    }
+
+    /// Lists a new session among a user's, where there are fewer than `most`. False where there are as many.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn enlist_new(
+        &self,
+        user: &str,
+        id: &str,
+        active: u64,
+        most: u64,
+    ) -> Result<bool, StoreError> {
+        let enlist = |command: &mut Cmd| {
+            command.arg(id).arg(active).arg(most);
+        };
+        Ok(number(&self.script(&ENLIST, user_key(user), enlist).await?)? == 1)
     }
 
     /// A user's sessions, the last used first, and how many there are.

@@ -10,32 +10,83 @@
 //! An owner is his scoped name, in hex, so that no name can hold a separator. A turn is one batch: all of it is there, or
 //! nothing.
 
+use std::sync::{Arc, Mutex, PoisonError};
+
 use super::kv::{Change, Kv, Pair, Way};
 use super::record::{Entry, Head, HistoryLine, Owner, Totals};
 use super::{HISTORY_MAX, SessionError};
 
 /// The embedded store.
 #[derive(Clone)]
-pub(super) struct Embedded(pub Kv);
+pub(super) struct Embedded {
+    kv: Kv,
+    /// Held from the first key that a change looks at until it is flushed: two that looked at once would each undo what the
+    /// other did (a head written back, a place in a list taken twice).
+    changing: Arc<Mutex<()>>,
+}
 
 impl Embedded {
+    pub fn new(kv: Kv) -> Self {
+        Self { kv, changing: Arc::default() }
+    }
+
+    /// Lets go of the disk.
+    pub fn close(&self) {
+        self.kv.close();
+    }
+
+    /// Has changes wait until what is returned is dropped, as those of a disk that hangs.
+    #[cfg(test)]
+    pub fn hang(&self) -> std::sync::mpsc::Sender<()> {
+        let (until, dropped) = std::sync::mpsc::channel();
+        let (held, is_held) = std::sync::mpsc::channel();
+        let changing = Arc::clone(&self.changing);
+        std::thread::spawn(move || {
+            let _one = changing.lock().unwrap_or_else(PoisonError::into_inner);
+            let _ = held.send(());
+            let _: Result<(), _> = dropped.recv();
+        });
+        let _ = is_held.recv();
+        until
+    }
+
+    /// What changes the store, one after another.
+    fn change<T>(
+        &self,
+        work: impl FnOnce(&Kv) -> Result<T, SessionError> + Send + 'static,
+    ) -> impl FnOnce(&Kv) -> Result<T, SessionError> + Send + 'static {
+        let changing = Arc::clone(&self.changing);
+        move |kv| {
+            let _one = changing.lock().unwrap_or_else(PoisonError::into_inner);
+            work(kv)
+        }
+    }
+
     pub async fn head(&self, id: &str) -> Result<Option<(Head, Totals)>, SessionError> {
         let id = id.to_owned();
         let read = move |kv: &Kv| {
             let Some(head) = kv.get(&head_key(&id))? else { return Ok(None) };
             Ok(Some((parsed(&head)?, last(kv, &id)?)))
         };
-        self.0.with(read).await
+        self.kv.with(read).await
     }
 
-    pub async fn create(&self, id: &str, head: &Head) -> Result<(), SessionError> {
+    pub async fn create(&self, id: &str, head: &Head, most: u64) -> Result<(), SessionError> {
         let owner = Owner::of(head);
         let changes =
             vec![(head_key(id), Some(written(head)?)), (index_key(&owner, id), Some(Vec::new()))];
-        self.0.with(move |kv| kv.write(changes)).await
+        let (from, to) = index_range(&owner);
+        let create = move |kv: &Kv| {
+            if kv.range(&from, &to, Way::Forward, as_count(most))?.len() >= as_count(most) {
+                return Err(SessionError::TooMany(most));
+            }
+            kv.write(changes)
+        };
+        self.kv.with(self.change(create)).await
     }
 
-    /// All of a turn. Said twice, it is kept once.
+    /// All of a turn. Said twice, it is kept once. It takes as long as the disk does: who gave up before would not know
+    /// whether the turn was kept, and could not let the next one begin.
     pub async fn append(
         &self,
         id: &str,
@@ -54,7 +105,8 @@ impl Embedded {
             if let Some((key, value)) = newest(kv, &id)? {
                 let known: Entry = parsed(&value)?;
                 if entries.last().is_some_and(|entry| entry.turn == known.turn) {
-                    return Ok(());
+                    // It was written, and its flush may have failed.
+                    return kv.flush();
                 }
                 place = place_of(&key) + 1;
             }
@@ -66,7 +118,7 @@ impl Embedded {
             changes.extend(remembered(kv, &Owner::of(&head), &lines)?);
             kv.write(changes)
         };
-        self.0.with(append).await
+        self.kv.finish(self.change(append)).await
     }
 
     /// At most so many messages from a place on.
@@ -76,7 +128,7 @@ impl Embedded {
             let found = kv.range(&first, &end, Way::Forward, usize::MAX)?;
             found.iter().map(|(_, value)| parsed(value)).collect()
         };
-        self.0.with(read).await
+        self.kv.with(read).await
     }
 
     pub async fn clear(&self, id: &str, mark: Totals) -> Result<(), SessionError> {
@@ -86,9 +138,10 @@ impl Embedded {
             let head = Head { cleared: mark, ..parsed(&head)? };
             kv.write(vec![(key, Some(written(&head)?))])
         };
-        self.0.with(clear).await
+        self.kv.with(self.change(clear)).await
     }
 
+    /// Takes as long as the disk does, as [`append`](Self::append).
     pub async fn purge(&self, owner: &Owner, id: &str) -> Result<(), SessionError> {
         let (owner, id) = (owner.clone(), id.to_owned());
         let purge = move |kv: &Kv| {
@@ -104,7 +157,7 @@ impl Embedded {
             }
             kv.write(changes)
         };
-        self.0.with(purge).await
+        self.kv.finish(self.change(purge)).await
     }
 
     /// An owner's sessions, the last used first: part of them, and how many there are.
@@ -129,7 +182,7 @@ impl Embedded {
             let ids = all.into_iter().skip(before).take(count).map(|(_, id)| id).collect();
             Ok((ids, total))
         };
-        self.0.with(list).await
+        self.kv.with(list).await
     }
 
     /// An owner's last lines, oldest first.
@@ -139,7 +192,7 @@ impl Embedded {
             let found = kv.range(&from, &to, Way::Backward, HISTORY_MAX)?;
             found.iter().rev().map(|(_, value)| parsed(value)).collect()
         };
-        self.0.with(read).await
+        self.kv.with(read).await
     }
 }
 

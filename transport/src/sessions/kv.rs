@@ -16,7 +16,7 @@ use crate::cache::open_when_let_go;
 const CACHE_BYTES: u64 = 4 << 20;
 
 /// The longest that a disk may take over one change or look-up.
-const DISK_WAIT: Duration = Duration::from_secs(5);
+pub(super) const DISK_WAIT: Duration = Duration::from_secs(5);
 
 /// A key with what stands under it.
 pub(super) type Pair = (Vec<u8>, Vec<u8>);
@@ -30,7 +30,16 @@ pub(super) enum Kv {
     /// On a disk; nothing once it is closed.
     Sled(Arc<Mutex<Option<sled::Db>>>),
     /// In memory, for a machine without a disk of its own.
-    Memory(Arc<Mutex<BTreeMap<Vec<u8>, Vec<u8>>>>),
+    Memory(Arc<Memory>),
+}
+
+/// Keys in memory.
+#[derive(Default)]
+pub(super) struct Memory {
+    map: Mutex<BTreeMap<Vec<u8>, Vec<u8>>>,
+    /// How many flushes will fail, as those of a disk may.
+    #[cfg(test)]
+    pub failing: std::sync::atomic::AtomicU32,
 }
 
 /// Which way a range is read.
@@ -68,19 +77,21 @@ impl Kv {
         &self,
         work: impl FnOnce(&Self) -> Result<T, SessionError> + Send + 'static,
     ) -> Result<T, SessionError> {
+        let worked = tokio::time::timeout(DISK_WAIT, self.finish(work)).await;
+        worked.unwrap_or_else(|_| Err(SessionError::Store(slow())))
+    }
+
+    /// The same, however long that takes: work that was begun is done in the end, whether anybody waits for it or not.
+    pub async fn finish<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Self) -> Result<T, SessionError> + Send + 'static,
+    ) -> Result<T, SessionError> {
         if let Self::Memory(_) = self {
             return work(self);
         }
         let store = self.clone();
-        let worked = tokio::task::spawn_blocking(move || work(&store));
-        match tokio::time::timeout(DISK_WAIT, worked).await {
-            Ok(Ok(done)) => done,
-            Ok(Err(_)) => Err(SessionError::Store("its task broke".to_owned())),
-            Err(_) => Err(SessionError::Store(format!(
-                "the disk took longer than {} s",
-                DISK_WAIT.as_secs()
-            ))),
-        }
+        let worked = tokio::task::spawn_blocking(move || work(&store)).await;
+        worked.unwrap_or_else(|_| Err(SessionError::Store("its task broke".to_owned())))
     }
 
     /// What stands under a key.
@@ -91,14 +102,14 @@ impl Kv {
                 let found = db.get(key).map_err(|error| failed(&error))?;
                 Ok(found.map(|value| value.to_vec()))
             }
-            Self::Memory(map) => {
-                let map = map.lock().unwrap_or_else(PoisonError::into_inner);
+            Self::Memory(memory) => {
+                let map = memory.map.lock().unwrap_or_else(PoisonError::into_inner);
                 Ok(map.get(key).cloned())
             }
         }
     }
 
-    /// Writes all of it or nothing.
+    /// Writes all of it or nothing, and flushes it. After an error nobody knows which: it may be there, and may go yet.
     pub fn write(&self, changes: Vec<Change>) -> Result<(), SessionError> {
         match self {
             Self::Sled(db) => {
@@ -111,10 +122,9 @@ impl Kv {
                     }
                 }
                 db.apply_batch(batch).map_err(|error| failed(&error))?;
-                db.flush().map_err(|error| failed(&error))?;
             }
-            Self::Memory(map) => {
-                let mut map = map.lock().unwrap_or_else(PoisonError::into_inner);
+            Self::Memory(memory) => {
+                let mut map = memory.map.lock().unwrap_or_else(PoisonError::into_inner);
                 for (key, value) in changes {
                     match value {
                         Some(value) => drop(map.insert(key, value)),
@@ -123,7 +133,18 @@ impl Kv {
                 }
             }
         }
-        Ok(())
+        self.flush()
+    }
+
+    /// Has everything that was written be on the disk.
+    pub fn flush(&self) -> Result<(), SessionError> {
+        match self {
+            Self::Sled(db) => opened(db)?.flush().map(drop).map_err(|error| failed(&error)),
+            #[cfg(test)]
+            Self::Memory(memory) => memory.flush(),
+            #[cfg(not(test))]
+            Self::Memory(_) => Ok(()),
+        }
     }
 
     /// At most so many of the keys from `from` on and before `to`.
@@ -146,8 +167,8 @@ impl Kv {
                     Way::Backward => found.rev().take(most).collect(),
                 }
             }
-            Self::Memory(map) => {
-                let map = map.lock().unwrap_or_else(PoisonError::into_inner);
+            Self::Memory(memory) => {
+                let map = memory.map.lock().unwrap_or_else(PoisonError::into_inner);
                 let bounds = (Bound::Included(from), Bound::Excluded(to));
                 let found = map.range::<[u8], _>(bounds).map(|(k, v)| (k.clone(), v.clone()));
                 Ok(match way {
@@ -157,6 +178,20 @@ impl Kv {
             }
         }
     }
+}
+
+#[cfg(test)]
+impl Memory {
+    fn flush(&self) -> Result<(), SessionError> {
+        use std::sync::atomic::Ordering::Relaxed;
+        let fails = self.failing.fetch_update(Relaxed, Relaxed, |left| left.checked_sub(1)).is_ok();
+        if fails { Err(SessionError::Store("the flush failed".to_owned())) } else { Ok(()) }
+    }
+}
+
+/// What took too long is under way all the same.
+pub(super) fn slow() -> String {
+    format!("the disk took longer than {} s", DISK_WAIT.as_secs())
 }
 
 fn opened(db: &Mutex<Option<sled::Db>>) -> Result<sled::Db, SessionError> {

@@ -18,6 +18,14 @@ pub(crate) struct Said {
     refusal: String,
     calls: BTreeMap<u64, Call>,
     has_content: bool,
+    /// The model has said why it stopped: what comes behind that is no part of the message.
+    finished: bool,
+    room: Room,
+}
+
+/// What is left of [`ANSWER_BYTES_MAX`], for all parts of an answer together, as they will be written.
+struct Room {
+    left: usize,
     /// More came than is kept.
     cut: bool,
 }
@@ -47,6 +55,8 @@ struct Choice<'a> {
     index: u64,
     #[serde(borrow, default)]
     delta: Option<Delta<'a>>,
+    #[serde(borrow, default)]
+    finish_reason: Option<&'a RawValue>,
     #[serde(borrow, default)]
     message: Option<&'a RawValue>,
 }
@@ -91,9 +101,13 @@ impl Said {
                 continue;
             };
             for choice in chunk.choices {
-                if let (0, Some(delta)) = (choice.index, choice.delta) {
+                if choice.index != 0 {
+                    continue;
+                }
+                if let Some(delta) = choice.delta {
                     self.delta(delta);
                 }
+                self.finished |= choice.finish_reason.and_then(present).is_some();
             }
         }
     }
@@ -101,10 +115,10 @@ impl Said {
     fn delta(&mut self, delta: Delta<'_>) {
         if let Some(text) = delta.content {
             self.has_content = true;
-            push(&mut self.content, &text, &mut self.cut);
+            self.room.push(&mut self.content, &text);
         }
         if let Some(text) = delta.refusal {
-            push(&mut self.refusal, &text, &mut self.cut);
+            self.room.push(&mut self.refusal, &text);
         }
         let list = delta.tool_calls.and_then(present).unwrap_or("[]");
         let pieces: Vec<Piece> = serde_json::from_str(list).unwrap_or_default();
@@ -112,20 +126,24 @@ impl Said {
             let behind = self.calls.last_key_value().map_or(0, |(last, _)| last.saturating_add(1));
             let index = piece.index.unwrap_or(behind);
             if self.calls.len() >= CALLS_MAX && !self.calls.contains_key(&index) {
-                self.cut = true;
+                self.room.cut = true;
                 continue;
             }
-            let call = self.calls.entry(index).or_default();
-            let cut = &mut self.cut;
-            push(&mut call.id, &piece.id.unwrap_or_default(), cut);
+            let (call, room) = (self.calls.entry(index).or_default(), &mut self.room);
+            room.push(&mut call.id, &piece.id.unwrap_or_default());
             if call.kind.is_empty() {
-                push(&mut call.kind, &piece.kind.unwrap_or_default(), cut);
+                room.push(&mut call.kind, &piece.kind.unwrap_or_default());
             }
             if let Some(function) = piece.function {
-                push(&mut call.name, &function.name.unwrap_or_default(), cut);
-                push(&mut call.arguments, &function.arguments.unwrap_or_default(), cut);
+                room.push(&mut call.name, &function.name.unwrap_or_default());
+                room.push(&mut call.arguments, &function.arguments.unwrap_or_default());
             }
         }
+    }
+
+    /// Whether all of the message was there, though its stream may have gone on.
+    pub fn is_finished(&self) -> bool {
+        self.finished
     }
 
     /// The message, and whether that is all that was said; nothing where nothing was.
@@ -147,24 +165,32 @@ impl Said {
             let calls: Vec<String> = self.calls.values().map(Call::write).collect();
             written.raw("tool_calls", &format!("[{}]", calls.join(",")));
         }
-        Some((RawValue::from_string(written.end()).ok()?, !self.cut))
+        Some((RawValue::from_string(written.end()).ok()?, !self.room.cut))
     }
 
-    /// The message of an answer that came at once.
-    pub fn whole(body: &[u8]) -> Option<Box<RawValue>> {
+    /// The message of an answer that came at once, and whether that is all of it.
+    pub fn whole(body: &[u8]) -> Option<(Box<RawValue>, bool)> {
         const KEPT: [&str; 4] = ["content", "refusal", "tool_calls", "function_call"];
         let answer: Chunk<'_> = serde_json::from_slice(body).ok()?;
         let first = answer.choices.into_iter().find(|choice| choice.index == 0)?;
         let message = Members::read(first.message?.get())?;
         let mut written = Writer::new();
         written.value("role", "assistant");
+        let mut room = Room::default();
         for (key, value) in &message.0 {
             let is_kept = KEPT.contains(&&**key);
-            if is_kept && (present(value).is_some() || &**key == "content") {
+            if !is_kept || (present(value).is_none() && &**key != "content") {
+                continue;
+            }
+            if room.takes(value.get().len()) {
                 written.raw(key, value.get());
+            } else if let Ok(text) = serde_json::from_str::<String>(value.get()) {
+                let mut kept = String::new();
+                room.fill(&mut kept, &text);
+                written.value(key, &kept);
             }
         }
-        RawValue::from_string(written.end()).ok()
+        Some((RawValue::from_string(written.end()).ok()?, !room.cut))
     }
 }
 
@@ -179,11 +205,42 @@ impl Call {
     }
 }
 
-fn push(into: &mut String, text: &str, cut: &mut bool) {
-    if into.len() + text.len() > ANSWER_BYTES_MAX {
-        *cut = true;
-    } else if !*cut {
-        into.push_str(text);
+impl Default for Room {
+    fn default() -> Self {
+        Self { left: ANSWER_BYTES_MAX, cut: false }
+    }
+}
+
+impl Room {
+    /// Whether there is room for so many bytes. Behind a cut there is none for anything.
+    fn takes(&mut self, bytes: usize) -> bool {
+        self.cut |= bytes > self.left;
+        self.left -= if self.cut { 0 } else { bytes };
+        !self.cut
+    }
+
+    fn push(&mut self, into: &mut String, text: &str) {
+        if self.takes(text.chars().map(written).sum()) {
+            into.push_str(text);
+        }
+    }
+
+    /// As much of a text that is too long as there is room for.
+    fn fill(&mut self, into: &mut String, text: &str) {
+        for letter in text.chars() {
+            let Some(left) = self.left.checked_sub(written(letter)) else { return };
+            self.left = left;
+            into.push(letter);
+        }
+    }
+}
+
+/// Bytes of a letter in a JSON string.
+fn written(letter: char) -> usize {
+    match letter {
+        '"' | '\\' | '\n' | '\r' | '\t' | '\u{8}' | '\u{c}' => 2,
+        '\0'..='\u{1f}' => 6,
+        other => other.len_utf8(),
     }
 }
 
@@ -240,7 +297,8 @@ mod tests {
     fn a_whole_answer_keeps_what_can_be_told_again() {
         let body = r#"{"choices":[{"index":0,"message":{"role":"assistant","content":"\u00e9","refusal":null,"reasoning_content":"hm","annotations":[]}}]}"#;
         let kept = Said::whole(body.as_bytes()).unwrap();
-        assert_eq!(kept.get(), r#"{"role":"assistant","content":"\u00e9"}"#);
+        assert_eq!(kept.0.get(), r#"{"role":"assistant","content":"\u00e9"}"#);
+        assert!(kept.1);
         assert!(Said::whole(b"{}").is_none());
     }
 
@@ -255,5 +313,39 @@ mod tests {
         said.add(event.as_bytes());
         let (message, whole) = said.message().unwrap();
         assert!(!whole && message.get().len() < ANSWER_BYTES_MAX);
+    }
+
+    #[test]
+    fn all_parts_of_an_answer_share_one_bound() {
+        let text = "\\u0001".repeat(ANSWER_BYTES_MAX / 24);
+        let call = |index: usize| {
+            let call = format!("{{\"index\":{index},\"function\":{{\"arguments\":\"{text}\"}}}}");
+            format!(
+                "data: {{\"choices\":[{{\"index\":0,\"delta\":{{\"tool_calls\":[{call}]}}}}]}}\n\n"
+            )
+        };
+        let mut said = Said::default();
+        for index in 0..10 {
+            said.add(call(index).as_bytes());
+        }
+        let (message, whole) = said.message().unwrap();
+        assert!(!whole);
+        let bytes = message.get().len();
+        assert!((ANSWER_BYTES_MAX / 2..ANSWER_BYTES_MAX + 2_000).contains(&bytes), "{bytes}");
+    }
+
+    #[test]
+    fn a_whole_answer_beyond_what_is_kept_is_cut_too() {
+        let half = "y\\n".repeat(ANSWER_BYTES_MAX / 6 + 1);
+        let of = |content: &str| {
+            let message = format!("{{\"refusal\":\"{half}\",\"content\":\"{content}\"}}");
+            format!("{{\"choices\":[{{\"index\":0,\"message\":{message}}}]}}")
+        };
+        assert!(Said::whole(of("short").as_bytes()).unwrap().1);
+        let (message, whole) = Said::whole(of(&half).as_bytes()).unwrap();
+        let read: Value = serde_json::from_str(message.get()).unwrap();
+        let kept = read["content"].as_str().unwrap();
+        assert!(!whole && kept.starts_with("y\ny\n"));
+        assert!((ANSWER_BYTES_MAX - 10..=ANSWER_BYTES_MAX + 100).contains(&message.get().len()));
     }
 }

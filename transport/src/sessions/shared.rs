@@ -20,6 +20,9 @@ const FIELDS: [&str; 7] = [
     "cleared_bytes",
 ];
 
+/// Lines that are looked at: ours are 40, and somebody else's may stand among them.
+const LINES_MAX: usize = 8 * HISTORY_MAX;
+
 impl Shared {
     pub async fn head(
         &self,
@@ -33,7 +36,7 @@ impl Shared {
         Ok(Some((head(fields)?, last.map_or(Totals::default(), |entry| entry.totals))))
     }
 
-    pub async fn create(&self, id: &str, head: &Head) -> Result<(), SessionError> {
+    pub async fn create(&self, id: &str, head: &Head, most: u64) -> Result<(), SessionError> {
         let owner = Owner { tenant: head.tenant.as_str().into(), user: head.user.as_str().into() };
         let scoped = owner.scoped(id);
         let values = [
@@ -47,27 +50,39 @@ impl Shared {
         ];
         let mut fields = vec![("id", id.to_owned())];
         fields.extend(FIELDS.into_iter().zip(values));
-        self.0.create(&scoped, &fields).await?;
-        Ok(self.0.enlist(&owner.scoped(&owner.user), id, head.active).await?)
+        // The place first: two that begin at once do not both get the last.
+        if !self.0.enlist_new(&owner.scoped(&owner.user), id, head.active, most).await? {
+            return Err(SessionError::TooMany(most));
+        }
+        Ok(self.0.create(&scoped, &fields).await?)
     }
 
-    /// All of a turn. What is not there in the end is the list of its owner's last sessions and lines, at worst: those are
-    /// views.
+    /// All of a turn, behind the `before` messages that it was numbered for. Where others came first nothing is written:
+    /// returned are the figures to number it from. What is not there in the end is the list of its owner's last sessions
+    /// and lines, at worst: those are views.
     pub async fn append(
         &self,
         owner: &Owner,
         id: &str,
-        active: u64,
+        (active, before): (u64, u64),
         entries: &[Entry],
         lines: &[HistoryLine],
-    ) -> Result<(), SessionError> {
+    ) -> Result<Option<Totals>, SessionError> {
         let (scoped, user) = (owner.scoped(id), owner.scoped(&owner.user));
         let texts: Vec<String> = entries.iter().map(written).collect::<Result<_, _>>()?;
         let there = self.0.set(&scoped, &[("last_activity", active.to_string())]).await?;
         if !there {
             return Err(SessionError::NotFound);
         }
-        self.0.append(&scoped, &texts).await?;
+        if let Some(count) = self.0.append(&scoped, before, &texts).await? {
+            let last = count.checked_sub(1).and_then(|last| i64::try_from(last).ok());
+            let Some(last) = last else { return Ok(Some(Totals::default())) };
+            let newest = self.0.messages(&scoped, last, last).await?.pop();
+            let newest = newest.map(|text| parsed::<Entry>(&text)).transpose()?;
+            let totals = newest.map_or(Totals::default(), |entry| entry.totals);
+            // The list itself is the count.
+            return Ok(Some(Totals { messages: count, ..totals }));
+        }
         let lines: Vec<String> = lines.iter().map(written).collect::<Result<_, _>>()?;
         let views = async {
             self.0.enlist(&user, id, active).await?;
@@ -79,7 +94,7 @@ impl Shared {
         if let Err(error) = views.await {
             tracing::warn!("a turn is stored, and missing in a list: {error}");
         }
-        Ok(())
+        Ok(None)
     }
 
     pub async fn page(
@@ -110,8 +125,9 @@ impl Shared {
 
     pub async fn purge(&self, owner: &Owner, id: &str) -> Result<(), SessionError> {
         let user = owner.scoped(&owner.user);
-        for line in self.0.remembered(&user, HISTORY_MAX).await? {
-            if parsed::<HistoryLine>(&line)?.session == id {
+        for line in self.0.remembered(&user, LINES_MAX).await? {
+            // A line that no gateway wrote is of no session.
+            if parsed::<HistoryLine>(&line).is_ok_and(|line| line.session == id) {
                 self.0.forget(&user, &line).await?;
             }
         }
@@ -130,8 +146,12 @@ impl Shared {
 
     pub async fn history(&self, owner: &Owner) -> Result<Vec<HistoryLine>, SessionError> {
         let user = owner.scoped(&owner.user);
-        let texts = self.0.remembered(&user, HISTORY_MAX).await?;
-        texts.iter().rev().map(|text| parsed(text)).collect()
+        let texts = self.0.remembered(&user, LINES_MAX).await?;
+        // Others may write there too; what is not a line is not shown.
+        let lines = texts.iter().filter_map(|text| parsed(text).ok());
+        let mut lines: Vec<HistoryLine> = lines.take(HISTORY_MAX).collect();
+        lines.reverse();
+        Ok(lines)
     }
 }
 

@@ -6,15 +6,13 @@ use std::time::Duration;
 use bytes::Bytes;
 use control::units::Tokens;
 use serde_json::value::RawValue;
-use tokio::sync::OwnedMutexGuard;
 use tokio::time::{Instant, sleep, timeout_at};
-use tokio_util::task::AbortOnDropHandle;
 
 use super::body::{Asked, line, said};
+use super::hold::Held;
 use super::record::{Entry, Head, HistoryLine, Owner, Totals};
-use super::{STORE_PATIENCE, SessionError, Sessions, Store};
+use super::{STORE_PATIENCE, SessionError, Sessions, Store, kv};
 use crate::exchange::Stored;
-use crate::redis::SessionLog;
 
 /// A turn that runs. Dropped before its end, it has left nothing behind.
 pub(crate) struct Turn {
@@ -23,22 +21,18 @@ pub(crate) struct Turn {
     id: Arc<str>,
     /// What no other turn is called.
     name: String,
-    /// Already there, for this process at least.
-    exists: bool,
+    /// Where the session is new and its client has not heard of it: it goes with a turn that leaves nothing.
+    unheard: Option<Unheard>,
     /// What is stored before it.
     before: Totals,
     asked: Vec<Box<RawValue>>,
-    // In this order: the lease goes before the next turn of this process may take it.
-    lease: Option<Lease>,
-    _guard: OwnedMutexGuard<()>,
+    held: Held,
 }
 
-/// How long a lease lasts without being renewed: after so long the sessions of a process that died go on elsewhere.
-const LEASE: Duration = Duration::from_secs(15);
-/// A third, so that two renewals may be lost.
-const LEASE_RENEWED: Duration = Duration::from_secs(5);
-/// How long between two looks at a turn that another process has.
-const LEASE_POLL: Duration = Duration::from_millis(100);
+/// How long the end of a turn is waited for.
+const END_WAIT: Duration = kv::DISK_WAIT.saturating_add(STORE_PATIENCE);
+/// How long between two tries to keep a turn.
+const AGAIN: Duration = Duration::from_millis(100);
 /// The longest wait for it, as the plane's for turns of this process.
 const TURN_WAIT: Duration = Duration::from_secs(30);
 /// Messages that are read at once, from the end backwards, until the window is full.
@@ -67,13 +61,7 @@ impl Turn {
         let until = deadline.min(Instant::now() + TURN_WAIT);
         let (owner, id) = (stored.owner.clone(), Arc::clone(&stored.id));
         let name = Sessions::mint()?;
-        let key = owner.scoped(&id);
-        let guard = timeout_at(until, sessions.guard(&key).lock_owned()).await;
-        let guard = guard.map_err(|_| SessionError::Busy)?;
-        let lease = match &sessions.store {
-            Store::Embedded(_) => None,
-            Store::Shared(store) => Some(Lease::take(&store.0, key, &name, until).await?),
-        };
+        let held = Held::take(sessions, owner.scoped(&id), &name, until).await?;
         let asked = Asked::read(body)?;
         let limits = sessions.limits();
         let mut turn = Self {
@@ -81,17 +69,13 @@ impl Turn {
             owner,
             id,
             name,
-            exists: !stored.is_new,
+            unheard: None,
             before: Totals::default(),
             asked: Vec::new(),
-            lease,
-            _guard: guard,
+            held,
         };
         if stored.is_new {
-            let (_, count) = sessions.ids(&turn.owner, 0, 0).await?;
-            if count >= limits.sessions_max {
-                return Err(SessionError::TooMany(limits.sessions_max));
-            }
+            turn.create(limits.sessions_max).await?;
             turn.asked = asked.messages;
             return Ok((turn, body.clone()));
         }
@@ -150,11 +134,15 @@ impl Turn {
         &self.id
     }
 
-    /// Has a new session be there, before its client hears its name.
-    pub async fn announce(&mut self) -> Result<(), SessionError> {
-        if self.exists {
-            return Ok(());
+    /// Its client hears the session's name: from here on it stays.
+    pub fn announce(&mut self) {
+        if let Some(unheard) = &mut self.unheard {
+            unheard.over = true;
         }
+    }
+
+    /// Has a new session be there before anything is spent on it.
+    async fn create(&mut self, most: u64) -> Result<(), SessionError> {
         let now = self.sessions.wall.now().as_millis();
         let head = Head {
             tenant: self.owner.tenant.to_string(),
@@ -163,19 +151,28 @@ impl Turn {
             active: now,
             cleared: Totals::default(),
         };
+        let (sessions, owner) = (Arc::clone(&self.sessions), self.owner.clone());
+        // What fails may have been done by half.
+        let unheard = Unheard { sessions, owner, id: Arc::clone(&self.id), over: false };
+        let unheard = self.unheard.insert(unheard);
         let created = match &self.sessions.store {
-            Store::Embedded(store) => store.create(&self.id, &head).await,
-            Store::Shared(store) => store.create(&self.id, &head).await,
+            Store::Embedded(store) => store.create(&self.id, &head, most).await,
+            Store::Shared(store) => store.create(&self.id, &head, most).await,
         };
-        self.exists = created.is_ok();
-        self.sessions.told(created)
+        unheard.over = matches!(created, Err(SessionError::TooMany(_)));
+        created
     }
 
-    /// Keeps the turn: what was asked, and what was answered. It is kept though nobody waits for it any more; what cannot be
-    /// kept for [`STORE_PATIENCE`] is lost, and that is told.
+    /// Keeps the turn: what was asked, and what was answered. It is kept though nobody waits for it any more. What the store
+    /// has not confirmed in time may be kept or not, and that is told; the next turn begins when it is known.
     pub async fn end(self, answer: Option<Box<RawValue>>, whole: bool) -> Result<(), SessionError> {
+        let sessions = Arc::clone(&self.sessions);
         let kept = tokio::spawn(self.keep(answer, whole));
-        kept.await.unwrap_or_else(|_| Err(SessionError::Store("its task broke".to_owned())))
+        match timeout_at(Instant::now() + END_WAIT, kept).await {
+            Ok(Ok(kept)) => kept,
+            Ok(Err(_)) => Err(SessionError::Unconfirmed("its task broke".to_owned())),
+            Err(_) => sessions.told(Err(SessionError::Unconfirmed(kv::slow()))),
+        }
     }
 
     async fn keep(
@@ -183,16 +180,23 @@ impl Turn {
         answer: Option<Box<RawValue>>,
         whole: bool,
     ) -> Result<(), SessionError> {
-        let entries = self.records(answer, whole);
+        self.announce();
+        let mut entries = self.records(answer, whole);
         let lines = self.lines(&entries);
         let until = Instant::now() + STORE_PATIENCE;
         let kept = loop {
-            let kept = self.written(&entries, &lines).await;
-            let again = matches!(kept, Err(SessionError::Store(_))) && Instant::now() < until;
-            if !again {
-                break kept;
+            match self.written(&entries, &lines).await {
+                Ok(None) => break Ok(()),
+                Ok(Some(last)) if Instant::now() < until => self.renumber(&mut entries, last),
+                Ok(Some(_)) => {
+                    let why = "others write to the session all the time".to_owned();
+                    break Err(SessionError::Unconfirmed(why));
+                }
+                Err(SessionError::Store(_)) if Instant::now() < until => sleep(AGAIN).await,
+                // A command without an answer may have been carried out.
+                Err(SessionError::Store(why)) => break Err(SessionError::Unconfirmed(why)),
+                Err(error) => break Err(error),
             }
-            sleep(LEASE_POLL).await;
         };
         let outcome = match (&kept, whole) {
             (Ok(()), true) => "whole",
@@ -200,24 +204,38 @@ impl Turn {
             (Err(_), _) => "lost",
         };
         self.sessions.turns.get_or_create(&super::Ended { outcome }).inc();
-        if let Some(lease) = self.lease.take() {
-            lease.let_go().await;
-        }
+        self.held.let_go().await;
         self.sessions.told(kept)
     }
 
+    /// Nothing where the turn is written; the figures of the session where another came first.
     async fn written(
         &mut self,
         entries: &[Entry],
         lines: &[HistoryLine],
-    ) -> Result<(), SessionError> {
-        self.announce().await?;
+    ) -> Result<Option<Totals>, SessionError> {
         let active = self.sessions.wall.now().as_millis();
         let (owner, id) = (&self.owner, &*self.id);
         match &self.sessions.store {
-            Store::Embedded(store) => store.append(id, active, entries, lines).await,
-            Store::Shared(store) => store.append(owner, id, active, entries, lines).await,
+            // Nobody else has the directory.
+            Store::Embedded(store) => store.append(id, active, entries, lines).await.map(|()| None),
+            Store::Shared(store) => {
+                let place = (active, self.before.messages);
+                store.append(owner, id, place, entries, lines).await
+            }
         }
+    }
+
+    /// The lease was lost, and another process's turn came first: this one comes behind it. Its model has not seen that, but
+    /// the totals go on from it, or they would be wrong for good.
+    fn renumber(&mut self, entries: &mut [Entry], last: Totals) {
+        let moved = |total: &mut u64, from: u64, to: u64| *total = *total - from + to;
+        for Entry { totals, .. } in entries {
+            moved(&mut totals.messages, self.before.messages, last.messages);
+            moved(&mut totals.tokens, self.before.tokens, last.tokens);
+            moved(&mut totals.bytes, self.before.bytes, last.bytes);
+        }
+        self.before = last;
     }
 
     fn records(&mut self, answer: Option<Box<RawValue>>, whole: bool) -> Vec<Entry> {
@@ -245,55 +263,27 @@ impl Turn {
     }
 }
 
-/// The turn of a session among all who share a Redis.
-struct Lease {
-    log: Arc<SessionLog>,
-    key: String,
-    who: String,
-    renewing: AbortOnDropHandle<()>,
+/// A new session that nobody has heard of. Dropped before that is over, it is removed, as nobody could.
+struct Unheard {
+    sessions: Arc<Sessions>,
+    owner: Owner,
+    id: Arc<str>,
     over: bool,
 }
 
-impl Lease {
-    async fn take(
-        log: &Arc<SessionLog>,
-        key: String,
-        who: &str,
-        until: Instant,
-    ) -> Result<Self, SessionError> {
-        while !log.take(&key, who, LEASE).await? {
-            if Instant::now() + LEASE_POLL >= until {
-                return Err(SessionError::Busy);
-            }
-            sleep(LEASE_POLL).await;
-        }
-        let (renewed, id, name) = (Arc::clone(log), key.clone(), who.to_owned());
-        let renewing = tokio::spawn(async move {
-            loop {
-                sleep(LEASE_RENEWED).await;
-                // One that was lost is somebody else's. Turns are whole records, so nothing is lost by that but order.
-                let _ = renewed.hold(&id, &name, LEASE).await;
-            }
-        });
-        let renewing = AbortOnDropHandle::new(renewing);
-        Ok(Self { log: Arc::clone(log), key, who: who.to_owned(), renewing, over: false })
-    }
-
-    async fn let_go(mut self) {
-        self.over = true;
-        self.renewing.abort();
-        let _ = self.log.hold(&self.key, &self.who, Duration::ZERO).await;
-    }
-}
-
-impl Drop for Lease {
+impl Drop for Unheard {
     fn drop(&mut self) {
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
         if self.over {
             return;
         }
-        let (log, key, who) = (Arc::clone(&self.log), self.key.clone(), self.who.clone());
-        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            runtime.spawn(async move { log.hold(&key, &who, Duration::ZERO).await.map(drop) });
-        }
+        let (sessions, owner, id) =
+            (Arc::clone(&self.sessions), self.owner.clone(), Arc::clone(&self.id));
+        runtime.spawn(async move {
+            let _ = match &sessions.store {
+                Store::Embedded(store) => store.purge(&owner, &id).await,
+                Store::Shared(store) => store.purge(&owner, &id).await,
+            };
+        });
     }
 }

@@ -39,6 +39,26 @@ async fn somebody_elses_session_is_not_there() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_user_is_called_what_a_keys_own_sessions_are() {
+    let (replica, home) = (Replica::new().await, dir());
+    let site = Site::new(home.path(), &replica, &keys()).await;
+    let session = site.turn("app", None, "mine", json!({})).await.session();
+    let path = format!("/api/v1/sessions/{session}");
+    assert_eq!(site.get("app", &path).await.json()["user_id"], "key/app");
+    for query in ["user_id=key/app", "user_id=key%2Fapp", "user_id=key/spare"] {
+        for path in [&*path, "/api/v1/sessions", "/history"] {
+            let refused = site.get("app", &format!("{path}?{query}")).await;
+            assert_eq!((refused.status.as_u16(), refused.code().as_str()), (400, "invalid_value"));
+        }
+    }
+    let refused = site.turn("app", Some(&session), "x", json!({"user_id": "key/app"})).await;
+    assert_eq!(refused.json()["error"]["param"], "user_id");
+    assert!(refused.text().contains("must not begin with 'key/'"), "{}", refused.text());
+    assert_eq!(site.messages("app", &session).await.len(), 2);
+    site.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn clearing_ends_the_context_and_keeps_the_conversation() {
     let (replica, home) = (Replica::new().await, dir());
     let site = Site::new(home.path(), &replica, &keys()).await;

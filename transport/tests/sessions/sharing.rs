@@ -51,6 +51,34 @@ async fn two_gateways_see_one_session_and_answer_its_turns_in_order() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_wait_for_another_gateways_turn_is_not_the_replicas_fault() {
+    let (redis, replica, homes) = (Server::start(), Replica::new().await, [dir(), dir()]);
+    let one = site(homes[0].path(), &replica, &redis).await;
+    let more = format!(
+        "data: {{dir: DIR, redis: {{addr: '127.0.0.1:{}'}}}}\nrouting: {{timeouts: {{connect: 500ms, first_token: 700ms}}}}\n{}",
+        redis.port,
+        keys()
+    );
+    let two = Site::new(homes[1].path(), &replica, &more).await;
+    let session = one.turn("ann", None, "one", json!({})).await.session();
+    let long = format!("dawdle {}", "on ".repeat(30));
+    let first = one.turn("ann", Some(&session), &long, json!({"stream": true}));
+    let second = async {
+        sleep(Duration::from_millis(300)).await;
+        let began = Instant::now();
+        let answer = two.turn("ann", Some(&session), "slow", json!({"stream": true})).await;
+        (answer, began.elapsed())
+    };
+    let (first, (second, took)) = tokio::join!(first, second);
+    assert!(first.is_done());
+    assert!(took > Duration::from_millis(1_200), "it waited for nothing: {took:?}");
+    assert!(second.is_done(), "{}", second.text());
+    assert_eq!(replica.times(), 3, "asked once each");
+    one.close().await;
+    two.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn keys_are_those_of_the_documents_and_tenants_never_meet() {
     let (redis, replica, home) = (Server::start(), Replica::new().await, dir());
     let site = site(home.path(), &replica, &redis).await;
@@ -74,7 +102,12 @@ async fn keys_are_those_of_the_documents_and_tenants_never_meet() {
     assert_eq!(history[39], json!({"role": "assistant", "text": "re: n29"}));
     site.delete("ann", &format!("/api/v1/sessions/{session}")).await;
     assert_eq!(redis.ask(&format!("LLEN session_messages:{session}")), "62");
-    site.delete("ann", &format!("/api/v1/sessions/{session}?purge=true")).await;
+    // A line that somebody else wrote is not shown, and in nobody's way.
+    redis.ask("LPUSH history:ann foreign");
+    assert_eq!(site.get("ann", "/history").await.json().as_array().unwrap().len(), 40);
+    let purged = site.delete("ann", &format!("/api/v1/sessions/{session}?purge=true")).await;
+    assert_eq!(purged.status, 200, "{}", purged.text());
+    assert_eq!(redis.ask("LREM history:ann 0 foreign"), "1");
     assert_eq!(redis.ask(&format!("EXISTS session_messages:{session}")), "0");
     assert_eq!(redis.ask(&format!("EXISTS session:{session}")), "0");
     assert_eq!(redis.ask("EXISTS history:ann"), "0");
@@ -112,6 +145,7 @@ async fn while_redis_is_away_the_stored_form_says_so_and_the_plain_one_goes_on()
     let (cut, ()) = tokio::join!(running, killing);
     assert!(!cut.is_done(), "what could not be kept was not acknowledged");
     assert!(cut.text().contains("session_not_stored"), "{}", cut.text());
+    assert!(cut.text().contains("may not have been stored"), "nobody knows: {}", cut.text());
     let began = Instant::now();
     let refused = site.turn("ann", Some(&session), "two", json!({})).await;
     assert_eq!(
@@ -140,4 +174,41 @@ async fn while_redis_is_away_the_stored_form_says_so_and_the_plain_one_goes_on()
     assert_eq!(again.status, 200, "{}", again.text());
     assert_eq!(site.get("ann", "/health").await.json()["checks"]["session store"]["healthy"], true);
     site.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lost_lease_costs_order_and_the_figures_stay_right() {
+    let (redis, replica, homes) = (Server::start(), Replica::new().await, [dir(), dir()]);
+    let one = site(homes[0].path(), &replica, &redis).await;
+    let two = site(homes[1].path(), &replica, &redis).await;
+    let session = one.turn("ann", None, "one", json!({})).await.session();
+    let lease = format!("{{session:{session}}}:turn");
+    let long = format!("dawdle {}", "on ".repeat(120));
+    let first = one.turn("ann", Some(&session), &long, json!({"stream": true}));
+    let second = async {
+        sleep(Duration::from_millis(500)).await;
+        assert_eq!(redis.ask(&format!("DEL {lease}")), "1");
+        let answer = two.turn("ann", Some(&session), "meanwhile", json!({})).await;
+        // Whoever lost it and still runs takes it again, once it is free.
+        let began = Instant::now();
+        while redis.ask(&format!("EXISTS {lease}")) != "1" {
+            assert!(began.elapsed() < Duration::from_secs(6), "nobody took it again");
+            sleep(Duration::from_millis(50)).await;
+        }
+        answer
+    };
+    let (first, second) = tokio::join!(first, second);
+    assert!(first.is_done() && second.status == 200, "{}", first.text());
+    let kept = one.messages("ann", &session).await;
+    assert_eq!(contents(&kept)[..4], ["one", "re: one", "meanwhile", "re: meanwhile"]);
+    assert_eq!(contents(&kept)[4..], [&*long, &*format!("re: {long}")]);
+    let told = two.get("ann", &format!("/api/v1/sessions/{session}")).await.json();
+    let sum: u64 = kept.iter().map(|entry| entry["token_count"].as_u64().unwrap()).sum();
+    assert_eq!((&told["message_count"], &told["token_count"]), (&json!(6), &json!(sum)));
+    // And it goes on from there.
+    assert_eq!(two.turn("ann", Some(&session), "last", json!({})).await.status, 200);
+    assert_eq!(replica.asked()["messages"].as_array().unwrap().len(), 7);
+    assert_eq!(one.messages("ann", &session).await.len(), 8);
+    one.close().await;
+    two.close().await;
 }

@@ -7,7 +7,7 @@ use http_body_util::{BodyExt, Full};
 use serde_json::{Value, json};
 use tokio::time::sleep;
 
-use crate::world::{Replica, Site, client, contents, dir, keys};
+use crate::world::{Answer, Replica, Site, client, contents, dir, keys};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_turn_brings_what_is_new_and_the_model_sees_all_of_it() {
@@ -152,6 +152,35 @@ async fn what_a_client_that_left_was_given_is_kept_and_the_turn_is_free() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_leaves_at_the_finish_reason_has_had_all_of_it() {
+    let (replica, home) = (Replica::new().await, dir());
+    let site = Site::new(home.path(), &replica, &keys()).await;
+    let call = json!({"role": "assistant", "content": null, "tool_calls": [
+        {"id": "c1", "type": "function", "function": {"name": "look", "arguments": "{}"}}]});
+    replica.will_say(call);
+    let body = json!({"model": "m", "stream": true, "messages": [{"role": "user", "content": "hesitate"}]});
+    let request = Request::builder()
+        .method(Method::POST)
+        .uri(format!("http://{}/api/v1/chat/completions", site.addr))
+        .header("authorization", "Bearer KEY-ann");
+    let answer =
+        client().request(request.body(Full::from(body.to_string())).unwrap()).await.unwrap();
+    let session = answer.headers()["x-session-id"].to_str().unwrap().to_owned();
+    let (mut body, mut read) = (answer.into_body(), Vec::new());
+    while memchr::memmem::find(&read, b"\"finish_reason\":\"stop\"").is_none() {
+        read.extend_from_slice(&body.frame().await.unwrap().unwrap().into_data().unwrap());
+    }
+    drop(body);
+    site.has("ann", &session, 2).await;
+    assert_eq!(site.messages("ann", &session).await[1]["status"], "complete");
+    // So its call goes upstream with its result.
+    let result = json!([{"role": "tool", "tool_call_id": "c1", "content": "seen"}]);
+    assert_eq!(site.say("ann", Some(&session), result, json!({})).await.status, 200);
+    assert_eq!(replica.asked()["messages"][1]["tool_calls"][0]["id"], "c1");
+    site.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_repeated_key_gets_the_same_answer_and_keeps_no_second_turn() {
     let (replica, home) = (Replica::new().await, dir());
     let site = Site::new(home.path(), &replica, &keys()).await;
@@ -164,6 +193,50 @@ async fn a_repeated_key_gets_the_same_answer_and_keeps_no_second_turn() {
     assert_eq!(site.messages("ann", &first.session()).await.len(), 2);
     assert_eq!(site.get("ann", "/api/v1/sessions").await.json()["total"], 1);
     site.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_key_is_its_owners_and_its_sessions() {
+    let (replica, home) = (Replica::new().await, dir());
+    let site = Site::new(home.path(), &replica, &keys()).await;
+    let mut sessions = Vec::new();
+    for _ in 0..2 {
+        sessions.push(site.turn("ann", None, "hi", json!({})).await.session());
+    }
+    let asked = replica.times();
+    let first = once(&site, "ann", &sessions[0]).await;
+    assert_eq!(first.session(), sessions[0]);
+    for other in [&*sessions[1], ""] {
+        let refused = once(&site, "ann", other).await;
+        assert_eq!(
+            (refused.status.as_u16(), refused.code().as_str()),
+            (422, "idempotency_mismatch")
+        );
+    }
+    let again = once(&site, "ann", &sessions[0]).await;
+    assert_eq!((again.session(), &again.body), (sessions[0].clone(), &first.body));
+    // Another user, and a key of nobody's, by itself and for a third: each gets an answer and a session of their own.
+    let bobs = once(&site, "bob", "").await;
+    assert_eq!(site.messages("bob", &bobs.session()).await.len(), 2);
+    let apps = once(&site, "app", "").await;
+    assert_eq!(site.messages("app", &apps.session()).await.len(), 2);
+    assert_eq!(replica.times(), asked + 3);
+    // A plain answer says nothing but what the body asks for: whoever of the tenant repeats it gets it.
+    let headers = [("idempotency-key", "k2")];
+    let plain = |user| site.post(user, "/v1/chat/completions", ONCE.to_owned(), &headers);
+    let (anns, bobs) = (plain("ann").await, plain("bob").await);
+    assert_eq!((anns.status.as_u16(), &anns.body), (200, &bobs.body));
+    assert_eq!(replica.times(), asked + 4);
+    site.close().await;
+}
+
+const ONCE: &str = r#"{"model":"m","messages":[{"role":"user","content":"once"}]}"#;
+
+/// The session stands in the header: key, path and body are the same whoever asks.
+async fn once(site: &Site, user: &str, session: &str) -> Answer {
+    let headers = [("idempotency-key", "k1"), ("x-session-id", session)];
+    let headers = if session.is_empty() { &headers[..1] } else { &headers[..] };
+    site.post(user, "/api/v1/chat/completions", ONCE.to_owned(), headers).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

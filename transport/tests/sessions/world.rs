@@ -111,6 +111,8 @@ fn stream(message: &Value, text: &str) -> Response {
         events.push(event(json!({"tool_calls": [call]}), Value::Null));
     }
     let (breaks, dawdles) = (text.starts_with("break"), text.starts_with("dawdle"));
+    // Before the end of the stream, behind that of the answer.
+    let hesitates = text.starts_with("hesitate");
     if !breaks {
         events.push(event(json!({}), json!("stop")));
         events.push("data: [DONE]\n\n".to_owned());
@@ -118,6 +120,9 @@ fn stream(message: &Value, text: &str) -> Response {
     let pieces = futures_util::stream::iter(events).then(move |event| async move {
         if dawdles {
             sleep(Duration::from_millis(20)).await;
+        }
+        if hesitates && event.contains("[DONE]") {
+            sleep(Duration::from_secs(1)).await;
         }
         Ok::<_, std::io::Error>(Bytes::from(event))
     });
@@ -214,6 +219,7 @@ impl Site {
         }
         let gateway = Arc::clone(&self.gateway);
         drop(self);
+        assert!(gateway.turns_written().await, "turns are left");
         tokio::task::spawn_blocking(move || gateway.stop()).await.unwrap().unwrap();
     }
 

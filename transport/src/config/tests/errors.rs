@@ -140,6 +140,11 @@ const TOLD: &[(&str, &str)] = &[
         "p.yaml:2:16: tenants[\"a/b\"]: a tenant's name has no slash: it separates tenant and user",
     ),
     (
+        "tenants: {acme: {users: {key/a: {}}}}",
+        "p.yaml:2:33: tenants.acme.users[\"key/a\"]: a user's name does not begin with \"key/\": that is what keys' own \
+         sessions are called",
+    ),
+    (
         "data: {redis: {addr: 'redis://r:6379', cluster: true, db: 1}, database: {driver: postgres}}",
         "p.yaml:2:22: data.redis.addr: each address is host:port, without a scheme or a password\n\
          p.yaml:2:55: data.redis.db: a cluster has database 0 alone: remove this key\n\
