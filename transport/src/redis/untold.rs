@@ -46,6 +46,8 @@ impl Drop for One {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+
     use std::time::Instant;
 
     use super::*;

@@ -4,6 +4,7 @@
 //! it draws time, disk, sockets and background work from it. What only a real machine has (threads, an admin socket, a
 //! database of its own beside the journal) is chosen here too, because a simulated run must be one thread and one order.
 
+use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -100,6 +101,10 @@ struct ThisProcess;
 impl Process for ThisProcess {
     fn abort(&self, why: &str) {
         tracing::error!("{why}");
+        // Where nobody listens to the log, as in a test, the last word is heard all the same.
+        if !tracing::dispatcher::has_been_set() {
+            let _ = writeln!(std::io::stderr(), "{why}");
+        }
         std::process::abort()
     }
 }

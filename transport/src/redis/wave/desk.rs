@@ -312,6 +312,8 @@ impl Report {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+
     use control::shared::Noted;
 
     use super::*;
