@@ -48,8 +48,8 @@ pub enum Order {
     Admitted(RequestId),
     /// Make an attempt.
     Dispatch(Box<Dispatch>),
-    /// Stop the attempt that runs.
-    Cancel,
+    /// Stop this attempt, if it runs.
+    Cancel(AttemptId),
     /// Refuse; nothing was sent.
     Reject {
         /// Which request.
@@ -329,7 +329,9 @@ fn perform(
             let mailbox = mailboxes.get(&dispatch.caller);
             deliver(mailbox, Order::Dispatch(Box::new(dispatch)));
         }
-        Effect::Cancel { caller, .. } => deliver(mailboxes.get(&caller), Order::Cancel),
+        Effect::Cancel { caller, attempt } => {
+            deliver(mailboxes.get(&caller), Order::Cancel(attempt));
+        }
         Effect::Reject { caller, request, refusal } => {
             deliver(mailboxes.get(&caller), Order::Reject { request, refusal, position });
             return Some(caller);

@@ -14,7 +14,7 @@ use crate::balance::{Candidate, Chosen, Reason, WhyNot};
 use crate::breaker::Transition;
 use crate::id::{AttemptId, EndpointId, RequestId};
 use crate::outcome::AttemptEnd;
-use crate::plane::{ControlPlane, Observation, Outcome, Refusal, Spent, request_of_attempt};
+use crate::plane::{ControlPlane, Observation, Outcome, Race, Refusal, Spent, request_of_attempt};
 use crate::quota::{Denied, DenyReason, Unit, WindowKind};
 use crate::rate::RateUnit;
 use crate::shared::{Consulted, HomeAnswer, KeyAnswer, RatesAnswer};
@@ -158,6 +158,14 @@ impl Explanation {
                 let from = resume.map(|from| format!(", from token {} on", from.0));
                 (request, format!("another attempt {when}{}", from.unwrap_or_default()))
             }
+            Observation::Hedging { request, after } => {
+                let after = short(*after);
+                (request, format!("no token after {after}: a second attempt beside the first"))
+            }
+            Observation::NotHedged { request, why } => {
+                (request, format!("no second attempt beside the first: {why}"))
+            }
+            Observation::Hedged { request, race } => (request, tell_race(plane, *race)),
             Observation::GaveUp { request, why } => (request, format!("no other attempt: {why}")),
             Observation::Bound { request, session, binding, moved_from } => {
                 let home = name(plane, binding.endpoint);
@@ -263,6 +271,21 @@ fn tell_end(plane: &ControlPlane, id: EndpointId, end: &AttemptEnd, after: Durat
         AttemptEnd::Cancelled { produced } => {
             format!("stopped on {name} after {after}, with {produced} sent")
         }
+    }
+}
+
+fn tell_race(plane: &ControlPlane, race: Race) -> String {
+    match race {
+        Race::Won { over } => {
+            format!("the second attempt answers; the first, on {}, is stopped", name(plane, over))
+        }
+        Race::Lost { over } => {
+            format!("the first attempt answers; the second, on {}, is stopped", name(plane, over))
+        }
+        Race::Alone { without } => {
+            format!("of two attempts the one on {} is out; the other goes on", name(plane, without))
+        }
+        Race::Stopped => "of two attempts neither had brought a token".into(),
     }
 }
 

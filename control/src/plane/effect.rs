@@ -83,6 +83,8 @@ pub struct Dispatch {
     pub attempt: AttemptId,
     /// Counts the request's attempts, from 1.
     pub number: u32,
+    /// Made beside the attempt that runs: whichever brings its first token first answers, and the other is stopped.
+    pub hedge: bool,
     /// Where to.
     pub endpoint: EndpointId,
     /// The endpoint's name.

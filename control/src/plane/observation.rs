@@ -82,6 +82,27 @@ pub enum Observation {
         /// Who was passed over because it has had its requests of this second.
         throttled: Vec<EndpointId>,
     },
+    /// The attempt that runs is silent: a second one is made beside it.
+    Hedging {
+        /// Which request.
+        request: RequestId,
+        /// Since the silent attempt's dispatch.
+        after: Duration,
+    },
+    /// The attempt that runs is silent, and it is left at that.
+    NotHedged {
+        /// Which request.
+        request: RequestId,
+        /// Why.
+        why: attempt::NoHedge,
+    },
+    /// Of two attempts one is left, or none.
+    Hedged {
+        /// Which request.
+        request: RequestId,
+        /// How it went.
+        race: Race,
+    },
     /// Nobody could be picked.
     Nobody {
         /// Which request.
@@ -202,6 +223,28 @@ pub enum Observation {
     SharedDegraded(bool),
     /// An input named something that has ended or never was: a normal race.
     Stale(Stale),
+}
+
+/// What became of two attempts beside each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Race {
+    /// The second brought the first token.
+    Won {
+        /// Where the one that lost ran.
+        over: EndpointId,
+    },
+    /// The first did.
+    Lost {
+        /// Where the one that lost ran.
+        over: EndpointId,
+    },
+    /// One of them failed, and the other goes on.
+    Alone {
+        /// Where the one that failed ran.
+        without: EndpointId,
+    },
+    /// The request was over before either brought a token.
+    Stopped,
 }
 
 /// What a stale input named.

@@ -153,6 +153,7 @@ fn model(rng: &mut Rng) -> ModelConfig {
         policy: chance(20, rng).then(|| policy(rng)),
         timeouts: None,
         concurrency_max: chance(10, rng).then(|| 2 + rng.below(40) as u32),
+        hedge_after: None,
     }
 }
 
