@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use control::Machine;
-use control::id::{CallerToken, RequestId};
+use control::id::{AttemptId, CallerToken, RequestId};
 use control::journal::Recorder;
 use control::plane::{
     Arrival, ControlPlane, Dispatch, Effect, Input, Observation, Outcome, Refusal,

@@ -5,9 +5,10 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use control::attempt::NoHedge;
 use control::breaker::{Phase, StateView, Transition};
 use control::outcome::AttemptEnd;
-use control::plane::{ControlPlane, Observation, Outcome, View};
+use control::plane::{ControlPlane, Observation, Outcome, Race, View};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -29,6 +30,7 @@ pub struct Health {
     registry: Registry,
     attempts: Family<Attempted, Counter>,
     retries: Counter,
+    hedges: Family<Hedged, Counter>,
     transitions: Family<Moved, Counter>,
     bindings: Counter,
     migrations: Counter,
@@ -79,6 +81,11 @@ struct Attempted {
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct Hedged {
+    outcome: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct Moved {
     instance: String,
     to: &'static str,
@@ -123,6 +130,7 @@ impl Health {
             registry: Registry::default(),
             attempts: Family::default(),
             retries: Counter::default(),
+            hedges: Family::default(),
             transitions: Family::default(),
             bindings: Counter::default(),
             migrations: Counter::default(),
@@ -170,6 +178,8 @@ impl Health {
         counter("pointsman_stale_inputs", "Inputs that came too late", &self.stale);
         counter("pointsman_observations", "Things the plane noticed", &self.steps);
         r.register("pointsman_attempts", "Attempts by their end", self.attempts.clone());
+        let help = "Second attempts beside a silent one, by what came of them";
+        r.register("pointsman_hedges", help, self.hedges.clone());
         r.register(
             "pointsman_breaker_transitions",
             "Breakers that moved",
@@ -398,6 +408,19 @@ impl Observer for Arc<Health> {
                 self.attempts.get_or_create(&labels).inc();
             }
             Observation::Retrying { .. } => drop(self.retries.inc()),
+            Observation::Hedged { race, .. } => self.hedge(match race {
+                Race::Won { .. } => "won",
+                Race::Lost { .. } => "lost",
+                Race::Alone { .. } => "alone",
+                Race::Stopped => "stopped",
+            }),
+            Observation::NotHedged { why, .. } => self.hedge(match why {
+                NoHedge::AttemptsSpent => "attempts_spent",
+                NoHedge::DeadlineTooNear => "deadline_near",
+                NoHedge::Nobody => "nobody",
+                NoHedge::ShareSpent => "share_spent",
+                NoHedge::BudgetSpent => "budget_spent",
+            }),
             Observation::FirstToken { after, .. } => self.first_token.observe(after.as_secs_f64()),
             Observation::Breaker(moved) if moved.from != moved.to => {
                 self.breaker_moved(name(moved.id), moved);
@@ -445,6 +468,7 @@ impl Observer for Arc<Health> {
             | Observation::Granted { .. }
             | Observation::Denied { .. }
             | Observation::Picked { .. }
+            | Observation::Hedging { .. }
             | Observation::Nobody { .. }
             | Observation::Accepted { .. }
             | Observation::GaveUp { .. }
@@ -457,6 +481,10 @@ impl Observer for Arc<Health> {
 }
 
 impl Health {
+    fn hedge(&self, outcome: &'static str) {
+        self.hedges.get_or_create(&Hedged { outcome }).inc();
+    }
+
     fn breaker_moved(&self, instance: String, moved: &Transition) {
         tracing::info!(
             instance_id = instance,
