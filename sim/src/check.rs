@@ -292,6 +292,9 @@ impl Judge {
             | Observation::Denied { .. }
             | Observation::Picked { .. }
             | Observation::Nobody { .. }
+            | Observation::Hedging { .. }
+            | Observation::NotHedged { .. }
+            | Observation::Hedged { .. }
             | Observation::Accepted { .. }
             | Observation::FirstToken { .. }
             | Observation::Ended { .. }

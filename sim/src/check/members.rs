@@ -168,6 +168,9 @@ impl Members {
             | Observation::Denied { .. }
             | Observation::Picked { .. }
             | Observation::Nobody { .. }
+            | Observation::Hedging { .. }
+            | Observation::NotHedged { .. }
+            | Observation::Hedged { .. }
             | Observation::Accepted { .. }
             | Observation::FirstToken { .. }
             | Observation::Ended { .. }

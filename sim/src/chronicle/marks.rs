@@ -144,6 +144,9 @@ impl Marks {
                 | Observation::Granted { .. }
                 | Observation::Denied { .. }
                 | Observation::Picked { .. }
+                | Observation::Hedging { .. }
+                | Observation::NotHedged { .. }
+                | Observation::Hedged { .. }
                 | Observation::Nobody { .. }
                 | Observation::Accepted { .. }
                 | Observation::FirstToken { .. }

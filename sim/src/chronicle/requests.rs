@@ -421,6 +421,9 @@ fn concerns(observation: &Observation) -> Option<RequestId> {
         | Observation::Denied { request, .. }
         | Observation::Picked { request, .. }
         | Observation::Nobody { request, .. }
+        | Observation::Hedging { request, .. }
+        | Observation::NotHedged { request, .. }
+        | Observation::Hedged { request, .. }
         | Observation::Retrying { request, .. }
         | Observation::GaveUp { request, .. }
         | Observation::Bound { request, .. }
