@@ -60,9 +60,11 @@ pub struct Config {
     /// No attempt is begun with less time than this left.
     pub attempt_time_min: Duration,
     /// A second attempt is made beside one that has brought no token after so long, where a model has no wait of its own.
-    /// Zero: never.
+    /// Zero: never, as where a configuration was written down before there were hedges.
+    #[serde(default)]
     pub hedge_after: Duration,
     /// Hedges earned by each 100 requests that may be hedged.
+    #[serde(default)]
     pub hedge_share_percent: u32,
 }
 

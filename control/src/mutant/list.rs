@@ -133,7 +133,7 @@ mutants! {
     /// Every request that waits gets a second attempt, whatever the share and the budget have left (`attempt/hedge.rs`).
     HedgesUnbounded "hedges-unbounded" breaks [7], pains [12];
     /// The prompt is charged for each of two attempts beside each other (`plane/end.rs`, `bill`).
-    LoserCharged "loser-charged" breaks [3], pains [2];
+    LoserCharged "loser-charged" breaks [3, 13], pains [2];
 
     // Sessions, idempotency keys, rates.
 
