@@ -296,8 +296,6 @@ impl Judge {
             | Observation::Denied { .. }
             | Observation::Picked { .. }
             | Observation::Nobody { .. }
-            | Observation::Hedging { .. }
-            | Observation::NotHedged { .. }
             | Observation::Hedged { .. }
             | Observation::Accepted { .. }
             | Observation::FirstToken { .. }

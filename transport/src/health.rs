@@ -408,19 +408,7 @@ impl Observer for Arc<Health> {
                 self.attempts.get_or_create(&labels).inc();
             }
             Observation::Retrying { .. } => drop(self.retries.inc()),
-            Observation::Hedged { race, .. } => self.hedge(match race {
-                Race::Won { .. } => "won",
-                Race::Lost { .. } => "lost",
-                Race::Alone { .. } => "alone",
-                Race::Stopped => "stopped",
-            }),
-            Observation::NotHedged { why, .. } => self.hedge(match why {
-                NoHedge::AttemptsSpent => "attempts_spent",
-                NoHedge::DeadlineTooNear => "deadline_near",
-                NoHedge::Nobody => "nobody",
-                NoHedge::ShareSpent => "share_spent",
-                NoHedge::BudgetSpent => "budget_spent",
-            }),
+            Observation::Hedged { race, .. } => self.raced(*race),
             Observation::FirstToken { after, .. } => self.first_token.observe(after.as_secs_f64()),
             Observation::Breaker(moved) if moved.from != moved.to => {
                 self.breaker_moved(name(moved.id), moved);
@@ -437,11 +425,9 @@ impl Observer for Arc<Health> {
                     Outcome::QuotaUnavailable { .. } => "quota_unavailable",
                     Outcome::Cancelled => "cancelled",
                 };
-                self.outcomes.get_or_create(&Concluded { outcome }).inc();
+                self.concluded(outcome);
             }
-            Observation::Refused { .. } => {
-                self.outcomes.get_or_create(&Concluded { outcome: "refused" }).inc();
-            }
+            Observation::Refused { .. } => self.concluded("refused"),
             Observation::Lost { .. } => drop(self.lost.inc()),
             Observation::Stale(_) => drop(self.stale.inc()),
             Observation::SourceRefused { source, why } => {
@@ -468,7 +454,6 @@ impl Observer for Arc<Health> {
             | Observation::Granted { .. }
             | Observation::Denied { .. }
             | Observation::Picked { .. }
-            | Observation::Hedging { .. }
             | Observation::Nobody { .. }
             | Observation::Accepted { .. }
             | Observation::GaveUp { .. }
@@ -481,7 +466,24 @@ impl Observer for Arc<Health> {
 }
 
 impl Health {
-    fn hedge(&self, outcome: &'static str) {
+    fn concluded(&self, outcome: &'static str) {
+        self.outcomes.get_or_create(&Concluded { outcome }).inc();
+    }
+
+    /// A race that is begun is counted when it is over.
+    fn raced(&self, race: Race) {
+        let outcome = match race {
+            Race::Begun { .. } => return,
+            Race::Won { .. } => "won",
+            Race::Lost { .. } => "lost",
+            Race::Alone { .. } => "alone",
+            Race::Stopped => "stopped",
+            Race::NotBegun { why: NoHedge::AttemptsSpent } => "attempts_spent",
+            Race::NotBegun { why: NoHedge::DeadlineTooNear } => "deadline_near",
+            Race::NotBegun { why: NoHedge::Nobody } => "nobody",
+            Race::NotBegun { why: NoHedge::ShareSpent } => "share_spent",
+            Race::NotBegun { why: NoHedge::BudgetSpent } => "budget_spent",
+        };
         self.hedges.get_or_create(&Hedged { outcome }).inc();
     }
 

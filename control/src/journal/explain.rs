@@ -92,6 +92,9 @@ impl Explanation {
             Observation::Ended { attempt, endpoint, end, after } if self.is_ours(*attempt) => {
                 Some(tell_end(plane, *endpoint, end, *after))
             }
+            Observation::Hedged { request, race } if *request == self.request => {
+                Some(tell_race(plane, *race))
+            }
             other => self.tell_request(plane, other),
         }
     }
@@ -158,14 +161,6 @@ impl Explanation {
                 let from = resume.map(|from| format!(", from token {} on", from.0));
                 (request, format!("another attempt {when}{}", from.unwrap_or_default()))
             }
-            Observation::Hedging { request, after } => {
-                let after = short(*after);
-                (request, format!("no token after {after}: a second attempt beside the first"))
-            }
-            Observation::NotHedged { request, why } => {
-                (request, format!("no second attempt beside the first: {why}"))
-            }
-            Observation::Hedged { request, race } => (request, tell_race(plane, *race)),
             Observation::GaveUp { request, why } => (request, format!("no other attempt: {why}")),
             Observation::Bound { request, session, binding, moved_from } => {
                 let home = name(plane, binding.endpoint);
@@ -276,6 +271,10 @@ fn tell_end(plane: &ControlPlane, id: EndpointId, end: &AttemptEnd, after: Durat
 
 fn tell_race(plane: &ControlPlane, race: Race) -> String {
     match race {
+        Race::Begun { after } => {
+            format!("no token after {}: a second attempt beside the first", short(after))
+        }
+        Race::NotBegun { why } => format!("no second attempt beside the first: {why}"),
         Race::Won { over } => {
             format!("the second attempt answers; the first, on {}, is stopped", name(plane, over))
         }

@@ -27,7 +27,8 @@ pub enum Effect {
     Reserve(StoreOp),
     /// Send the request to an endpoint.
     Dispatch(Dispatch),
-    /// Stop an attempt at once, upstream included; its end is still to be reported.
+    /// Stop an attempt at once, upstream included; its end is still to be reported, unless another attempt of its request
+    /// answers.
     Cancel {
         /// Who asked.
         caller: CallerToken,

@@ -16,9 +16,10 @@
 //! is what is short when requests wait.
 
 use super::ControlPlane;
+use super::arrive::WATCHDOG_SLACK;
 use super::observation::{Observation, Race};
 use super::request::{Attempt, Phase};
-use crate::attempt::{NoHedge, Waiting};
+use crate::attempt::Waiting;
 use crate::id::{AttemptId, RequestId};
 use crate::outcome::{AttemptEnd, Verdict};
 use crate::units::Tokens;
@@ -27,7 +28,8 @@ impl ControlPlane {
     /// Whether the timer that fired is that of a second attempt, and not the watchdog behind the deadline.
     pub(super) fn hedge_is_due(&self, id: RequestId) -> bool {
         let request = &self.requests[&id];
-        request.hedge.due.is_some_and(|due| due <= self.now) && self.now <= request.deadline
+        let watchdog = request.deadline + WATCHDOG_SLACK;
+        request.hedge.due.is_some_and(|due| due <= self.now) && self.now < watchdog
     }
 
     /// The attempt that runs has been silent for long: another is made beside it, if that may be.
@@ -48,13 +50,12 @@ impl ControlPlane {
                 request.hedge.attempt = Some(attempt);
                 request.produced = Tokens::ZERO;
             }
-            Err(why) => self.not_hedged(id, why),
+            Err(why) => {
+                let race = Race::NotBegun { why };
+                self.observe(Observation::Hedged { request: id, race });
+            }
         }
         self.set_due(id);
-    }
-
-    fn not_hedged(&mut self, id: RequestId, why: NoHedge) {
-        self.observe(Observation::NotHedged { request: id, why });
     }
 
     /// This attempt answers: it is the one that runs, and another beside it is stopped. Nothing where it runs alone.

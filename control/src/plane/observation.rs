@@ -82,25 +82,11 @@ pub enum Observation {
         /// Who was passed over because it has had its requests of this second.
         throttled: Vec<EndpointId>,
     },
-    /// The attempt that runs is silent: a second one is made beside it.
-    Hedging {
-        /// Which request.
-        request: RequestId,
-        /// Since the silent attempt's dispatch.
-        after: Duration,
-    },
-    /// The attempt that runs is silent, and it is left at that.
-    NotHedged {
-        /// Which request.
-        request: RequestId,
-        /// Why.
-        why: attempt::NoHedge,
-    },
-    /// Of two attempts one is left, or none.
+    /// The attempt that runs is silent, and has a second one beside it; or of two attempts one is left, or none.
     Hedged {
         /// Which request.
         request: RequestId,
-        /// How it went.
+        /// How far it has come.
         race: Race,
     },
     /// Nobody could be picked.
@@ -225,9 +211,19 @@ pub enum Observation {
     Stale(Stale),
 }
 
-/// What became of two attempts beside each other.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+/// Two attempts beside each other, from the moment at which the second is due.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Race {
+    /// The second is made.
+    Begun {
+        /// Since the silent attempt's dispatch.
+        after: Duration,
+    },
+    /// The first is left alone, silent as it is.
+    NotBegun {
+        /// Why.
+        why: attempt::NoHedge,
+    },
     /// The second brought the first token.
     Won {
         /// Where the one that lost ran.

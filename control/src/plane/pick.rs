@@ -6,7 +6,7 @@ use core::time::Duration;
 
 use super::arrive::WATCHDOG_SLACK;
 use super::effect::{Dispatch, Effect, Refusal};
-use super::observation::Observation;
+use super::observation::{Observation, Race};
 use super::request::{Attempt, Phase, Request, attempt_id};
 use super::{AccountConfig, ControlPlane};
 use crate::affinity::Decision as Move;
@@ -73,7 +73,7 @@ impl ControlPlane {
         self.retry.pay_hedge(self.now)?;
         let silent = self.requests[&id].attempt().map(|running| self.now.since(running.started));
         let after = silent.expect("an attempt runs beside it");
-        self.observe(Observation::Hedging { request: id, after });
+        self.observe(Observation::Hedged { request: id, race: Race::Begun { after } });
         Ok(self.send(id, at, chosen, throttled, true))
     }
 

@@ -156,8 +156,6 @@ pub(super) fn observed(observation: &Observation) {
         Observation::GaveUp { why, .. } => coverage::mark(gave_up(*why)),
         Observation::Retrying { .. } => sometimes!("retrying"),
         Observation::Nobody { .. } => sometimes!("nobody"),
-        Observation::Hedging { .. } => sometimes!("hedging"),
-        Observation::NotHedged { why, .. } => not_hedged(*why),
         Observation::Hedged { race, .. } => raced(*race),
         Observation::Lost { .. } => sometimes!("lost"),
         Observation::Denied { .. } => sometimes!("quota_denied"),
@@ -200,6 +198,8 @@ fn not_hedged(why: NoHedge) {
 
 fn raced(race: Race) {
     match race {
+        Race::Begun { .. } => sometimes!("hedging"),
+        Race::NotBegun { why } => not_hedged(why),
         Race::Won { .. } => sometimes!("hedge_won"),
         Race::Lost { .. } => sometimes!("hedge_lost"),
         Race::Alone { .. } => sometimes!("hedge_alone"),

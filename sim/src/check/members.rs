@@ -168,8 +168,6 @@ impl Members {
             | Observation::Denied { .. }
             | Observation::Picked { .. }
             | Observation::Nobody { .. }
-            | Observation::Hedging { .. }
-            | Observation::NotHedged { .. }
             | Observation::Hedged { .. }
             | Observation::Accepted { .. }
             | Observation::FirstToken { .. }

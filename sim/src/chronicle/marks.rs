@@ -144,8 +144,6 @@ impl Marks {
                 | Observation::Granted { .. }
                 | Observation::Denied { .. }
                 | Observation::Picked { .. }
-                | Observation::Hedging { .. }
-                | Observation::NotHedged { .. }
                 | Observation::Hedged { .. }
                 | Observation::Nobody { .. }
                 | Observation::Accepted { .. }

@@ -361,7 +361,7 @@ impl Noted {
         let lost = match race {
             Race::Won { .. } => made.checked_sub(2),
             Race::Lost { .. } => made.checked_sub(1),
-            Race::Alone { .. } | Race::Stopped => None,
+            Race::Begun { .. } | Race::NotBegun { .. } | Race::Alone { .. } | Race::Stopped => None,
         };
         if let Some(lost) = lost.and_then(|lost| self.told.attempts.get_mut(lost)) {
             (lost.end_ns, lost.end) = (Some(at), "stopped: another attempt answers".to_owned());
@@ -437,8 +437,6 @@ fn concerns(observation: &Observation) -> Option<RequestId> {
         | Observation::Denied { request, .. }
         | Observation::Picked { request, .. }
         | Observation::Nobody { request, .. }
-        | Observation::Hedging { request, .. }
-        | Observation::NotHedged { request, .. }
         | Observation::Hedged { request, .. }
         | Observation::Retrying { request, .. }
         | Observation::GaveUp { request, .. }

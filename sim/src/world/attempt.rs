@@ -91,7 +91,9 @@ impl World<'_> {
     /// The plane wants it stopped: the shell stops reading and says what it has.
     pub(super) fn cancel(&mut self, caller: CallerToken, attempt: AttemptId) {
         let mut runs = self.calls[caller.0 as usize].runs.iter().copied();
-        let Some(run) = runs.find(|run| self.runs[*run as usize].attempt == attempt) else { return };
+        let Some(run) = runs.find(|run| self.runs[*run as usize].attempt == attempt) else {
+            return;
+        };
         if !self.runs[run as usize].over {
             self.hang_up(run);
             self.agenda.plan(self.now + MICRO, Event::Stopped { run });

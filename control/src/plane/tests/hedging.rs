@@ -132,6 +132,21 @@ fn both_are_given_up_behind_the_one_deadline() {
 }
 
 #[test]
+fn a_timer_that_fires_behind_the_deadline_hedges_nothing_and_gives_nobody_up() {
+    let mut world = hedging(&["a", "b"]);
+    let caller = world.ask(Ask::stream().patience(seconds(2)));
+    // The process slept.
+    world.now = world.now + seconds(3);
+    world.input(Input::Timeout);
+    assert!(world.runs(caller), "the shell may still report");
+    assert_eq!(world.dispatches[&caller].number, 1);
+    assert_eq!(refusals(&world), [NoHedge::DeadlineTooNear]);
+    world.later(seconds(5));
+    assert!(!world.runs(caller));
+    world.is_quiet();
+}
+
+#[test]
 fn a_session_is_bound_to_the_winner_and_to_nobody_before() {
     let (mut world, caller, first, second) = hedged(Ask::stream().session(9));
     world.input(Input::AttemptAccepted { attempt: first.attempt });
@@ -285,6 +300,7 @@ fn failing(world: &mut World, attempt: AttemptId) -> Vec<Effect> {
 
 fn races(world: &World) -> Vec<Race> {
     let raced = world.observations.iter().filter_map(|observation| match observation {
+        Observation::Hedged { race: Race::Begun { .. } | Race::NotBegun { .. }, .. } => None,
         Observation::Hedged { race, .. } => Some(*race),
         _ => None,
     });
@@ -293,7 +309,7 @@ fn races(world: &World) -> Vec<Race> {
 
 fn refusals(world: &World) -> Vec<NoHedge> {
     let refused = world.observations.iter().filter_map(|observation| match observation {
-        Observation::NotHedged { why, .. } => Some(*why),
+        Observation::Hedged { race: Race::NotBegun { why }, .. } => Some(*why),
         _ => None,
     });
     refused.collect()

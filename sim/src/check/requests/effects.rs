@@ -339,12 +339,7 @@ impl Requests {
 
 impl Gateway {
     /// Why an attempt may not be made beside what runs, if it may not. A hedge is paid for from their share.
-    fn beside(
-        &mut self,
-        step: &Step<'_>,
-        order: &Dispatch,
-        request: &Request,
-    ) -> Option<String> {
+    fn beside(&mut self, step: &Step<'_>, order: &Dispatch, request: &Request) -> Option<String> {
         if !order.hedge {
             let running = request.under_way().next()?;
             return Some(format!("is made while {:?} runs", running.attempt));

@@ -46,6 +46,18 @@ fn roles_that_ask_for_keys_have_names_and_limits_and_no_hashes() {
 }
 
 #[test]
+fn one_layer_hedges_and_it_is_the_one_that_speaks_to_workers() {
+    let text = "chats: [{url: 'chat://c:8081'}]\nrouting: {hedge: {after: 800ms}}\nmodels: {m: {hedge: {after: 2s}}}";
+    let hedges = |role| {
+        let config = played(role, text, &[]).unwrap().config;
+        (config.routing.hedge.after, config.models["m"].hedge_after)
+    };
+    let (after, own) = (Duration::from_millis(800), Duration::from_secs(2));
+    assert_eq!(hedges(Role::Chat), (after, Some(own)));
+    assert_eq!(hedges(Role::Gateway), (Duration::ZERO, None));
+}
+
+#[test]
 fn the_auth_role_has_ports_of_its_own_and_the_flag_wins() {
     let keys = format!("keys: [{{hash: '{}'}}]", KeyHash::of("k"));
     let server = |vars: &[(&str, &str)]| {
