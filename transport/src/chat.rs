@@ -1,8 +1,8 @@
 //! The chat role in process: carries a call from its admission to its last byte.
 //!
 //! The task of a request owns its upstream connection and does what the plane orders. Until the first token nothing has
-//! gone to the client, so a failed attempt is followed by another in silence, and a silent one may have another beside it. From the first token on a second task
-//! pumps events to the client, and an end that is not clean is said in the stream.
+//! gone to the client, so a failed attempt is followed by another in silence, and a silent one may have another beside
+//! it. From the first token on a second task pumps events to the client, and an end that is not clean is said in the stream.
 //!
 //! What a client must not see too early waits for the journal: a refusal, the end of a stream and a whole answer for
 //! the record that settles them, the first byte for the record of its reservation.

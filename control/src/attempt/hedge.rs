@@ -74,7 +74,7 @@ impl Retry {
         self.hedges.deposit(self.config.hedge_share_percent);
     }
 
-    /// Whether a second attempt could be made at all. Costs nothing.
+    /// Whether a second attempt could be made at all. Costs nothing, not even a turn in the picks.
     ///
     /// # Errors
     /// Why not.
@@ -87,6 +87,8 @@ impl Retry {
             Err(NoHedge::Nobody)
         } else if self.hedges.0 < HEDGE && !planted!(HedgesUnbounded) {
             Err(NoHedge::ShareSpent)
+        } else if self.budget(now) == 0 && !planted!(HedgesUnbounded) {
+            Err(NoHedge::BudgetSpent)
         } else {
             Ok(())
         }
