@@ -1,5 +1,7 @@
 //! What each role takes of a file that all of them read.
 
+use std::time::Duration;
+
 use super::*;
 use crate::keys::KeyHash;
 
