@@ -32,8 +32,10 @@ impl ControlPlane {
             // A whole answer was accepted, whether or not its head was reported apart.
             self.accept(id, attempt);
         }
-        if matches!(end, AttemptEnd::Completed { .. }) {
+        if decides(&end) {
             self.race_won(id, attempt);
+        }
+        if matches!(end, AttemptEnd::Completed { .. }) {
             self.settle_home(id, attempt);
         }
         let observed = end.clone();
@@ -431,6 +433,15 @@ fn load_signal(exit: &Exit) -> Signal {
             | Failure::TooLarge => Signal::Neutral,
         },
         Exit::Answered { .. } | Exit::Refused(_) => Signal::Neutral,
+    }
+}
+
+/// Whether an end is its request's, whatever runs beside it: the whole answer, or a failure that anybody else would repeat.
+fn decides(end: &AttemptEnd) -> bool {
+    match end {
+        AttemptEnd::Completed { .. } => true,
+        AttemptEnd::Failed { failure, .. } => !failure.retryable(),
+        AttemptEnd::Cancelled { .. } => false,
     }
 }
 

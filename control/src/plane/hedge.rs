@@ -3,14 +3,16 @@
 //! Nothing has reached the client while both run, so that whichever brings the first token is the answer, and the other
 //! never was: it is stopped in that step, its load given back, its breaker told nothing, and what it reports later names
 //! nobody any more. Up to then neither is more than the other: where one fails the other is the attempt, and the
-//! request goes on as if there had been only that one. So there is one answer, one bill and one home of the session.
+//! request goes on as if there had been only that one. A refusal that any endpoint would give (the request itself is at
+//! fault) is an answer, too: nobody waits for the other to say it again. So there is one answer, one bill and one home of the session.
 //!
-//! | event                        | the two            | the request                   |
-//! |------------------------------|--------------------|-------------------------------|
-//! | first token, or whole answer | the other stopped  | is answered by the one        |
-//! | one fails, or is cancelled   | the other goes on  | no retry, nothing is paid     |
-//! | client gone, watchdog        | both stopped       | is over                       |
-//! | process ends                 | both lost          | is over, refunded             |
+//! | event                          | the two           | the request               |
+//! |--------------------------------|-------------------|---------------------------|
+//! | first token, or whole answer   | the other stopped | is answered by the one    |
+//! | a failure anybody would repeat | the other stopped | is refused                |
+//! | one fails otherwise            | the other goes on | no retry, nothing is paid |
+//! | client gone, watchdog          | both stopped      | is over                   |
+//! | process ends                   | both lost         | is over, refunded         |
 //!
 //! Rejected: to let the loser finish and take the cheaper answer, or to let both stream until one breaks. A replica's time
 //! is what is short when requests wait.

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use control::Instant;
 use control::id::{AttemptId, CallerToken, RequestId};
-use control::outcome::{AttemptEnd, Failure};
+use control::outcome::{AttemptEnd, Failure, Stage};
 use control::plane::{Config, Input};
 use control::quota::{Ask, Entry, Fact, HoldId, StoreOp};
 
@@ -172,7 +172,7 @@ impl Requests {
             AttemptEnd::Completed { .. } => {}
         }
         if let Some((request, running)) = self.running(step.gateway, attempt) {
-            if matches!(end, AttemptEnd::Completed { .. }) {
+            if decides(end) {
                 request.answers(running);
             }
             // While another runs, nothing has ended yet.
@@ -397,6 +397,18 @@ impl Requests {
                 return;
             }
         }
+    }
+}
+
+/// Whether an end leaves nothing to be hoped for from another attempt.
+fn decides(end: &AttemptEnd) -> bool {
+    match end {
+        AttemptEnd::Completed { .. } => true,
+        AttemptEnd::Failed { failure, .. } => matches!(
+            failure,
+            Failure::ClientError(_) | Failure::TooLarge | Failure::Timeout(Stage::Deadline)
+        ),
+        AttemptEnd::Cancelled { .. } => false,
     }
 }
 

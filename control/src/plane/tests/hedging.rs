@@ -86,6 +86,17 @@ fn where_one_of_two_fails_the_other_goes_on_and_nothing_is_retried() {
 }
 
 #[test]
+fn a_refusal_that_anybody_would_repeat_is_not_waited_for_twice() {
+    let (mut world, caller, first, second) = hedged(Ask::stream());
+    let end = super::world::failed(Failure::ClientError(400), 0);
+    let effects = world.input(Input::AttemptEnded { attempt: second.attempt, end });
+    assert!(effects.contains(&Effect::Cancel { caller, attempt: first.attempt }), "{effects:?}");
+    let failure = Failure::ClientError(400);
+    assert_eq!(world.refusal(caller), Refusal::Failed { failure, attempts: 2, retry_after: None });
+    world.is_quiet();
+}
+
+#[test]
 fn where_both_fail_the_request_is_tried_again_once_and_not_hedged_again() {
     let mut world = hedging(&["a", "b", "c", "d"]);
     world.configure(|config| config.attempt.attempts_max = 4);

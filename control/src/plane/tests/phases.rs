@@ -20,7 +20,7 @@ asking     | -          | consulting | refused | reserving   | refused     | res
 reserving  | -          | attempting | refused | -           | -           | -          | -          | -           | -         | -         | -          | -               | -         | refused     | refused | -
 consulting | -          | -          | -       | attempting  | refused     | attempting | -          | -           | -         | -         | -          | -               | -         | refused     | refused | -
 attempting | -          | -          | -       | -           | -           | -          | attempting | begun       | -         | completed | backoff    | refused         | refused   | refused     | refused | hedged
-hedged     | -          | -          | -       | -           | -           | -          | hedged     | begun       | -         | completed | attempting | attempting      | attempting| refused     | refused| -
+hedged     | -          | -          | -       | -           | -           | -          | hedged     | begun       | -         | completed | attempting | refused         | attempting| refused     | refused| -
 begun      | -          | -          | -       | -           | -           | -          | begun      | begun       | cutting   | completed | broken     | broken          | cancelled | cancelled   | broken | -
 backoff    | -          | -          | -       | -           | -           | -          | -          | -           | -         | -         | -          | -               | -         | refused     | attempting | -
 cutting    | -          | -          | -       | -           | -           | -          | cutting    | cutting     | cutting   | completed | spent      | spent           | spent     | cancelled   | spent | -
