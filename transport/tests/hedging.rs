@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use bytes::Bytes;
+use control::outcome::Failure;
 use control::plane::Outcome;
 use control::units::Tokens;
 use tempfile::TempDir;
@@ -13,7 +14,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{sleep, timeout};
 use transport::config::{Env, Flags, parse};
-use transport::exchange::{Call, Chat, End, Operation, Part, Refused, Reply, ReplyBody};
+use transport::exchange::{Call, Chat, End, Operation, Part, Refused, Reply, ReplyBody, Why};
 use transport::front::Authenticate;
 use transport::gateway::Gateway;
 use transport::trace::Trace;
@@ -70,6 +71,16 @@ async fn one_of_two_that_breaks_leaves_the_other_its_request() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refusal_of_the_request_itself_is_passed_on_at_once() {
+    let world = World::new(Play::Silent, Play::Refuses).await;
+    let refused = world.ask(true).await.err().unwrap();
+    let told = matches!(refused.why, Why::Upstream { failure: Failure::ClientError(400), .. });
+    assert!(told, "{:?}", refused.why);
+    world.first.let_go().await;
+    world.quiet().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_that_leaves_lets_both_go() {
     let world = World::new(Play::Silent, Play::Silent).await;
     let asked = async {
@@ -93,6 +104,7 @@ enum Play {
     Silent,
     Answers(Duration),
     Breaks(Duration),
+    Refuses,
 }
 
 struct Replica {
@@ -142,6 +154,11 @@ async fn serve(mut socket: TcpStream, play: Play, asked: Arc<AtomicU32>, gone: A
             let _ = socket.write_all(answer(streams).as_bytes()).await;
         }
         Play::Breaks(after) => return sleep(after).await,
+        Play::Refuses => {
+            let body = r#"{"error":{"message":"no","type":"invalid_request_error"}}"#;
+            let refusal = head("application/json", body).replacen("200 OK", "400 Bad Request", 1);
+            let _ = socket.write_all(refusal.as_bytes()).await;
+        }
     }
     let mut rest = [0; 64];
     while let Ok(1..) = socket.read(&mut rest).await {}
