@@ -19,9 +19,12 @@
 //! 7. The budget is asked last, so that a refusal for another reason costs nothing. A refused connection carried no
 //!    work upstream and needs no budget: a pool half of which is down still serves everybody at once.
 //!
+//! A second attempt beside one that is silent has its own module, [`hedge`], and the same budget.
+//!
 //! Rejected: a budget per request ("three attempts each"). It bounds nothing: with everything failing, load triples.
 
 mod budget;
+mod hedge;
 mod timeouts;
 
 use core::fmt;
@@ -34,6 +37,7 @@ use crate::rng::Rng;
 use crate::time::{Instant, saturating_nanos};
 
 pub use budget::Budget;
+pub use hedge::{NoHedge, SAVED_MAX as HEDGES_SAVED_MAX, Waiting};
 pub use timeouts::{AttemptDeadlines, Timeouts};
 
 /// Policy of retries.
@@ -55,6 +59,13 @@ pub struct Config {
     pub slow_failure_after: Duration,
     /// No attempt is begun with less time than this left.
     pub attempt_time_min: Duration,
+    /// A second attempt is made beside one that has brought no token after so long, where a model has no wait of its own.
+    /// Zero: never, as where a configuration was written down before there were hedges.
+    #[serde(default)]
+    pub hedge_after: Duration,
+    /// Hedges earned by each 100 requests that may be hedged.
+    #[serde(default)]
+    pub hedge_share_percent: u32,
 }
 
 impl Default for Config {
@@ -74,6 +85,10 @@ impl Default for Config {
             slow_failure_after: Duration::from_secs(120),
             // No model answers within a tenth of a second.
             attempt_time_min: Duration::from_millis(100),
+            // Off: it costs replicas' time, and how long a first token may take only the operator knows.
+            hedge_after: Duration::ZERO,
+            // One in twenty is what is slower than the 95th percentile.
+            hedge_share_percent: 5,
         }
     }
 }
@@ -85,6 +100,7 @@ pub struct Retry {
     #[cfg_attr(feature = "mutants", serde(deserialize_with = "crate::mutant::reseeded"))]
     rng: Rng,
     budget: Budget,
+    hedges: hedge::Share,
 }
 
 /// What is known when an attempt has failed.
@@ -153,7 +169,7 @@ impl Retry {
     #[must_use]
     pub const fn new(config: Config, rng: Rng) -> Self {
         let budget = Budget::full(&config);
-        Self { config, rng, budget }
+        Self { config, rng, budget, hedges: hedge::Share::new() }
     }
 
     /// Changes the policy. What was saved up stays, within the new burst.
@@ -196,6 +212,7 @@ impl Retry {
     /// Asserts what must always hold.
     pub fn invariants(&self) {
         self.budget.invariants(&self.config);
+        self.hedges.invariants();
     }
 
     fn hopeless(&self, history: &History) -> Option<Why> {

@@ -13,6 +13,7 @@ mod config;
 mod effect;
 mod end;
 mod extend;
+mod hedge;
 mod input;
 mod keyed;
 mod ledger;
@@ -35,7 +36,7 @@ pub use config::{AccountConfig, Config, ModelConfig};
 pub use effect::{Dispatch, Durable, Effect, Outcome, Refusal, Spent};
 pub use input::{Arrival, Idempotency, Input, Session, SessionKind};
 pub(crate) use keyed::Keyed;
-pub use observation::{OBSERVATIONS_MAX, Observation, Stale};
+pub use observation::{OBSERVATIONS_MAX, Observation, Race, Stale};
 pub use request::{ATTEMPTS_MAX, request_of_attempt};
 pub use view::{EndpointView, View};
 
@@ -278,13 +279,14 @@ impl ControlPlane {
             );
             let caller = self.callers.get(&request.arrival.caller);
             assert_eq!(caller, Some(id), "{id} is found by its caller");
+            request.invariants(*id);
         }
     }
 
     /// Attempts on endpoints that were removed run on, and are counted nowhere.
     fn in_flight_is_what_runs(&self) {
         let mut running = BTreeMap::new();
-        for attempt in self.requests.values().filter_map(|request| request.attempt()) {
+        for attempt in self.requests.values().flat_map(|request| request.running()) {
             *running.entry(attempt.endpoint).or_insert(0) += 1;
         }
         for endpoint in self.registry.iter() {

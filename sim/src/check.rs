@@ -36,6 +36,7 @@ use breakers::Breakers;
 pub use ends::Figures;
 use ledger::Ledgers;
 use members::Members;
+use request::Request;
 use requests::Requests;
 use sharing::Sharing;
 
@@ -242,6 +243,10 @@ impl Judge {
             Effect::LedgerAnswered { .. } => {}
             Effect::Dispatch(order) => self.dispatched(step, order),
             Effect::Cancel { caller, attempt } => {
+                let lost = self.requests.of(*caller).and_then(|request| request.lost);
+                if lost.is_some_and(|lost| lost.attempt == *attempt) {
+                    self.members.ends(step.gateway, *attempt);
+                }
                 self.requests.cancelled(step, *caller, *attempt, verdict);
             }
             Effect::Persist(Durable::Entry(entry)) => {
@@ -273,10 +278,9 @@ impl Judge {
         }
     }
 
-    /// An attempt that its request's end leaves running runs no more for anybody.
+    /// Attempts that their request's end leaves running run no more for anybody.
     fn stops(&mut self, step: &Step<'_>, caller: CallerToken) {
-        let running = self.requests.of(caller).and_then(|request| request.running);
-        if let Some(running) = running {
+        for running in self.requests.of(caller).into_iter().flat_map(Request::under_way) {
             self.members.ends(step.gateway, running.attempt);
         }
     }
@@ -292,6 +296,7 @@ impl Judge {
             | Observation::Denied { .. }
             | Observation::Picked { .. }
             | Observation::Nobody { .. }
+            | Observation::Hedged { .. }
             | Observation::Accepted { .. }
             | Observation::FirstToken { .. }
             | Observation::Ended { .. }

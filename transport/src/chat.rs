@@ -1,8 +1,8 @@
 //! The chat role in process: carries a call from its admission to its last byte.
 //!
 //! The task of a request owns its upstream connection and does what the plane orders. Until the first token nothing has
-//! gone to the client, so a failed attempt is followed by another in silence. From the first token on a second task
-//! pumps events to the client, and an end that is not clean is said in the stream.
+//! gone to the client, so a failed attempt is followed by another in silence, and a silent one may have another beside
+//! it. From the first token on a second task pumps events to the client, and an end that is not clean is said in the stream.
 //!
 //! What a client must not see too early waits for the journal: a refusal, the end of a stream and a whole answer for
 //! the record that settles them, the first byte for the record of its reservation.
@@ -12,6 +12,7 @@ mod cache;
 mod distant;
 mod loads;
 mod pump;
+mod race;
 mod resume;
 mod span;
 mod stored;
@@ -19,7 +20,7 @@ mod stored;
 use std::sync::Arc;
 use std::time::Duration;
 
-use control::id::{CallerToken, RequestId};
+use control::id::{AttemptId, CallerToken, RequestId};
 use control::outcome::{AttemptEnd, Failure};
 use control::plane::{Arrival, Dispatch, Input, Outcome, Refusal};
 use tokio::sync::mpsc;
@@ -34,9 +35,10 @@ use crate::front::exposition;
 use crate::health::Health;
 use crate::sessions::{Sessions, Turn};
 use crate::upstream::{Client, UpstreamError};
-use attempt::{Begun, Run, WholeAnswer};
+use attempt::{Begun, WholeAnswer};
 use cache::Answers;
 use loads::Loads;
+use race::Winner;
 use span::AttemptSpan;
 use stored::Story;
 
@@ -193,12 +195,12 @@ impl Request {
                 Some(Order::Dispatch(mut dispatch)) => {
                     self.attempts = dispatch.number;
                     self.begin_turn(&mut dispatch).await?;
-                    if let Some(reply) = self.attempt(&dispatch).await? {
+                    if let Some(reply) = self.attempt(dispatch).await? {
                         return Ok(reply);
                     }
                 }
                 // Between attempts there is nothing to stop.
-                Some(Order::Cancel) => {}
+                Some(Order::Cancel(_)) => {}
                 Some(Order::Reject { request, refusal, position }) => {
                     return self.rejected(request, refusal, position).await;
                 }
@@ -209,27 +211,18 @@ impl Request {
         }
     }
 
-    /// Makes one attempt. `None` where it failed before anything was sent: the plane's next order says what then.
-    async fn attempt(&mut self, dispatch: &Dispatch) -> Result<Option<Reply>, Refused> {
+    /// Makes an attempt. `None` where it failed before anything was sent: the plane's next order says what then.
+    async fn attempt(&mut self, dispatch: Box<Dispatch>) -> Result<Option<Reply>, Refused> {
         let chat = Arc::clone(&self.chat);
-        let mut span = AttemptSpan::new(&self.call, dispatch, &chat.catalog.load());
-        let trace = span.trace().clone();
-        let run = Run::new(&chat, &self.call, dispatch, &trace);
-        let begun = tokio::select! {
-            biased;
-            begun = run.begin() => begun,
-            () = cancelled(&mut self.orders) => {
-                let produced = control::units::Tokens::ZERO;
-                self.report(dispatch, AttemptEnd::Cancelled { produced }, &mut span);
-                return Ok(None);
-            }
+        let Some(Winner { dispatch, mut span, begun }) = self.race(dispatch).await else {
+            return Ok(None);
         };
         match begun {
-            Ok(Begun::Whole(whole)) => {
+            Begun::Whole(whole) => {
                 chat.hear_load(dispatch.endpoint, &dispatch.endpoint_name);
-                self.whole(dispatch, whole, &mut span).await.map(Some)
+                self.whole(&dispatch, whole, &mut span).await.map(Some)
             }
-            Ok(Begun::Stream(mut opened)) => {
+            Begun::Stream(mut opened) => {
                 // Later than the reservation's record: both are written before the client sees a byte.
                 span.begins(&opened.opening);
                 self.written(opened.committed_at).await?;
@@ -237,26 +230,10 @@ impl Request {
                 let content_type = opened.content_type.clone();
                 let tally = Tally::new(self.call.prompt);
                 let story = Story::new(self.turn.take(), session.clone());
-                let parts = pump::start(self, dispatch, (*opened, story), Arc::clone(&tally), span);
+                let parts =
+                    pump::start(self, &dispatch, (*opened, story), Arc::clone(&tally), span);
                 let body = ReplyBody::Stream { parts, tally };
-                Ok(Some(Reply { session, ..self.reply(dispatch, content_type, body) }))
-            }
-            Err(failed) => {
-                tracing::debug!(
-                    request_id = %dispatch.request,
-                    instance_id = %dispatch.endpoint_name,
-                    attempt = dispatch.number,
-                    "attempt failed: {}: {}", failed.failure, failed.detail
-                );
-                chat.health.attempt_failed(&dispatch.endpoint_name, &failed);
-                let end = AttemptEnd::Failed {
-                    failure: failed.failure,
-                    produced: failed.produced,
-                    retry_after: failed.retry_after,
-                };
-                self.upstream_words = failed.upstream;
-                self.report(dispatch, end, &mut span);
-                Ok(None)
+                Ok(Some(Reply { session, ..self.reply(&dispatch, content_type, body) }))
             }
         }
     }
@@ -293,11 +270,6 @@ impl Request {
         Ok(reply)
     }
 
-    fn report(&self, dispatch: &Dispatch, end: AttemptEnd, span: &mut AttemptSpan) {
-        span.end(&end);
-        self.chat.driver.submit(Input::AttemptEnded { attempt: dispatch.attempt, end });
-    }
-
     /// A whole answer may be sent once its settlement is written.
     async fn settled(&mut self) -> Result<Outcome, Refused> {
         loop {
@@ -311,7 +283,7 @@ impl Request {
                     let rejected = self.rejected(request, refusal, position).await;
                     return rejected.map(|_| Outcome::Cancelled);
                 }
-                Some(Order::Admitted(_) | Order::Dispatch(_) | Order::Cancel) => {}
+                Some(Order::Admitted(_) | Order::Dispatch(_) | Order::Cancel(_)) => {}
                 None => return Err(self.refused(Why::Plane(Refusal::Lost))),
             }
         }
@@ -402,10 +374,11 @@ fn arrival(caller: CallerToken, call: &Call, resumable: bool) -> Arrival {
     }
 }
 
-/// Waits for the plane's order to stop.
-async fn cancelled(orders: &mut mpsc::Receiver<Order>) {
+/// Waits for the plane's order to stop this attempt. Another that lost to it may be stopped as well, and it was ordered too late
+/// if it lies here still.
+async fn cancelled(orders: &mut mpsc::Receiver<Order>, attempt: AttemptId) {
     while let Some(order) = orders.recv().await {
-        if matches!(order, Order::Cancel) {
+        if matches!(order, Order::Cancel(stopped) if stopped == attempt) {
             return;
         }
     }

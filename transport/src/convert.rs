@@ -63,6 +63,8 @@ pub fn plane_config(config: &Config, ids: &AccountIds, version: u64) -> plane::C
             budget_ratio_percent: routing.retry_budget.percent,
             budget_floor_per_second: routing.retry_budget.floor_per_second,
             budget_burst: routing.retry_budget.burst,
+            hedge_after: routing.hedge.after,
+            hedge_share_percent: routing.hedge.share_percent,
             ..attempt::Config::default()
         },
         timeouts: timeouts(&routing.timeouts),
@@ -134,6 +136,7 @@ fn models(config: &Config) -> BTreeMap<Box<str>, ModelConfig> {
             price: model.price,
             timeouts: Some(timeouts(&model.timeouts)),
             concurrency_max: model.concurrency,
+            hedge_after: model.hedge_after,
         };
         (name.as_str().into(), converted)
     };

@@ -18,7 +18,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use control::id::{CallerToken, RequestId};
+use control::id::{AttemptId, CallerToken, RequestId};
 use control::journal::Recorder;
 use control::plane::{
     Arrival, ControlPlane, Dispatch, Effect, Input, Observation, Outcome, Refusal,
@@ -48,8 +48,8 @@ pub enum Order {
     Admitted(RequestId),
     /// Make an attempt.
     Dispatch(Box<Dispatch>),
-    /// Stop the attempt that runs.
-    Cancel,
+    /// Stop this attempt, if it runs.
+    Cancel(AttemptId),
     /// Refuse; nothing was sent.
     Reject {
         /// Which request.
@@ -352,7 +352,9 @@ fn perform(
             let mailbox = mailboxes.get(&dispatch.caller);
             deliver(mailbox, Order::Dispatch(Box::new(dispatch)));
         }
-        Effect::Cancel { caller, .. } => deliver(mailboxes.get(&caller), Order::Cancel),
+        Effect::Cancel { caller, attempt } => {
+            deliver(mailboxes.get(&caller), Order::Cancel(attempt));
+        }
         Effect::Reject { caller, request, refusal } => {
             deliver(mailboxes.get(&caller), Order::Reject { request, refusal, position });
             return Some(caller);

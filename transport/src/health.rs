@@ -5,9 +5,10 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use control::attempt::NoHedge;
 use control::breaker::{Phase, StateView, Transition};
 use control::outcome::AttemptEnd;
-use control::plane::{ControlPlane, Observation, Outcome, View};
+use control::plane::{ControlPlane, Observation, Outcome, Race, View};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -29,6 +30,7 @@ pub struct Health {
     registry: Registry,
     attempts: Family<Attempted, Counter>,
     retries: Counter,
+    hedges: Family<Hedged, Counter>,
     transitions: Family<Moved, Counter>,
     bindings: Counter,
     migrations: Counter,
@@ -80,6 +82,11 @@ struct Attempted {
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct Hedged {
+    outcome: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct Moved {
     instance: String,
     to: &'static str,
@@ -124,6 +131,7 @@ impl Health {
             registry: Registry::default(),
             attempts: Family::default(),
             retries: Counter::default(),
+            hedges: Family::default(),
             transitions: Family::default(),
             bindings: Counter::default(),
             migrations: Counter::default(),
@@ -174,6 +182,8 @@ impl Health {
         counter("pointsman_token_projections_dropped", help, &self.projections_dropped);
         counter("pointsman_observations", "Things the plane noticed", &self.steps);
         r.register("pointsman_attempts", "Attempts by their end", self.attempts.clone());
+        let help = "Second attempts beside a silent one, by what came of them";
+        r.register("pointsman_hedges", help, self.hedges.clone());
         r.register(
             "pointsman_breaker_transitions",
             "Breakers that moved",
@@ -407,6 +417,7 @@ impl Observer for Arc<Health> {
                 self.attempts.get_or_create(&labels).inc();
             }
             Observation::Retrying { .. } => drop(self.retries.inc()),
+            Observation::Hedged { race, .. } => self.raced(*race),
             Observation::FirstToken { after, .. } => self.first_token.observe(after.as_secs_f64()),
             Observation::Breaker(moved) if moved.from != moved.to => {
                 self.breaker_moved(name(moved.id), moved);
@@ -423,11 +434,9 @@ impl Observer for Arc<Health> {
                     Outcome::QuotaUnavailable { .. } => "quota_unavailable",
                     Outcome::Cancelled => "cancelled",
                 };
-                self.outcomes.get_or_create(&Concluded { outcome }).inc();
+                self.concluded(outcome);
             }
-            Observation::Refused { .. } => {
-                self.outcomes.get_or_create(&Concluded { outcome: "refused" }).inc();
-            }
+            Observation::Refused { .. } => self.concluded("refused"),
             Observation::Lost { .. } => drop(self.lost.inc()),
             Observation::Stale(_) => drop(self.stale.inc()),
             Observation::SourceRefused { source, why } => {
@@ -466,6 +475,27 @@ impl Observer for Arc<Health> {
 }
 
 impl Health {
+    fn concluded(&self, outcome: &'static str) {
+        self.outcomes.get_or_create(&Concluded { outcome }).inc();
+    }
+
+    /// A race that is begun is counted when it is over.
+    fn raced(&self, race: Race) {
+        let outcome = match race {
+            Race::Begun { .. } => return,
+            Race::Won { .. } => "won",
+            Race::Lost { .. } => "lost",
+            Race::Alone { .. } => "alone",
+            Race::Stopped => "stopped",
+            Race::NotBegun { why: NoHedge::AttemptsSpent } => "attempts_spent",
+            Race::NotBegun { why: NoHedge::DeadlineTooNear } => "deadline_near",
+            Race::NotBegun { why: NoHedge::Nobody } => "nobody",
+            Race::NotBegun { why: NoHedge::ShareSpent } => "share_spent",
+            Race::NotBegun { why: NoHedge::BudgetSpent } => "budget_spent",
+        };
+        self.hedges.get_or_create(&Hedged { outcome }).inc();
+    }
+
     fn breaker_moved(&self, instance: String, moved: &Transition) {
         tracing::info!(
             instance_id = instance,

@@ -113,6 +113,46 @@ fn when_everything_fails_load_grows_by_a_tenth_and_not_threefold() {
 }
 
 #[test]
+fn hedges_are_a_share_of_the_requests_and_ten_of_them_are_saved_at_most() {
+    let mut retry = retry();
+    assert_eq!(hedges(&mut retry), 1, "one is there from the start");
+    for _ in 0..60 {
+        retry.deposit_hedge();
+    }
+    assert_eq!(hedges(&mut retry), 3, "a twentieth of the requests");
+    for _ in 0..1_000 {
+        retry.deposit_hedge();
+    }
+    retry.invariants();
+    assert_eq!(hedges(&mut retry), HEDGES_SAVED_MAX);
+    assert_eq!(u64::from(retry.budget(START)), 100 - 14, "and each costs a retry");
+}
+
+#[test]
+fn every_reason_not_to_hedge_is_named_and_costs_nothing() {
+    let waiting = waiting();
+    for (waiting, why) in [
+        (Waiting { attempts: 3, ..waiting }, NoHedge::AttemptsSpent),
+        (
+            Waiting { deadline: START + Duration::from_millis(99), ..waiting },
+            NoHedge::DeadlineTooNear,
+        ),
+        (Waiting { other_eligible: false, ..waiting }, NoHedge::Nobody),
+    ] {
+        assert_eq!(retry().may_hedge(START, &waiting), Err(why));
+    }
+    let mut spent = retry();
+    hedges(&mut spent);
+    assert_eq!(spent.may_hedge(START, &waiting), Err(NoHedge::ShareSpent));
+    assert_eq!(spent.pay_hedge(START), Err(NoHedge::ShareSpent));
+    let mut poor = Retry::new(Config { budget_burst: 0, ..Config::default() }, Rng::new(1));
+    assert_eq!(poor.pay_hedge(START), Err(NoHedge::BudgetSpent));
+    poor.set_config(START, Config::default());
+    let later = START + Duration::from_secs(1);
+    assert_eq!(poor.pay_hedge(later), Ok(()), "its share was not taken");
+}
+
+#[test]
 fn a_new_policy_keeps_what_was_saved_within_the_new_burst() {
     let mut retry = retry();
     retry.set_config(START, Config { budget_burst: 7, ..Config::default() });
@@ -255,6 +295,19 @@ impl Model {
 
 fn retry() -> Retry {
     Retry::new(Config::default(), Rng::new(1))
+}
+
+fn waiting() -> Waiting {
+    Waiting { attempts: 1, deadline: START + Duration::from_secs(600), other_eligible: true }
+}
+
+/// Makes as many as there are.
+fn hedges(retry: &mut Retry) -> u64 {
+    let mut made = 0;
+    while retry.may_hedge(START, &waiting()).is_ok() && retry.pay_hedge(START).is_ok() {
+        made += 1;
+    }
+    made
 }
 
 fn failed(failure: Failure) -> History {

@@ -14,7 +14,7 @@ use crate::balance::{Candidate, Chosen, Reason, WhyNot};
 use crate::breaker::Transition;
 use crate::id::{AttemptId, EndpointId, RequestId};
 use crate::outcome::AttemptEnd;
-use crate::plane::{ControlPlane, Observation, Outcome, Refusal, Spent, request_of_attempt};
+use crate::plane::{ControlPlane, Observation, Outcome, Race, Refusal, Spent, request_of_attempt};
 use crate::quota::{Denied, DenyReason, Unit, WindowKind};
 use crate::rate::RateUnit;
 use crate::shared::{Consulted, HomeAnswer, KeyAnswer, RatesAnswer};
@@ -91,6 +91,9 @@ impl Explanation {
             }
             Observation::Ended { attempt, endpoint, end, after } if self.is_ours(*attempt) => {
                 Some(tell_end(plane, *endpoint, end, *after))
+            }
+            Observation::Hedged { request, race } if *request == self.request => {
+                Some(tell_race(plane, *race))
             }
             other => self.tell_request(plane, other),
         }
@@ -263,6 +266,25 @@ fn tell_end(plane: &ControlPlane, id: EndpointId, end: &AttemptEnd, after: Durat
         AttemptEnd::Cancelled { produced } => {
             format!("stopped on {name} after {after}, with {produced} sent")
         }
+    }
+}
+
+fn tell_race(plane: &ControlPlane, race: Race) -> String {
+    match race {
+        Race::Begun { after } => {
+            format!("no token after {}: a second attempt beside the first", short(after))
+        }
+        Race::NotBegun { why } => format!("no second attempt beside the first: {why}"),
+        Race::Won { over } => {
+            format!("the second attempt answers; the first, on {}, is stopped", name(plane, over))
+        }
+        Race::Lost { over } => {
+            format!("the first attempt answers; the second, on {}, is stopped", name(plane, over))
+        }
+        Race::Alone { without } => {
+            format!("of two attempts the one on {} is out; the other goes on", name(plane, without))
+        }
+        Race::Stopped => "of two attempts neither had brought a token".into(),
     }
 }
 

@@ -126,6 +126,15 @@ mutants! {
     /// Retries cost nothing (`attempt.rs`, `decide`).
     BudgetUnpaid "budget-unpaid" breaks [7], pains [12];
 
+    // A second attempt beside the first.
+
+    /// The attempt that brings its first token second is not told to stop (`plane/hedge.rs`, `race_won`).
+    LoserNotStopped "loser-not-stopped" breaks [12], pains [10];
+    /// Every request that waits gets a second attempt, whatever the share and the budget have left (`attempt/hedge.rs`).
+    HedgesUnbounded "hedges-unbounded" breaks [7], pains [12];
+    /// The prompt is charged for each of two attempts beside each other (`plane/end.rs`, `bill`).
+    LoserCharged "loser-charged" breaks [3, 13], pains [2];
+
     // Sessions, idempotency keys, rates.
 
     /// An answer that broke off is charged and frees its key, so a repetition is charged too (`plane/end.rs`,

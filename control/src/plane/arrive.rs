@@ -8,7 +8,7 @@ use super::ControlPlane;
 use super::effect::{Effect, Refusal, Spent};
 use super::input::{Arrival, Idempotency, Session};
 use super::observation::{Observation, Stale};
-use super::request::{Heard, Phase, Request, request_of, reservation_of};
+use super::request::{Heard, Hedge, Phase, Request, request_of, reservation_of};
 use crate::id::{AccountId, RequestId, ReservationId};
 use crate::quota::{Denied, DenyReason, Entry, Event, Fact, MAX_AMOUNT, Reserve};
 use crate::rate::{RateLimits, Signal};
@@ -26,6 +26,9 @@ impl ControlPlane {
         match self.admit(request, &arrival) {
             Ok(rates) => {
                 self.retry.deposit(self.now);
+                if self.config.hedge_after(&arrival.model).is_some() {
+                    self.retry.deposit_hedge();
+                }
                 self.enter(request, arrival, rates);
                 self.take_turn(request);
             }
@@ -138,6 +141,7 @@ impl ControlPlane {
             deadline,
             price: self.config.price_of(&arrival.model),
             phase: Phase::Reserving,
+            hedge: Hedge::default(),
             attempts: 0,
             tried: Vec::new(),
             committed: false,
@@ -281,23 +285,37 @@ impl ControlPlane {
         self.refuse(id, refusal);
     }
 
-    /// Moves a request to a phase and its timer to the instant at which that phase is over.
+    /// Moves a request to a phase, and its timer with it.
     pub(super) fn set_phase(&mut self, id: RequestId, phase: Phase) {
         let request = self.requests.get_mut(&id).expect("a phase is set on a live request");
-        let due = match &phase {
+        if !matches!(phase, Phase::Attempting(_)) {
+            request.hedge.due = None;
+        }
+        request.phase = phase;
+        self.set_due(id);
+    }
+
+    /// Moves a request's timer to the instant at which its phase is over.
+    pub(super) fn set_due(&mut self, id: RequestId) {
+        let request = self.requests.get_mut(&id).expect("a live request has a timer");
+        let due = match &request.phase {
             Phase::Backoff { .. } if planted!(TimerLost) => {
                 request.deadline + core::time::Duration::from_secs(86_400)
             }
             Phase::Backoff { until } | Phase::Cutting { until, .. } => *until,
             Phase::WaitingTurn | Phase::Reserving => request.deadline,
             // The shell keeps the attempt's own timeouts; this is the watchdog behind it.
-            Phase::Attempting(_) => request.deadline + WATCHDOG_SLACK,
+            // Before it, a second attempt may be due.
+            Phase::Attempting(_) => {
+                let watchdog = request.deadline + WATCHDOG_SLACK;
+                request.hedge.due.map_or(watchdog, |due| due.min(watchdog))
+            }
         };
         if due != request.due {
             self.timers.remove(&(request.due, id));
             self.timers.insert((due, id));
         }
-        (request.due, request.phase) = (due, phase);
+        request.due = due;
     }
 }
 

@@ -2,6 +2,7 @@
 
 use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
+use core::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -56,6 +57,9 @@ pub struct ModelConfig {
     pub timeouts: Option<attempt::Timeouts>,
     /// The most requests at once, where that is limited.
     pub concurrency_max: Option<u32>,
+    /// How long a first token is waited for before a second attempt is made beside the first, where not as by default.
+    /// Zero: for ever.
+    pub hedge_after: Option<Duration>,
 }
 
 /// What an account may do.
@@ -116,6 +120,12 @@ impl Config {
     /// The timeouts of a model.
     pub(super) fn timeouts_of(&self, model: &str) -> &attempt::Timeouts {
         self.models.get(model).and_then(|model| model.timeouts.as_ref()).unwrap_or(&self.timeouts)
+    }
+
+    /// How long a model's first token is waited for before a second attempt is made, where one ever is.
+    pub(super) fn hedge_after(&self, model: &str) -> Option<Duration> {
+        let own = self.models.get(model).and_then(|model| model.hedge_after);
+        Some(own.unwrap_or(self.attempt.hedge_after)).filter(|after| !after.is_zero())
     }
 
     /// How a model's endpoints are picked.

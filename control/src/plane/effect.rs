@@ -27,7 +27,8 @@ pub enum Effect {
     Reserve(StoreOp),
     /// Send the request to an endpoint.
     Dispatch(Dispatch),
-    /// Stop an attempt at once, upstream included; its end is still to be reported.
+    /// Stop an attempt at once, upstream included; its end is still to be reported, unless another attempt of its request
+    /// answers.
     Cancel {
         /// Who asked.
         caller: CallerToken,
@@ -83,6 +84,8 @@ pub struct Dispatch {
     pub attempt: AttemptId,
     /// Counts the request's attempts, from 1.
     pub number: u32,
+    /// Made beside the attempt that runs: whichever brings its first token first answers, and the other is stopped.
+    pub hedge: bool,
     /// Where to.
     pub endpoint: EndpointId,
     /// The endpoint's name.

@@ -32,6 +32,12 @@ impl ControlPlane {
             // A whole answer was accepted, whether or not its head was reported apart.
             self.accept(id, attempt);
         }
+        if decides(&end) {
+            self.race_won(id, attempt);
+        }
+        if matches!(end, AttemptEnd::Completed { .. }) {
+            self.settle_home(id, attempt);
+        }
         let observed = end.clone();
         self.observe(Observation::Ended {
             attempt,
@@ -41,6 +47,9 @@ impl ControlPlane {
         });
         self.release(&running, self.verdict(id, &end));
         self.pause_if_full(running.endpoint, &end);
+        if self.requests[&id].hedge.attempt.is_some() {
+            return self.other_goes_on(id, &running, &end);
+        }
         if let Phase::Cutting { outcome, .. } = self.requests[&id].phase {
             return self.finish_cut(id, outcome, &end);
         }
@@ -99,7 +108,7 @@ impl ControlPlane {
     }
 
     /// The attempt no longer runs: its endpoint is told apart from its load, and its breaker from its outcome.
-    fn release(&mut self, attempt: &Attempt, verdict: Verdict) {
+    pub(super) fn release(&mut self, attempt: &Attempt, verdict: Verdict) {
         let Attempt { endpoint, ticket, .. } = *attempt;
         self.balance.released(endpoint);
         if planted!(NegativeInFlight) && verdict == Verdict::Failure {
@@ -202,6 +211,7 @@ impl ControlPlane {
 
     /// There is no more quota for it: stop the attempt, then charge what its last count says.
     pub(super) fn cut(&mut self, id: RequestId, outcome: Outcome) {
+        self.stop_hedge(id);
         let request = &self.requests[&id];
         let Phase::Attempting(attempt) = request.phase.clone() else { return };
         let caller = request.arrival.caller;
@@ -241,16 +251,21 @@ impl ControlPlane {
         }
     }
 
-    /// Stops the attempt that runs, if one does, without waiting for its report.
+    /// Stops whatever runs, without waiting for its report.
     pub(super) fn abandon(&mut self, id: RequestId, verdict: Verdict) {
-        let request = &self.requests[&id];
-        let caller = request.arrival.caller;
-        if let Some(attempt) = request.attempt().cloned() {
-            if !planted!(CancelNotSent) {
-                self.effects.push_back(Effect::Cancel { caller, attempt: attempt.id });
-            }
-            self.release(&attempt, verdict);
+        self.stop_hedge(id);
+        if let Some(attempt) = self.requests[&id].attempt().cloned() {
+            self.stop(id, &attempt, verdict);
         }
+    }
+
+    /// Stops an attempt without waiting for its report, which will name nobody any more.
+    pub(super) fn stop(&mut self, id: RequestId, attempt: &Attempt, verdict: Verdict) {
+        let caller = self.requests[&id].arrival.caller;
+        if !planted!(CancelNotSent) {
+            self.effects.push_back(Effect::Cancel { caller, attempt: attempt.id });
+        }
+        self.release(attempt, verdict);
     }
 
     /// A request's timer is due: a backoff is over, a last count never came, or the deadline is long past.
@@ -265,6 +280,7 @@ impl ControlPlane {
                 let retry_after = self.config.quota.answer_timeout;
                 self.refuse(id, Refusal::QuotaUnavailable { retry_after });
             }
+            Phase::Attempting(_) if self.hedge_is_due(id) => self.hedge(id),
             Phase::Attempting(_) => {
                 // The shell never reported: the attempt is lost, and whoever lost it is not the replica.
                 self.abandon(id, Verdict::Neutral);
@@ -332,6 +348,10 @@ impl ControlPlane {
         }
         if planted!(PriceNotPinned) {
             return holdable(self.config.price_of(&request.arrival.model).of(usage));
+        }
+        if planted!(LoserCharged) && request.hedge.made {
+            let usage = Usage { prompt: usage.prompt + usage.prompt, ..usage };
+            return holdable(request.price.of(usage));
         }
         holdable(request.price.of(usage))
     }
@@ -413,6 +433,15 @@ fn load_signal(exit: &Exit) -> Signal {
             | Failure::TooLarge => Signal::Neutral,
         },
         Exit::Answered { .. } | Exit::Refused(_) => Signal::Neutral,
+    }
+}
+
+/// Whether an end is its request's, whatever runs beside it: the whole answer, or a failure that anybody else would repeat.
+fn decides(end: &AttemptEnd) -> bool {
+    match end {
+        AttemptEnd::Completed { .. } => true,
+        AttemptEnd::Failed { failure, .. } => !failure.retryable(),
+        AttemptEnd::Cancelled { .. } => false,
     }
 }
 

@@ -82,6 +82,13 @@ pub enum Observation {
         /// Who was passed over because it has had its requests of this second.
         throttled: Vec<EndpointId>,
     },
+    /// The attempt that runs is silent, and has a second one beside it; or of two attempts one is left, or none.
+    Hedged {
+        /// Which request.
+        request: RequestId,
+        /// How far it has come.
+        race: Race,
+    },
     /// Nobody could be picked.
     Nobody {
         /// Which request.
@@ -202,6 +209,38 @@ pub enum Observation {
     SharedDegraded(bool),
     /// An input named something that has ended or never was: a normal race.
     Stale(Stale),
+}
+
+/// Two attempts beside each other, from the moment at which the second is due.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Race {
+    /// The second is made.
+    Begun {
+        /// Since the silent attempt's dispatch.
+        after: Duration,
+    },
+    /// The first is left alone, silent as it is.
+    NotBegun {
+        /// Why.
+        why: attempt::NoHedge,
+    },
+    /// The second brought the first token.
+    Won {
+        /// Where the one that lost ran.
+        over: EndpointId,
+    },
+    /// The first did.
+    Lost {
+        /// Where the one that lost ran.
+        over: EndpointId,
+    },
+    /// One of them failed, and the other goes on.
+    Alone {
+        /// Where the one that failed ran.
+        without: EndpointId,
+    },
+    /// The request was over before either brought a token.
+    Stopped,
 }
 
 /// What a stale input named.

@@ -6,10 +6,11 @@ use core::time::Duration;
 
 use super::arrive::WATCHDOG_SLACK;
 use super::effect::{Dispatch, Effect, Refusal};
-use super::observation::Observation;
+use super::observation::{Observation, Race};
 use super::request::{Attempt, Phase, Request, attempt_id};
 use super::{AccountConfig, ControlPlane};
 use crate::affinity::Decision as Move;
+use crate::attempt::NoHedge;
 use crate::balance::{Chosen, Nobody, Pick, Query, Reason, WhyNot};
 use crate::breaker::Admission;
 use crate::id::{EndpointId, RequestId, SessionKey};
@@ -50,14 +51,36 @@ impl ControlPlane {
         if request.deadline <= self.now {
             return self.give_up(id, Failure::Timeout(Stage::Deadline), None);
         }
-        let key = request.arrival.session.map(|session| session.key);
-        let home = key.and_then(|key| self.affinity.lookup(self.now, key)).map(|b| b.endpoint);
-        let at = At { key, home: home.filter(|home| self.registry.endpoint(*home).is_some()) };
+        let at = self.session_at(id);
         match self.choose(id, at) {
             Choice::Chosen(chosen, throttled) => self.dispatch(id, at, chosen, throttled),
             Choice::Nobody(nobody) => self.nobody(id, nobody),
             Choice::Throttled(retry_after) => self.all_throttled(id, retry_after),
         }
+    }
+
+    /// Sends a request's second attempt, beside the one that runs, to somebody who was not tried, has room and is not ejected:
+    /// a hedge is nobody's last resort.
+    pub(super) fn send_hedge(&mut self, id: RequestId) -> Result<Attempt, NoHedge> {
+        let at = self.session_at(id);
+        let Choice::Chosen(chosen, throttled) = self.choose(id, at) else {
+            return Err(NoHedge::Nobody);
+        };
+        let busy = !self.throttle_of(chosen.endpoint).is_zero();
+        if chosen.retried_same || chosen.panic || busy {
+            return Err(NoHedge::Nobody);
+        }
+        self.retry.pay_hedge(self.now)?;
+        let silent = self.requests[&id].attempt().map(|running| self.now.since(running.started));
+        let after = silent.expect("an attempt runs beside it");
+        self.observe(Observation::Hedged { request: id, race: Race::Begun { after } });
+        Ok(self.send(id, at, chosen, throttled, true))
+    }
+
+    fn session_at(&self, id: RequestId) -> At {
+        let key = self.requests[&id].arrival.session.map(|session| session.key);
+        let home = key.and_then(|key| self.affinity.lookup(self.now, key)).map(|b| b.endpoint);
+        At { key, home: home.filter(|home| self.registry.endpoint(*home).is_some()) }
     }
 
     /// Asks the balancer until it names somebody who has not had its requests of this second, and is not full. First among
@@ -132,12 +155,29 @@ impl ControlPlane {
     }
 
     fn dispatch(&mut self, id: RequestId, at: At, chosen: Box<Chosen>, throttled: Vec<EndpointId>) {
+        let running = self.send(id, at, chosen, throttled, false);
+        let request = self.requests.get_mut(&id).expect("it was sent just now");
+        let after = self.config.hedge_after(&request.arrival.model);
+        let after = after.filter(|_| !request.committed && !request.hedge.made);
+        request.hedge.due = after.map(|after| self.now + after);
+        self.set_phase(id, Phase::Attempting(running));
+    }
+
+    /// Makes an attempt at the endpoint that was chosen.
+    fn send(
+        &mut self,
+        id: RequestId,
+        at: At,
+        chosen: Box<Chosen>,
+        throttled: Vec<EndpointId>,
+        hedge: bool,
+    ) -> Attempt {
         let endpoint = chosen.endpoint;
         let binds = at.key.is_some_and(|key| self.binds(id, key, at.home, &chosen, &throttled));
         let request = self.requests.get_mut(&id).expect("a live request is dispatched");
         request.attempts += 1;
         request.tried.push(endpoint);
-        let order = self.order(id, &self.requests[&id], endpoint);
+        let order = Dispatch { hedge, ..self.order(id, &self.requests[&id], endpoint) };
         let (attempt, started) = (order.attempt, self.now);
         let silent_until = order.first_token_by + WATCHDOG_SLACK;
         let ticket = self.breakers.begin_until(self.now, endpoint, silent_until);
@@ -149,14 +189,13 @@ impl ControlPlane {
             self.throttle.sent(self.now, endpoint, rps_max);
         }
         self.effects.push_back(Effect::Dispatch(order));
-        let running = Attempt { id: attempt, endpoint, ticket, started, binds, accepted: false };
-        self.set_phase(id, Phase::Attempting(running));
         if planted!(BindAtDispatch)
             && let Some(key) = at.key.filter(|_| binds)
         {
             self.bind(id, key, endpoint);
         }
         self.observe(Observation::Picked { request: id, attempt, chosen, throttled });
+        Attempt { id: attempt, endpoint, ticket, started, binds, accepted: false }
     }
 
     /// The attempt as the shell gets it.
@@ -172,6 +211,7 @@ impl ControlPlane {
             request: id,
             attempt: attempt_id(id, request.attempts),
             number: request.attempts,
+            hedge: false,
             endpoint,
             endpoint_name: name.expect("what is picked is registered"),
             connect_by: deadlines.connect,

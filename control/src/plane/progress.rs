@@ -20,14 +20,15 @@ impl ControlPlane {
     /// The endpoint took the attempt, said once: its session lives there now, if it was to move.
     pub(super) fn accept(&mut self, id: RequestId, attempt: AttemptId) {
         let Some(request) = self.requests.get_mut(&id) else { return };
-        let session = request.arrival.session;
-        let Some(running) = request.attempt_mut() else { return };
+        // Where another attempt may be the one that answers, accepted is not yet chosen.
+        let waits = request.may_be_hedged();
+        let Some(running) = request.running_mut(attempt) else { return };
         if core::mem::replace(&mut running.accepted, true) {
             return;
         }
-        let Attempt { endpoint, binds, started, ticket, .. } = *running;
+        let Attempt { endpoint, started, ticket, .. } = *running;
         if ticket.probe {
-            self.show_life(id);
+            self.show_life(attempt);
         }
         self.observe(Observation::Accepted { attempt, after: self.now.since(started) });
         if planted!(SuccessAtStart) {
@@ -35,20 +36,29 @@ impl ControlPlane {
             let moved = self.breakers.record(now, endpoint, ticket, Verdict::Success, room);
             moved.into_iter().for_each(|transition| self.breaker_moved(transition));
         }
+        if !waits {
+            self.settle_home(id, attempt);
+        }
+    }
+
+    /// The session's home is where this attempt runs, if it was to move there. Said once.
+    pub(super) fn settle_home(&mut self, id: RequestId, attempt: AttemptId) {
+        let Some(request) = self.requests.get_mut(&id) else { return };
+        let session = request.arrival.session;
+        let Some(running) = request.running_mut(attempt) else { return };
+        let (binds, endpoint) = (core::mem::take(&mut running.binds), running.endpoint);
         if let Some(session) = session.filter(|_| binds) {
             self.bind(id, session.key, endpoint);
         }
     }
 
     /// A probe that shows life is not given up before the attempt itself would be.
-    fn show_life(&mut self, id: RequestId) {
-        let Some(request) = self.requests.get(&id) else { return };
-        if let Some(running) = request.attempt()
-            && running.ticket.probe
-        {
-            let gap = self.config.timeouts_of(&request.arrival.model).between_tokens;
-            let silent_until = self.now + gap;
+    fn show_life(&mut self, attempt: AttemptId) {
+        let Some((id, running)) = self.running(attempt) else { return };
+        if running.ticket.probe {
             let (endpoint, ticket) = (running.endpoint, running.ticket);
+            let model = &self.requests[&id].arrival.model;
+            let silent_until = self.now + self.config.timeouts_of(model).between_tokens;
             self.breakers.progress_until(self.now, endpoint, ticket, silent_until);
         }
     }
@@ -79,12 +89,14 @@ impl ControlPlane {
         if !accepted {
             self.accept(id, attempt);
         }
+        self.race_won(id, attempt);
+        self.settle_home(id, attempt);
         let own = self.registry.endpoint(endpoint).and_then(|endpoint| endpoint.spec.fingerprint);
         let Some(request) = self.requests.get_mut(&id) else { return };
         if !core::mem::replace(&mut request.committed, true) {
             request.fingerprint = own.filter(|_| request.arrival.resumable);
             if ticket.probe {
-                self.show_life(id);
+                self.show_life(attempt);
             }
             self.observe(Observation::FirstToken { attempt, after });
         }
@@ -93,7 +105,11 @@ impl ControlPlane {
     pub(super) fn handle_progress(&mut self, attempt: AttemptId, produced: Tokens) {
         let Some((id, running)) = self.running(attempt) else { return self.stale(attempt) };
         if running.ticket.probe {
-            self.show_life(id);
+            self.show_life(attempt);
+        }
+        if self.requests[&id].hedge.attempt.is_some() {
+            // A shell says first that it is the first token: which of two answers is decided by that.
+            return;
         }
         // Marks are totals, so a late or repeated one changes nothing.
         self.note_produced(id, produced);
@@ -103,8 +119,8 @@ impl ControlPlane {
     /// The request and the attempt that runs under this id, if it still does.
     pub(super) fn running(&self, attempt: AttemptId) -> Option<(RequestId, &Attempt)> {
         let id = request_of_attempt(attempt);
-        let running = self.requests.get(&id)?.attempt()?;
-        (running.id == attempt).then_some((id, running))
+        let running = self.requests.get(&id)?.running().find(|running| running.id == attempt)?;
+        Some((id, running))
     }
 
     pub(super) fn stale(&mut self, attempt: AttemptId) {

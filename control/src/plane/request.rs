@@ -6,20 +6,24 @@
 //! away* there, or *unanswered*, in time or by a wait that is over. What ends a request ends it in the same step, as *refused* (nothing of an answer
 //! was sent, all is refunded) or as one of the outcomes. A dash is an event that cannot reach the phase, or is stale.
 //!
-//! | phase      | turn comes | granted    | denied  | let through | turned away | unanswered | accepted   | first token | limit met | completed | failed     | failed for good | cancelled | client gone | timer |
-//! |------------|------------|------------|---------|-------------|-------------|------------|------------|-------------|-----------|-----------|------------|-----------------|-----------|-------------|-------|
-//! | waiting    | asking     | -          | -       | -           | -           | -          | -          | -           | -         | -         | -          | -               | -         | refused     | refused |
-//! | asking     | -          | consulting | refused | reserving   | refused     | reserving  | -          | -           | -         | -         | -          | -               | -         | refused     | refused |
-//! | reserving  | -          | attempting | refused | -           | -           | -          | -          | -           | -         | -         | -          | -               | -         | refused     | refused |
-//! | consulting | -          | -          | -       | attempting  | refused     | attempting | -          | -           | -         | -         | -          | -               | -         | refused     | refused |
-//! | attempting | -          | -          | -       | -           | -           | -          | attempting | begun       | -         | completed | backoff    | refused         | refused   | refused     | refused |
-//! | begun      | -          | -          | -       | -           | -           | -          | begun      | begun       | cutting   | completed | broken     | broken          | cancelled | cancelled   | broken |
-//! | backoff    | -          | -          | -       | -           | -           | -          | -          | -           | -         | -         | -          | -               | -         | refused     | attempting |
-//! | resuming   | -          | -          | -       | -           | -           | -          | -          | -           | -         | -         | -          | -               | -         | cancelled   | attempting |
-//! | cutting    | -          | -          | -       | -           | -           | -          | cutting    | cutting     | cutting   | completed | spent      | spent           | spent     | cancelled   | spent |
+//! | phase      | turn comes | granted    | denied  | let through | turned away | unanswered | accepted   | first token | limit met | completed | failed     | failed for good | cancelled | client gone | timer | hedge due |
+//! |------------|------------|------------|---------|-------------|-------------|------------|------------|-------------|-----------|-----------|------------|-----------------|-----------|-------------|-------|-----------|
+//! | waiting    | asking     | -          | -       | -           | -           | -          | -          | -           | -         | -         | -          | -               | -         | refused     | refused | -         |
+//! | asking     | -          | consulting | refused | reserving   | refused     | reserving  | -          | -           | -         | -         | -          | -               | -         | refused     | refused | -         |
+//! | reserving  | -          | attempting | refused | -           | -           | -          | -          | -           | -         | -         | -          | -               | -         | refused     | refused | -         |
+//! | consulting | -          | -          | -       | attempting  | refused     | attempting | -          | -           | -         | -         | -          | -               | -         | refused     | refused | -         |
+//! | attempting | -          | -          | -       | -           | -           | -          | attempting | begun       | -         | completed | backoff    | refused         | refused   | refused     | refused | hedged    |
+//! | hedged     | -          | -          | -       | -           | -           | -          | hedged     | begun       | -         | completed | attempting | refused         | attempting | refused     | refused | -         |
+//! | begun      | -          | -          | -       | -           | -           | -          | begun      | begun       | cutting   | completed | broken     | broken          | cancelled | cancelled   | broken | -         |
+//! | backoff    | -          | -          | -       | -           | -           | -          | -          | -           | -         | -         | -          | -               | -         | refused     | attempting | -         |
+//! | resuming   | -          | -          | -       | -           | -           | -          | -          | -           | -         | -         | -          | -               | -         | cancelled   | attempting | -         |
+//! | cutting    | -          | -          | -       | -           | -           | -          | cutting    | cutting     | cutting   | completed | spent      | spent           | spent     | cancelled   | spent | -         |
 //!
 //! *Resuming* is the backoff of a request that has begun: where an endpoint with the fingerprint of the one that broke off can
 //! be asked, *begun* goes there on *failed* instead of *broken*, and an attempt from there is one that has begun.
+//!
+//! *Hedged* is an attempt that was silent for long and has a second one beside it; what is said of an attempt there is said of
+//! one of the two, and one that fails leaves the other as the attempt: see [`hedge`](super::hedge).
 //!
 //! *Failed* stands for what may be tried again; with another endpoint at hand its backoff is over at once. A failed
 //! attempt also ends in *refused* where nothing is to be had from another: see [`attempt`](crate::attempt).
@@ -75,10 +79,22 @@ pub(super) struct Attempt {
     pub endpoint: EndpointId,
     pub ticket: Ticket,
     pub started: Instant,
-    /// Whether the session's home becomes this endpoint once it accepts.
+    /// Whether the session's home is yet to become this endpoint: once it accepts, or has brought a token where another
+    /// may do so first.
     pub binds: bool,
     /// Whether the head of its answer arrived.
     pub accepted: bool,
+}
+
+/// The second attempt beside the one that runs.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(super) struct Hedge {
+    /// When the attempt that runs has been silent for long enough. `None` where nothing is made beside it.
+    pub due: Option<Instant>,
+    /// The second one, while it is not known which of the two answers.
+    pub attempt: Option<Attempt>,
+    /// A request has one in its life.
+    pub made: bool,
 }
 
 /// A request and all that is decided about it.
@@ -90,6 +106,7 @@ pub(super) struct Request {
     /// Pinned at arrival: a reload changes no running bill.
     pub price: Price,
     pub phase: Phase,
+    pub hedge: Hedge,
     pub attempts: u32,
     pub tried: Vec<EndpointId>,
     /// Something of an answer has gone to the client.
@@ -139,11 +156,36 @@ impl Request {
         }
     }
 
-    /// The attempt that runs, if any.
-    pub fn attempt_mut(&mut self) -> Option<&mut Attempt> {
-        match &mut self.phase {
+    /// Every attempt that runs: one, or two of which neither has brought a token.
+    pub fn running(&self) -> impl Iterator<Item = &Attempt> {
+        self.attempt().into_iter().chain(&self.hedge.attempt)
+    }
+
+    /// The attempt that runs under this id, if it still does.
+    pub fn running_mut(&mut self, id: AttemptId) -> Option<&mut Attempt> {
+        let first = match &mut self.phase {
             Phase::Attempting(attempt) | Phase::Cutting { attempt, .. } => Some(attempt),
             Phase::WaitingTurn | Phase::Reserving | Phase::Backoff { .. } => None,
+        };
+        first.into_iter().chain(&mut self.hedge.attempt).find(|attempt| attempt.id == id)
+    }
+
+    /// Whether another attempt than the one that was accepted may yet be the one that answers.
+    pub const fn may_be_hedged(&self) -> bool {
+        self.hedge.due.is_some() || self.hedge.attempt.is_some()
+    }
+
+    /// Asserts what must always hold.
+    pub fn invariants(&self, id: RequestId) {
+        let attempting = matches!(self.phase, Phase::Attempting(_));
+        let Hedge { due, attempt, made } = &self.hedge;
+        assert!(due.is_none() || (attempting && !self.committed && !made), "{id} may be hedged");
+        if let Some(hedge) = attempt {
+            assert!(attempting && !self.committed && *made, "{id} has no winner yet");
+            let beside = self.attempt().map(|beside| (beside.id, beside.endpoint));
+            let beside =
+                beside.filter(|(id, endpoint)| *id != hedge.id && *endpoint != hedge.endpoint);
+            assert!(beside.is_some(), "{id} runs on two endpoints");
         }
     }
 

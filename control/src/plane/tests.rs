@@ -9,7 +9,7 @@ mod attempts;
 mod breakers;
 pub(crate) mod chaos;
 pub(crate) mod gateways;
-
+mod hedging;
 mod lives;
 mod membership;
 mod phases;

@@ -70,7 +70,7 @@ impl Affinity {
         let request = attempt.and_then(|attempt| requests.by_attempt(step.gateway, attempt));
         let earned = request.is_some_and(|request| {
             request.arrival.session.is_some_and(|own| own.key == session)
-                && request.tried.last() == Some(&binding.endpoint)
+                && attempt.and_then(|id| request.tried_by(id)) == Some(binding.endpoint)
         });
         let homes = self.gateways[step.gateway as usize].entry(session).or_default();
         let mut wrong = |text: String| {
@@ -78,6 +78,9 @@ impl Affinity {
         };
         if !earned {
             wrong("is bound to an endpoint that has not just accepted it".into());
+        }
+        if request.is_some_and(|request| request.beside.is_some()) {
+            wrong("is bound while nobody knows which of two attempts answers".into());
         }
         match homes.last() {
             None => sometimes!("affinity_bound"),

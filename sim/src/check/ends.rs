@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use control::attempt::NoHedge;
 use control::outcome::Failure;
-use control::plane::{Durable, Effect, Observation, Outcome, Refusal};
+use control::plane::{Durable, Effect, Observation, Outcome, Race, Refusal};
 use control::quota::Fact;
 use control::registry::Refused as SourceRefused;
 use control::units::Amount;
@@ -155,6 +156,7 @@ pub(super) fn observed(observation: &Observation) {
         Observation::GaveUp { why, .. } => coverage::mark(gave_up(*why)),
         Observation::Retrying { .. } => sometimes!("retrying"),
         Observation::Nobody { .. } => sometimes!("nobody"),
+        Observation::Hedged { race, .. } => raced(*race),
         Observation::Lost { .. } => sometimes!("lost"),
         Observation::Denied { .. } => sometimes!("quota_denied"),
         Observation::SourceRefused { why, .. } => source_refused(*why),
@@ -181,6 +183,27 @@ pub(super) fn observed(observation: &Observation) {
         | Observation::Breaker(_)
         | Observation::Refused { .. }
         | Observation::Finished { .. } => {}
+    }
+}
+
+fn not_hedged(why: NoHedge) {
+    match why {
+        NoHedge::AttemptsSpent => sometimes!("not_hedged_attempts_spent"),
+        NoHedge::DeadlineTooNear => sometimes!("not_hedged_deadline_near"),
+        NoHedge::Nobody => sometimes!("not_hedged_nobody"),
+        NoHedge::ShareSpent => sometimes!("not_hedged_share_spent"),
+        NoHedge::BudgetSpent => sometimes!("not_hedged_budget_spent"),
+    }
+}
+
+fn raced(race: Race) {
+    match race {
+        Race::Begun { .. } => sometimes!("hedging"),
+        Race::NotBegun { why } => not_hedged(why),
+        Race::Won { .. } => sometimes!("hedge_won"),
+        Race::Lost { .. } => sometimes!("hedge_lost"),
+        Race::Alone { .. } => sometimes!("hedge_alone"),
+        Race::Stopped => sometimes!("hedge_stopped"),
     }
 }
 

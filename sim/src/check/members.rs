@@ -168,6 +168,7 @@ impl Members {
             | Observation::Denied { .. }
             | Observation::Picked { .. }
             | Observation::Nobody { .. }
+            | Observation::Hedged { .. }
             | Observation::Accepted { .. }
             | Observation::FirstToken { .. }
             | Observation::Ended { .. }

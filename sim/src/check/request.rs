@@ -9,6 +9,7 @@ use control::plane::{Arrival, Config, Dispatch, Refusal};
 use control::quota::Cap;
 use control::units::{Price, Usage};
 
+use super::Step;
 use super::book::{Pair, plus};
 use crate::coverage::sometimes;
 use crate::world::replica_of;
@@ -39,7 +40,14 @@ pub(crate) struct Request {
     pub dispatches: Vec<u64>,
     /// Where it was tried.
     pub tried: Vec<EndpointId>,
+    /// The attempt that runs, the first of two where there are two.
     pub running: Option<Running>,
+    /// The second of two, until it is known which of them answers.
+    pub beside: Option<Running>,
+    /// The one of two that does not answer, until it is told to stop.
+    pub lost: Option<Running>,
+    /// It had a second attempt beside the first.
+    pub hedged: bool,
     /// How its latest attempt ended.
     pub last_end: Option<AttemptEnd>,
     /// The record of its first token.
@@ -69,6 +77,11 @@ pub(crate) struct Request {
 pub(crate) struct Running {
     pub attempt: AttemptId,
     pub number: u32,
+    pub replica: Option<u32>,
+    /// By its gateway's clock.
+    pub since: Instant,
+    /// How long it may be silent before another is made beside it. Zero: for ever.
+    pub hedge_after: Duration,
     pub cancelled: bool,
 }
 
@@ -114,6 +127,9 @@ impl Request {
             dispatches: Vec::new(),
             tried: Vec::new(),
             running: None,
+            beside: None,
+            lost: None,
+            hedged: false,
             last_end: None,
             committed: None,
             marks: Vec::new(),
@@ -147,16 +163,74 @@ impl Request {
     }
 
     /// An attempt is made, in the record at `position`.
-    pub fn sent(&mut self, position: u64, order: &Dispatch) {
-        self.replica = replica_of(&order.endpoint_name);
+    pub fn sent(&mut self, step: &Step<'_>, order: &Dispatch, hedge_after: Duration) {
+        let (position, replica) = (step.position, replica_of(&order.endpoint_name));
         if let Some(from) = order.resume {
             self.marks.push((position, self.attempts, from.0));
             sometimes!("stream_resumed");
         }
         self.tried.push(order.endpoint);
         self.dispatches.push(position);
-        let (attempt, number) = (order.attempt, order.number);
-        self.running = Some(Running { attempt, number, cancelled: false });
+        let (attempt, number, since) = (order.attempt, order.number, step.now);
+        let running = Running { attempt, number, replica, since, hedge_after, cancelled: false };
+        if order.hedge {
+            (self.beside, self.hedged) = (Some(running), true);
+        } else {
+            (self.running, self.replica) = (Some(running), replica);
+        }
+    }
+
+    /// Every attempt that runs for it.
+    pub fn under_way(&self) -> impl Iterator<Item = Running> {
+        self.running.into_iter().chain(self.beside)
+    }
+
+    /// Where an attempt of its went: the last four bits of an attempt's id count them.
+    pub fn tried_by(&self, attempt: AttemptId) -> Option<EndpointId> {
+        let number = (attempt.0.counter & 0xf) as usize;
+        self.tried.get(number.checked_sub(1)?).copied()
+    }
+
+    /// This attempt answers: another beside it has lost.
+    pub fn answers(&mut self, winner: Running) {
+        if let Some(beside) = self.beside.take() {
+            let first = self.running.replace(winner);
+            let both = first.into_iter().chain([beside]);
+            self.lost = both.into_iter().find(|one| one.attempt != winner.attempt);
+        }
+        self.replica = winner.replica;
+    }
+
+    /// An attempt that ran has ended. Returns whether none is left.
+    pub fn ended(&mut self, attempt: AttemptId) -> bool {
+        let beside = self.beside.take();
+        if beside.is_some_and(|beside| beside.attempt == attempt) {
+            return false;
+        }
+        self.running = beside;
+        if let Some(left) = beside {
+            self.replica = left.replica;
+        }
+        beside.is_none()
+    }
+
+    /// Why a second attempt may not be made beside the first, if it may not.
+    pub fn wrongly_hedged(&self, now: Instant, order: &Dispatch) -> Option<String> {
+        let Some(running) = self.running else {
+            return Some("is made beside nobody".into());
+        };
+        let (silent, after) = (now.since(running.since), running.hedge_after);
+        if self.committed.is_some() {
+            Some("is made beside an attempt that answers".into())
+        } else if self.hedged {
+            Some("is the second that is made beside another".into())
+        } else if after.is_zero() || silent < after {
+            Some(format!("is made beside one that is silent for {silent:?}, not for {after:?}"))
+        } else if self.tried.contains(&order.endpoint) {
+            Some(format!("is made where it was tried before, at {}", order.endpoint_name))
+        } else {
+            None
+        }
     }
 
     /// Why an attempt may not go on with an answer that began, if it may not.
@@ -190,9 +264,10 @@ impl Request {
         self.limited &= is_limited(config, &self.arrival);
     }
 
-    /// Completion tokens of its latest attempt, as of its last mark.
+    /// Completion tokens of the attempt that spoke last, as of its last mark: once a client was sent something, nobody else does.
     pub fn produced(&self) -> u64 {
-        let of = self.marks.iter().filter(|(_, number, _)| *number == self.attempts);
+        let Some((_, speaks, _)) = self.marks.last() else { return 0 };
+        let of = self.marks.iter().filter(|(_, number, _)| number == speaks);
         of.map(|(_, _, produced)| *produced).max().unwrap_or(0)
     }
 
@@ -206,7 +281,7 @@ impl Request {
 
     /// Records from `next` on are gone.
     pub fn forget_from(&mut self, next: u64) {
-        self.running = None;
+        (self.running, self.beside, self.lost) = (None, None, None);
         self.committed = self.committed.filter(|position| *position < next);
         self.marks.retain(|(position, ..)| *position < next);
         self.grants.retain(|(position, _)| *position < next);

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use control::Instant;
 use control::id::{AttemptId, CallerToken, RequestId};
-use control::outcome::{AttemptEnd, Failure};
+use control::outcome::{AttemptEnd, Failure, Stage};
 use control::plane::{Config, Input};
 use control::quota::{Ask, Entry, Fact, HoldId, StoreOp};
 
@@ -50,6 +50,8 @@ struct Gateway {
     /// Retries that may have been paid for, in hundredths, and those that were made.
     budget: u128,
     retries: u64,
+    /// Second attempts beside a silent one that may be made, in hundredths.
+    hedges: u64,
     last_now: Option<Instant>,
     /// Charged requests by tenant and idempotency key.
     charged_keys: BTreeMap<(u64, u128), u32>,
@@ -108,6 +110,7 @@ impl Requests {
         let own = &mut self.gateways[gateway as usize];
         if own.config.is_none() {
             own.budget = u128::from(config.attempt.budget_burst) * 100;
+            own.hedges = 100;
         }
         own.attempts_max = own.attempts_max.max(config.attempt.attempts_max);
         own.config = Some(config.clone());
@@ -121,6 +124,7 @@ impl Requests {
             Input::FirstToken { attempt } => {
                 if let Some((request, running)) = self.running(step.gateway, *attempt) {
                     let number = running.number;
+                    request.answers(running);
                     if request.committed.is_none() {
                         request.committed = Some(step.position);
                         request.marks.push((step.position, number, 0));
@@ -167,9 +171,14 @@ impl Requests {
             }
             AttemptEnd::Completed { .. } => {}
         }
-        if let Some((request, _)) = self.running(step.gateway, attempt) {
-            request.running = None;
-            request.last_end = Some(end.clone());
+        if let Some((request, running)) = self.running(step.gateway, attempt) {
+            if decides(end) {
+                request.answers(running);
+            }
+            // While another runs, nothing has ended yet.
+            if request.ended(attempt) {
+                request.last_end = Some(end.clone());
+            }
         }
     }
 
@@ -181,7 +190,7 @@ impl Requests {
     ) -> Option<(&mut Request, super::request::Running)> {
         let call = *self.gateways[gateway as usize].by_attempt.get(&attempt)?;
         let request = self.all[call as usize].as_deref_mut()?;
-        let running = request.running.filter(|running| running.attempt == attempt)?;
+        let running = request.under_way().find(|running| running.attempt == attempt)?;
         (request.end.is_none()).then_some((request, running))
     }
 
@@ -302,6 +311,14 @@ impl Requests {
                     verdict.fail(Invariant::Deadlines, step.at, text);
                 }
             }
+            Input::FirstToken { attempt } | Input::AttemptEnded { attempt, .. } => {
+                let request = self.by_attempt(step.gateway, *attempt);
+                if let Some(lost) = request.and_then(|request| request.lost) {
+                    let text =
+                        format!("{attempt:?} answers, and {:?} is not told to stop", lost.attempt);
+                    verdict.fail(Invariant::Deadlines, step.at, text);
+                }
+            }
             Input::RequestArrived(arrival)
                 if arrival.session.is_some_and(|own| own.is_stored()) =>
             {
@@ -328,9 +345,7 @@ impl Requests {
             | Input::Housed(_)
             | Input::LedgerAsked { .. }
             | Input::AttemptAccepted { .. }
-            | Input::FirstToken { .. }
             | Input::Progress { .. }
-            | Input::AttemptEnded { .. }
             | Input::Timeout => {}
         }
     }
@@ -385,8 +400,23 @@ impl Requests {
     }
 }
 
+/// Whether an end leaves nothing to be hoped for from another attempt.
+fn decides(end: &AttemptEnd) -> bool {
+    match end {
+        AttemptEnd::Completed { .. } => true,
+        AttemptEnd::Failed { failure, .. } => matches!(
+            failure,
+            Failure::ClientError(_) | Failure::TooLarge | Failure::Timeout(Stage::Deadline)
+        ),
+        AttemptEnd::Cancelled { .. } => false,
+    }
+}
+
 /// A cancelled stream may go on for as long as the shell takes to hear of it.
 const LINGERS_MAX: u64 = 1_000_000_000;
+
+/// Hedges that can be saved up, in hundredths: ten.
+const HEDGES_MAX: u64 = 1_000;
 
 /// The plane's watchdog comes five seconds after the deadline, and awaits a last count for one more. A gateway that was
 /// paused has a moment to catch up.

@@ -144,6 +144,7 @@ impl Marks {
                 | Observation::Granted { .. }
                 | Observation::Denied { .. }
                 | Observation::Picked { .. }
+                | Observation::Hedged { .. }
                 | Observation::Nobody { .. }
                 | Observation::Accepted { .. }
                 | Observation::FirstToken { .. }

@@ -7,7 +7,9 @@ use control::attempt::Why;
 use control::id::{AttemptId, Principal, RequestId};
 use control::journal::Explanation;
 use control::outcome::AttemptEnd;
-use control::plane::{Arrival, Effect, Input, Observation, Outcome, Refusal, request_of_attempt};
+use control::plane::{
+    Arrival, Effect, Input, Observation, Outcome, Race, Refusal, request_of_attempt,
+};
 
 use super::{Names, id_of, words};
 use crate::check::Step;
@@ -211,6 +213,7 @@ impl Requests {
                 }
             }
             Observation::Ended { attempt, end, .. } => noted.attempt_ended(step.at, *attempt, end),
+            Observation::Hedged { race, .. } => noted.raced(step.at, *race),
             Observation::GaveUp { why, .. } => {
                 if let Some(record) = &mut noted.record {
                     record.gave_up = Some(*why);
@@ -320,7 +323,7 @@ impl Requests {
 
     fn of_attempt(&mut self, gateway: u32, attempt: AttemptId) -> Option<&mut Noted> {
         self.of_request(gateway, request_of_attempt(attempt))
-            .filter(|noted| noted.attempts.last() == Some(&attempt))
+            .filter(|noted| noted.attempts.contains(&attempt))
     }
 }
 
@@ -349,6 +352,19 @@ impl Noted {
         }
         if let Some(attempt) = self.attempt(id) {
             (attempt.end_ns, attempt.end, attempt.good) = (Some(at), text, good);
+        }
+    }
+
+    /// Of two attempts one answers, and the other is stopped. The second is the last that was made.
+    fn raced(&mut self, at: u64, race: Race) {
+        let made = self.told.attempts.len();
+        let lost = match race {
+            Race::Won { .. } => made.checked_sub(2),
+            Race::Lost { .. } => made.checked_sub(1),
+            Race::Begun { .. } | Race::NotBegun { .. } | Race::Alone { .. } | Race::Stopped => None,
+        };
+        if let Some(lost) = lost.and_then(|lost| self.told.attempts.get_mut(lost)) {
+            (lost.end_ns, lost.end) = (Some(at), "stopped: another attempt answers".to_owned());
         }
     }
 
@@ -421,6 +437,7 @@ fn concerns(observation: &Observation) -> Option<RequestId> {
         | Observation::Denied { request, .. }
         | Observation::Picked { request, .. }
         | Observation::Nobody { request, .. }
+        | Observation::Hedged { request, .. }
         | Observation::Retrying { request, .. }
         | Observation::GaveUp { request, .. }
         | Observation::Bound { request, .. }

@@ -31,6 +31,7 @@ pub fn draw(seed: u64) -> Plan {
     if topology.shared {
         share(&mut config, &mut asks, &topology, &mut root.fork("sharing"));
     }
+    knobs::hedge(&mut config, &mut root.fork("hedges"));
     let mut nemesis = Nemesis { rng: root.fork("nemesis"), topology: &topology, load };
     let faults = nemesis.faults(&config);
     Plan {

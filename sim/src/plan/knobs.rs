@@ -117,6 +117,20 @@ fn retries(config: &mut Config, rng: &mut Rng) {
     attempt.slow_failure_after = millis(500 + rng.below(10_000));
 }
 
+/// In some worlds a silent attempt gets a second one beside it: sooner than a replica that is well answers, or only where one
+/// is slow or silent.
+pub(super) fn hedge(config: &mut Config, rng: &mut Rng) {
+    if !chance(35, rng) {
+        return;
+    }
+    config.attempt.hedge_after = millis(one_of(&[20, 100, 300, 1_000], rng));
+    config.attempt.hedge_share_percent = one_of(&[0, 5, 20, 100], rng);
+    for model in config.models.values_mut() {
+        let own = millis(one_of(&[0, 50, 500], rng));
+        model.hedge_after = chance(20, rng).then_some(own);
+    }
+}
+
 fn quota(config: &mut Config, topology: &Topology, rng: &mut Rng) {
     let quota = &mut config.quota;
     quota.store = if topology.shared { StoreMode::Shared } else { StoreMode::Embedded };
@@ -153,6 +167,7 @@ fn model(rng: &mut Rng) -> ModelConfig {
         policy: chance(20, rng).then(|| policy(rng)),
         timeouts: None,
         concurrency_max: chance(10, rng).then(|| 2 + rng.below(40) as u32),
+        hedge_after: None,
     }
 }
 

@@ -50,6 +50,7 @@ pub fn plan(seed: u64) -> TierBPlan {
         shared,
         consul,
     };
+    plan.knobs.hedge_ms = hedge(&mut root.fork("hedges"));
     plan.speaks = speaks(&plan, &mut root.fork("wires"));
     plan.operations = operations(&plan, &mut root.fork("workload"));
     plan.faults = faults(&plan, &mut root.fork("nemesis"));
@@ -76,6 +77,7 @@ fn knobs(rng: &mut Rng) -> Knobs {
         breaker_failures: between(rng, 1, 6) as u32,
         ejection_ms: between(rng, 200, 1_500),
         retry_percent: between(rng, 0, 30) as u32,
+        hedge_ms: 0,
         fsync_ms: if chance(rng, 40) { 0 } else { between(rng, 10, 300) },
         segment_bytes: 1 << between(rng, 15, 20),
         segments_max: between(rng, 2, 8) as u32,
@@ -87,6 +89,11 @@ fn knobs(rng: &mut Rng) -> Knobs {
         // An hour around midnight UTC between two months: some runs see windows turn.
         wall_ms: 1_772_323_200_000 - between(rng, 0, 120_000),
     }
+}
+
+/// A third of the plans hedge: some of them what is as fast as ever, others what is silent.
+fn hedge(rng: &mut Rng) -> u64 {
+    if chance(rng, 33) { between(rng, 10, 500) } else { 0 }
 }
 
 /// A third of the plans count in one ledger. Those have two gateways or three.

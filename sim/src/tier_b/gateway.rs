@@ -379,6 +379,7 @@ fn yaml(plan: &TierBPlan, index: u8, replicas: u8) -> String {
          routing:\n  max_retries: {}\n  load_balancer: {}\n\
          \x20 timeouts: {{connect: {}ms, first_token: {}ms, between_tokens: {}ms, request: {}ms}}\n\
          \x20 retry_budget: {{percent: {}}}\n\
+         \x20 hedge: {{after: {}ms, share_percent: 100}}\n\
          \x20 breaker: {{consecutive_failures: {}, ejection_base: {}ms, ejection_max: {}ms, \
          probe_timeout: {}ms, slow_start: 1s}}\n",
         k.segments_max,
@@ -389,6 +390,7 @@ fn yaml(plan: &TierBPlan, index: u8, replicas: u8) -> String {
         k.between_tokens_ms,
         k.request_ms,
         k.retry_percent,
+        k.hedge_ms,
         k.breaker_failures,
         k.ejection_ms,
         4 * k.ejection_ms,

@@ -77,6 +77,9 @@ pub struct Knobs {
     pub ejection_ms: u64,
     /// `routing.retry_budget.percent`.
     pub retry_percent: u32,
+    /// `routing.hedge.after`, with a share of all requests; 0: never.
+    #[serde(default)]
+    pub hedge_ms: u64,
     /// `journal.fsync`: 0 for `always`, else an interval.
     pub fsync_ms: u64,
     /// Bytes of a journal segment. Below what a file may say, so that a short run turns the ring.

@@ -62,7 +62,8 @@ pub(super) fn effect(effect: &Effect) -> String {
         Effect::Reserve(op) => format!("asks the store, op {}: {}", op.op.0, ask(&op.ask)),
         Effect::Dispatch(order) => {
             let (attempt, request, to) = (order.attempt, order.request, &order.endpoint_name);
-            format!("sends {request} to {to} as {attempt} (its no. {})", order.number)
+            let beside = if order.hedge { ", beside another" } else { "" };
+            format!("sends {request} to {to} as {attempt} (its no. {}{beside})", order.number)
         }
         Effect::Cancel { attempt, .. } => format!("stops {attempt}"),
         Effect::Persist(Durable::Entry(entry)) => fact(&entry.fact),

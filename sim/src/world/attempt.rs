@@ -81,7 +81,7 @@ impl World<'_> {
         };
         let (id, connect_by) = (self.runs.len() as u32, run.connect_by);
         self.runs.push(run);
-        self.calls[call as usize].run = Some(id);
+        self.calls[call as usize].runs.push(id);
         let (from, to) = (Host::Gateway(gateway), Host::Replica(replica));
         let delay = self.network.delay(self.now, from, to);
         self.agenda.plan(self.now + delay, Event::Reach { run: id });
@@ -90,8 +90,11 @@ impl World<'_> {
 
     /// The plane wants it stopped: the shell stops reading and says what it has.
     pub(super) fn cancel(&mut self, caller: CallerToken, attempt: AttemptId) {
-        let Some(run) = self.calls[caller.0 as usize].run else { return };
-        if self.runs[run as usize].attempt == attempt && !self.runs[run as usize].over {
+        let mut runs = self.calls[caller.0 as usize].runs.iter().copied();
+        let Some(run) = runs.find(|run| self.runs[*run as usize].attempt == attempt) else {
+            return;
+        };
+        if !self.runs[run as usize].over {
             self.hang_up(run);
             self.agenda.plan(self.now + MICRO, Event::Stopped { run });
         }

@@ -21,8 +21,8 @@ pub(super) struct Call {
     pub life: u32,
     /// Whether a gateway has taken it.
     pub arrived: bool,
-    /// The attempt that was made last.
-    pub run: Option<u32>,
+    /// The attempts that were made, the latest last.
+    pub runs: Vec<u32>,
     /// When the plane ended it.
     pub concluded: Option<Nanos>,
     /// When the client heard of its end, in whatever form, or hung up.
@@ -50,7 +50,7 @@ impl World<'_> {
             gateway,
             life: 0,
             arrived: false,
-            run: None,
+            runs: Vec::new(),
             concluded: None,
             answered: None,
         });

@@ -147,7 +147,7 @@ impl Pump {
         let begun = tokio::select! {
             biased;
             () = self.parts.closed() => return Stop::Gone,
-            () = super::cancelled(&mut self.orders) => return Stop::Cancelled,
+            () = super::cancelled(&mut self.orders, self.attempt) => return Stop::Cancelled,
             begun = run.begin() => begun,
         };
         match begun {
@@ -177,7 +177,7 @@ impl Pump {
             let event = tokio::select! {
                 biased;
                 () = self.parts.closed() => return Stop::Gone,
-                () = super::cancelled(&mut self.orders) => return Stop::Cancelled,
+                () = super::cancelled(&mut self.orders, self.attempt) => return Stop::Cancelled,
                 event = stream.next() => event,
             };
             match event {
@@ -215,7 +215,7 @@ impl Pump {
             biased;
             sent = self.parts.send(Part::Bytes(raw.clone())) => sent.is_err().then_some(Stop::Gone),
             // A client that does not read must not outlive its deadline.
-            () = super::cancelled(&mut self.orders) => Some(Stop::Cancelled),
+            () = super::cancelled(&mut self.orders, self.attempt) => Some(Stop::Cancelled),
         };
         if stop.is_none() {
             self.story.delivered(&raw);
@@ -271,12 +271,14 @@ impl Pump {
                 }
             };
             match order {
+                // A second attempt that was ordered just before the first brought its token, and stopped by it.
+                Order::Dispatch(dispatch) if dispatch.hedge => {}
                 Order::Dispatch(dispatch) => return Some(dispatch),
                 Order::Finish { outcome, position, .. } => {
                     self.say_end(outcome, position, (detail, error)).await;
                     return None;
                 }
-                Order::Admitted(_) | Order::Cancel | Order::Reject { .. } => {}
+                Order::Admitted(_) | Order::Cancel(_) | Order::Reject { .. } => {}
             }
         }
     }

@@ -13,7 +13,7 @@ use control::units::{MicroUsd, Price};
 
 use super::problem::{Origin, ProblemKind, nearest};
 use super::reader::Section;
-use super::routing::{LoadBalancer, Timeouts};
+use super::routing::{HEDGE_AFTER, LoadBalancer, Timeouts};
 use super::server::{MILLI, seconds};
 use super::trust::WorkerTls;
 use super::units::{Secret, Url};
@@ -40,6 +40,8 @@ pub struct Model {
     pub concurrency: Option<u32>,
     /// Its timeouts, what it leaves out filled in from `routing`.
     pub timeouts: Timeouts,
+    /// After how long a second attempt is made beside one that is silent; absent, as `routing.hedge` says.
+    pub hedge_after: Option<Duration>,
 }
 
 impl Model {
@@ -66,6 +68,7 @@ impl Model {
             price: Price::default(),
             concurrency: None,
             timeouts,
+            hedge_after: None,
         }
     }
 }
@@ -259,6 +262,9 @@ impl Model {
             }),
             concurrency: section.maybe_between("concurrency", "no limit", IN_FLIGHT),
             timeouts: section.section("timeouts", |timeouts| general.read_over(timeouts)),
+            hedge_after: section.section("hedge", |hedge| {
+                hedge.maybe_between("after", "`routing.hedge.after`", HEDGE_AFTER)
+            }),
         }
     }
 }

@@ -9,6 +9,8 @@
 //! that count, by the names of tenants, users and keys. Carried in the auth role's answers they would be inputs of the plane
 //! that arrive with requests, differ from role to role for as long as an answer is used, and be a second truth beside the file.
 
+use std::time::Duration;
+
 use super::problem::ProblemKind;
 use super::reader::Section;
 use super::{Config, Discovery, Limits, LoadBalancer, RetryBudget, Timeouts};
@@ -134,6 +136,8 @@ impl Config {
         routing.load_balancer = LoadBalancer::Sticky;
         // A refused connection needs no budget; anything else has been tried there as often as it may be.
         routing.retry_budget = RetryBudget { percent: 0, floor_per_second: 0, burst: 0 };
+        // One layer hedges: whoever speaks to the workers.
+        routing.hedge.after = Duration::ZERO;
         // Silence is judged by whoever speaks to the worker.
         let patient = |timeouts: &mut Timeouts| {
             (timeouts.first_token, timeouts.between_tokens) = (timeouts.request, timeouts.request);
@@ -141,7 +145,7 @@ impl Config {
         patient(&mut routing.timeouts);
         for model in self.models.values_mut() {
             model.endpoints.clear();
-            (model.policy, model.concurrency) = (None, None);
+            (model.policy, model.concurrency, model.hedge_after) = (None, None, None);
             patient(&mut model.timeouts);
         }
     }

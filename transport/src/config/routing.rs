@@ -29,6 +29,8 @@ pub struct Routing {
     pub backoff: Backoff,
     /// How many retries there may be in all.
     pub retry_budget: RetryBudget,
+    /// When a second attempt is made beside one that is silent.
+    pub hedge: Hedge,
     /// When an endpoint is ejected, and how it returns.
     pub breaker: Breaker,
     /// Sessions' homes.
@@ -103,6 +105,15 @@ pub struct RetryBudget {
     pub burst: u32,
 }
 
+/// A second attempt beside one that has brought no token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hedge {
+    /// Made after so long; zero is never. For models that say nothing.
+    pub after: Duration,
+    /// The most hedges per hundred requests that may be hedged.
+    pub share_percent: u32,
+}
+
 /// When an endpoint is ejected, and how it returns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Breaker {
@@ -141,6 +152,9 @@ pub struct Affinity {
 
 const DAY: Duration = seconds(86_400);
 
+/// Zero is never.
+pub(super) const HEDGE_AFTER: std::ops::RangeInclusive<Duration> = seconds(0)..=DAY;
+
 impl Routing {
     pub(super) fn read(section: &Section<'_>) -> Self {
         Self {
@@ -157,6 +171,12 @@ impl Routing {
                 percent: budget.between("percent", 10, 0..=100),
                 floor_per_second: budget.between("floor_per_second", 10, 0..=10_000),
                 burst: RETRY_BURST,
+            }),
+            hedge: section.section("hedge", |hedge| Hedge {
+                // Off: how long a first token may take, only the operator knows.
+                after: hedge.between("after", seconds(0), HEDGE_AFTER),
+                // What is slower than the 95th percentile.
+                share_percent: hedge.between("share_percent", 5, 0..=100),
             }),
             breaker: section.section("breaker", Breaker::read),
             affinity: section.section("affinity", |affinity| Affinity {

@@ -33,6 +33,9 @@ pub(super) const STORIES: &[Story] = &[
     (BrokenEndsClean, a_broken_stream_is_told_as_broken),
     (RetryLayersMultiply, two_attempts_are_two),
     (BudgetUnpaid, retries_are_paid_for),
+    (LoserNotStopped, who_answers_second_is_stopped),
+    (HedgesUnbounded, hedges_are_a_share_of_the_requests),
+    (LoserCharged, two_attempts_are_one_bill),
 ];
 
 /// A pool of one, and a request there that has failed once and waits to be tried again.
@@ -227,4 +230,32 @@ fn retries_are_paid_for() -> bool {
         attempt.budget_burst = 1;
     };
     attempts(Failure::Status(500), one) == 2
+}
+
+fn who_answers_second_is_stopped() -> bool {
+    let (mut world, caller) = hedged();
+    let effects = world.input(Input::FirstToken { attempt: world.attempt(caller) });
+    effects.iter().any(|effect| matches!(effect, Effect::Cancel { .. }))
+}
+
+fn hedges_are_a_share_of_the_requests() -> bool {
+    let (mut world, _) = hedged();
+    let second = world.ask(Ask::stream());
+    world.later(seconds(1));
+    world.dispatches[&second].number == 1
+}
+
+fn two_attempts_are_one_bill() -> bool {
+    let (mut world, caller) = hedged();
+    world.complete(caller, 5);
+    world.charged(caller) == 15
+}
+
+/// A request of which two attempts run.
+fn hedged() -> (World, CallerToken) {
+    let mut world = World::of(&["a", "b", "c"]);
+    world.configure(|config| config.attempt.hedge_after = seconds(1));
+    let caller = world.ask(Ask::stream());
+    world.later(seconds(1));
+    (world, caller)
 }

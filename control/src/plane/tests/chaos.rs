@@ -222,10 +222,12 @@ impl Chaos {
 
     fn reload(&mut self) -> Input {
         self.config.version += 1;
+        let version = self.config.version;
         let price = MicroUsd(self.rng.below(3) * 500_000);
         let model = ModelConfig {
             price: Price { input: price, output: price },
             concurrency_max: (self.rng.below(2) == 0).then_some(10),
+            hedge_after: Some(Duration::from_millis(version % 3 * 40)),
             ..ModelConfig::default()
         };
         self.config.models.insert("m".into(), model);
@@ -233,6 +235,7 @@ impl Chaos {
         let tpm = (self.rng.below(2) == 0).then_some(5_000);
         self.config.accounts.insert(AccountId(2), rated(Some(300), tpm));
         self.config.attempt.attempts_max = 1 + self.rng.below(5) as u32;
+        self.config.attempt.hedge_share_percent = (version % 4 * 30) as u32;
         self.config.breaker.probes_max = 1 + self.rng.below(2) as u32;
         Input::Configured(self.config.clone().into())
     }

@@ -14,19 +14,29 @@ use crate::units::Tokens;
 
 /// The table in the module doc of `request.rs`, as the plane behaves.
 const TABLE: &str = "\
-phase      | turn comes | granted    | denied  | let through | turned away | unanswered | accepted   | first token | limit met | completed | failed     | failed for good | cancelled | client gone | timer
-waiting    | asking     | -          | -       | -           | -           | -          | -          | -           | -         | -         | -          | -               | -         | refused     | refused
-asking     | -          | consulting | refused | reserving   | refused     | reserving  | -          | -           | -         | -         | -          | -               | -         | refused     | refused
-reserving  | -          | attempting | refused | -           | -           | -          | -          | -           | -         | -         | -          | -               | -         | refused     | refused
-consulting | -          | -          | -       | attempting  | refused     | attempting | -          | -           | -         | -         | -          | -               | -         | refused     | refused
-attempting | -          | -          | -       | -           | -           | -          | attempting | begun       | -         | completed | backoff    | refused         | refused   | refused     | refused
-begun      | -          | -          | -       | -           | -           | -          | begun      | begun       | cutting   | completed | broken     | broken          | cancelled | cancelled   | broken
-backoff    | -          | -          | -       | -           | -           | -          | -          | -           | -         | -         | -          | -               | -         | refused     | attempting
-cutting    | -          | -          | -       | -           | -           | -          | cutting    | cutting     | cutting   | completed | spent      | spent           | spent     | cancelled   | spent
+phase      | turn comes | granted    | denied  | let through | turned away | unanswered | accepted   | first token | limit met | completed | failed     | failed for good | cancelled | client gone | timer | hedge due
+waiting    | asking     | -          | -       | -           | -           | -          | -          | -           | -         | -         | -          | -               | -         | refused     | refused | -
+asking     | -          | consulting | refused | reserving   | refused     | reserving  | -          | -           | -         | -         | -          | -               | -         | refused     | refused | -
+reserving  | -          | attempting | refused | -           | -           | -          | -          | -           | -         | -         | -          | -               | -         | refused     | refused | -
+consulting | -          | -          | -       | attempting  | refused     | attempting | -          | -           | -         | -         | -          | -               | -         | refused     | refused | -
+attempting | -          | -          | -       | -           | -           | -          | attempting | begun       | -         | completed | backoff    | refused         | refused   | refused     | refused | hedged
+hedged     | -          | -          | -       | -           | -           | -          | hedged     | begun       | -         | completed | attempting | refused         | attempting| refused     | refused| -
+begun      | -          | -          | -       | -           | -           | -          | begun      | begun       | cutting   | completed | broken     | broken          | cancelled | cancelled   | broken | -
+backoff    | -          | -          | -       | -           | -           | -          | -          | -           | -         | -         | -          | -               | -         | refused     | attempting | -
+cutting    | -          | -          | -       | -           | -           | -          | cutting    | cutting     | cutting   | completed | spent      | spent           | spent     | cancelled   | spent | -
 ";
 
-const PHASES: [&str; 8] =
-    ["waiting", "asking", "reserving", "consulting", "attempting", "begun", "backoff", "cutting"];
+const PHASES: [&str; 9] = [
+    "waiting",
+    "asking",
+    "reserving",
+    "consulting",
+    "attempting",
+    "hedged",
+    "begun",
+    "backoff",
+    "cutting",
+];
 
 #[test]
 fn every_phase_answers_every_event_as_the_table_says() {
@@ -57,7 +67,7 @@ fn meet(phase: &str, event: &str) -> String {
     let (mut world, caller) = stage(phase);
     let steps = world.effects.len();
     let dispatched = world.dispatches.contains_key(&caller);
-    let attempts = matches!(phase, "attempting" | "begun" | "cutting");
+    let attempts = matches!(phase, "attempting" | "hedged" | "begun" | "cutting");
     match event {
         "turn comes" if phase == "waiting" => drop(world.complete(CallerToken(1), 1)),
         "granted" | "denied" if matches!(phase, "asking" | "reserving") => {
@@ -79,6 +89,10 @@ fn meet(phase: &str, event: &str) -> String {
         "cancelled" if attempts => {
             world.end(caller, AttemptEnd::Cancelled { produced: Tokens(70) });
         }
+        "hedge due" if phase == "attempting" => {
+            world.members(&["a", "b"]);
+            world.later(seconds(10));
+        }
         "client gone" => drop(world.gone(caller)),
         "timer" => {
             // Its own timer, and nobody else's.
@@ -96,14 +110,17 @@ fn meet(phase: &str, event: &str) -> String {
 }
 
 fn stage(phase: &str) -> (World, CallerToken) {
+    let hedge_after = seconds(if matches!(phase, "attempting" | "hedged") { 9 } else { 0 });
     let mut world = World::with(|config| {
         if matches!(phase, "asking" | "reserving" | "consulting" | "waiting") {
             config.quota.store = StoreMode::Shared;
             config.quota.answer_timeout = seconds(60);
         }
+        config.attempt.hedge_after = hedge_after;
         config.timeouts.request = seconds(15);
     });
-    world.members(&["a"]);
+    let both: &[&str] = &["a", "b"];
+    world.members(if phase == "hedged" { both } else { &both[..1] });
     if matches!(phase, "begun" | "cutting") {
         world.configure(|config| drop(config.accounts.insert(AccountId(1), daily(100))));
     }
@@ -122,6 +139,7 @@ fn stage(phase: &str) -> (World, CallerToken) {
         "reserving" => consulted(&mut world, true),
         "consulting" => answer(&mut world, true),
         "begun" => world.first_token(caller),
+        "hedged" => world.later(seconds(10)),
         "backoff" => drop(world.fail(caller, Failure::Status(500))),
         "cutting" => {
             world.first_token(caller);
@@ -176,6 +194,7 @@ fn consulted(world: &mut World, through: bool) {
 fn name(world: &World, caller: CallerToken) -> String {
     let id = world.plane.callers.get(&caller);
     let request = id.and_then(|id| world.plane.requests.get(id));
+    let hedged = request.is_some_and(|request| request.hedge.attempt.is_some());
     let name = match request.map(|request| (&request.phase, request.committed)) {
         Some((Phase::WaitingTurn, _)) => "waiting",
         Some((Phase::Reserving, _)) => {
@@ -186,6 +205,7 @@ fn name(world: &World, caller: CallerToken) -> String {
                 _ => "reserving",
             }
         }
+        Some((Phase::Attempting(_), false)) if hedged => "hedged",
         Some((Phase::Attempting(_), false)) => "attempting",
         Some((Phase::Attempting(_), true)) => "begun",
         Some((Phase::Backoff { .. }, _)) => "backoff",

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use super::chaos::Chaos;
 use crate::Machine;
 use crate::id::{CallerToken, EndpointId, RequestId, ReservationId};
-use crate::plane::{ATTEMPTS_MAX, ControlPlane, Durable, Effect, Input, Observation};
+use crate::plane::{ATTEMPTS_MAX, ControlPlane, Durable, Effect, Input, Observation, Race};
 use crate::quota::{Fact, Quota};
 use crate::units::Amount;
 
@@ -185,6 +185,35 @@ fn picked_fairly(plane: &ControlPlane, observation: &Observation, books: &Books)
         });
         assert_eq!(others.count(), 0, "somebody else was there");
     }
+}
+
+#[test]
+fn chaos_sees_two_attempts_beside_each_other_from_every_beginning_to_every_end() {
+    let mut seen = BTreeSet::new();
+    for seed in 0..30 {
+        let mut chaos = Chaos::new(seed);
+        let mut plane = ControlPlane::with_config(seed, chaos.config.clone());
+        for _ in 0..600 {
+            let (now, input) = chaos.next();
+            plane.handle(now, input);
+            plane.invariants();
+            let effects: Vec<_> = core::iter::from_fn(|| plane.poll_effect()).collect();
+            chaos.learn(&effects);
+            while let Some(observation) = plane.poll_observation() {
+                if let Observation::Hedged { race, .. } = observation {
+                    seen.insert(match race {
+                        Race::Begun { .. } => "begun",
+                        Race::NotBegun { .. } => "not begun",
+                        Race::Won { .. } => "won",
+                        Race::Lost { .. } => "lost",
+                        Race::Alone { .. } => "alone",
+                        Race::Stopped => "stopped",
+                    });
+                }
+            }
+        }
+    }
+    assert_eq!(Vec::from_iter(seen), ["alone", "begun", "lost", "not begun", "stopped", "won"]);
 }
 
 proptest! {

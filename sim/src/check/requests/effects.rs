@@ -4,13 +4,13 @@ use std::time::Duration;
 
 use control::id::{AttemptId, CallerToken, RequestId};
 use control::outcome::{AttemptEnd, Failure};
-use control::plane::{Dispatch, Input, Outcome, Refusal};
+use control::plane::{Config, Dispatch, Input, Outcome, Refusal};
 use control::units::Amount;
 
 use super::super::book::{above, pair};
 use super::super::request::{End, Request};
 use super::super::{Invariant, Step, Verdict};
-use super::Requests;
+use super::{Gateway, HEDGES_MAX, Requests};
 
 impl Requests {
     /// A request has an id: the first thing said of it, and a new one.
@@ -33,12 +33,17 @@ impl Requests {
         let config = self.config(step.gateway);
         let request = Request::new(id, step.gateway, arrival.clone(), when, config);
         let ratio = config.attempt.budget_ratio_percent;
+        let hedges = match hedge_after(config, &request.arrival.model).is_zero() {
+            true => 0,
+            false => u64::from(config.attempt.hedge_share_percent),
+        };
         let own = &mut self.gateways[step.gateway as usize];
         if own.by_id.insert(id, call as u32).is_some() {
             let text = format!("gateway-{} mints {id:?} twice", step.gateway);
             verdict.fail(Invariant::Outcome, step.at, text);
         }
         own.budget += u128::from(ratio);
+        own.hedges = (own.hedges + hedges).min(HEDGES_MAX);
         own.live.insert(call as u32);
         self.counted += 1;
         self.all[call] = Some(Box::new(request));
@@ -66,8 +71,7 @@ impl Requests {
         {
             wrong(Invariant::Tokens, text);
         }
-        if let Some(running) = request.running {
-            let text = format!("is made while {:?} runs", running.attempt);
+        if let Some(text) = own.beside(step, order, request) {
             wrong(Invariant::Bounds, text);
         }
         if order.deadline != request.deadline {
@@ -90,7 +94,7 @@ impl Requests {
             let text = format!("is number {} of at most {}", order.number, own.attempts_max);
             wrong(Invariant::Bounds, text);
         }
-        if request.attempts > 1 && Self::costs(request.last_end.as_ref()) {
+        if request.attempts > 1 && (order.hedge || Self::costs(request.last_end.as_ref())) {
             own.retries += 1;
             if u128::from(own.retries) * 100 > own.budget + 100 {
                 let text =
@@ -102,10 +106,12 @@ impl Requests {
         {
             wrong(Invariant::Bounds, "tries again what the client did wrong".into());
         }
+        let mut hedged_after = Duration::ZERO;
         if let Some(config) = &own.config {
             request.under(config);
+            hedged_after = hedge_after(config, &request.arrival.model);
         }
-        request.sent(step.position, order);
+        request.sent(step, order, hedged_after);
         self.figures.attempts += 1;
     }
 
@@ -118,9 +124,14 @@ impl Requests {
         verdict: &mut Verdict,
     ) {
         let Some(Some(request)) = self.all.get_mut(caller.0 as usize) else { return };
-        match &mut request.running {
-            Some(running) if running.attempt == attempt => running.cancelled = true,
-            Some(_) | None => {
+        if request.lost.is_some_and(|lost| lost.attempt == attempt) {
+            request.lost = None;
+            return;
+        }
+        let mut both = [&mut request.running, &mut request.beside].into_iter().flatten();
+        match both.find(|running| running.attempt == attempt) {
+            Some(running) => running.cancelled = true,
+            None => {
                 let text = format!("{attempt:?} is cancelled and does not run");
                 verdict.fail(Invariant::Deadlines, step.at, text);
             }
@@ -317,11 +328,32 @@ impl Requests {
             verdict.fail(Invariant::Outcome, step.at, text);
             return None;
         }
-        if let Some(running) = request.running.filter(|running| !running.cancelled) {
+        for running in request.under_way().filter(|running| !running.cancelled) {
             let text = format!("{id:?} is over, and {:?} is not told to stop", running.attempt);
             verdict.fail(Invariant::Deadlines, step.at, text);
         }
-        request.running = None;
+        (request.running, request.beside) = (None, None);
         Some(request)
     }
+}
+
+impl Gateway {
+    /// Why an attempt may not be made beside what runs, if it may not. A hedge is paid for from their share.
+    fn beside(&mut self, step: &Step<'_>, order: &Dispatch, request: &Request) -> Option<String> {
+        if !order.hedge {
+            let running = request.under_way().next()?;
+            return Some(format!("is made while {:?} runs", running.attempt));
+        }
+        let Some(left) = self.hedges.checked_sub(100) else {
+            return Some("is a hedge beyond their share".into());
+        };
+        self.hedges = left;
+        request.wrongly_hedged(step.now, order)
+    }
+}
+
+/// After how long a silent attempt of a model has another beside it. Zero: never.
+fn hedge_after(config: &Config, model: &str) -> Duration {
+    let own = config.models.get(model).and_then(|model| model.hedge_after);
+    own.unwrap_or(config.attempt.hedge_after)
 }

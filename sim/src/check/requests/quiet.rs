@@ -6,7 +6,7 @@ use control::plane::{ControlPlane, Refusal};
 use super::super::book::Pair;
 use super::super::request::{End, Request};
 use super::super::{Invariant, Step, Verdict};
-use super::Requests;
+use super::{HEDGES_MAX, Requests};
 use crate::plan::Plan;
 
 /// How long after the healing the core must be well, in nanoseconds: the longest request with its watchdog, the longest
@@ -49,6 +49,7 @@ impl Requests {
         // The budget is where it was at the last record: what was spent since may be spent again.
         if let Some(config) = &own.config {
             own.budget += u128::from(config.attempt.budget_burst) * 100;
+            own.hedges = HEDGES_MAX;
         }
         for (call, slot) in (0..).zip(&mut self.all) {
             let Some(request) = slot.as_deref_mut().filter(|r| r.gateway == gateway) else {
@@ -92,7 +93,7 @@ impl Requests {
         for call in std::mem::take(&mut own.live) {
             let Some(request) = self.all[call as usize].as_deref_mut() else { continue };
             let (charged, position, at) = (request.cost_in_part(), step.position, step.at);
-            request.running = None;
+            (request.running, request.beside, request.lost) = (None, None, None);
             request.end = Some(End { position, at, charged, good: false });
             self.lost.push((call, upgraded));
             self.figures.lost += 1;
@@ -142,7 +143,10 @@ impl Requests {
             let view = plane.view();
             let own = &self.gateways[gateway];
             let running: u32 = view.endpoints.iter().map(|endpoint| endpoint.in_flight).sum();
-            if running as usize > own.live.len() {
+            let beside = own.live.iter().filter(|call| {
+                self.of_call(**call).is_some_and(|request| request.beside.is_some())
+            });
+            if running as usize > own.live.len() + beside.count() {
                 let text = format!("gateway-{gateway} counts {running} attempts in flight");
                 verdict.fail(Invariant::Liveness, at, text);
             }

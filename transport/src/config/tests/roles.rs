@@ -1,5 +1,7 @@
 //! What each role takes of a file that all of them read.
 
+use std::time::Duration;
+
 use super::*;
 use crate::keys::KeyHash;
 
@@ -80,6 +82,18 @@ fn the_gateways_variable_moves_no_other_roles_port() {
         assert_eq!(grpc(role, &vars[..1]), alone, "{role:?}");
         assert_eq!(grpc(role, &vars), with_its_own, "{role:?}");
     }
+}
+
+#[test]
+fn one_layer_hedges_and_it_is_the_one_that_speaks_to_workers() {
+    let text = "chats: [{url: 'chat://c:8081'}]\nrouting: {hedge: {after: 800ms}}\nmodels: {m: {hedge: {after: 2s}}}";
+    let hedges = |role| {
+        let config = played(role, text, &[]).unwrap().config;
+        (config.routing.hedge.after, config.models["m"].hedge_after)
+    };
+    let (after, own) = (Duration::from_millis(800), Duration::from_secs(2));
+    assert_eq!(hedges(Role::Chat), (after, Some(own)));
+    assert_eq!(hedges(Role::Gateway), (Duration::ZERO, None));
 }
 
 #[test]
