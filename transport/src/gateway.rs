@@ -437,6 +437,13 @@ impl Gateway {
     }
 }
 
+/// Whoever still holds a part of a gateway that is gone meets a driver that takes nothing in, and not a journal that is closed.
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        self.driver.end();
+    }
+}
+
 /// Where conversations are kept. The gateway role keeps nothing: the chat role alone writes messages.
 fn stored_sessions(
     config: &Config,

@@ -247,6 +247,7 @@ impl World {
             operation: Operation::ChatCompletions,
             model: "m".to_owned(),
             principal: caller.principal,
+            user_name: caller.user_name(),
             session: None,
             session_name: None,
             idempotency: None,

@@ -86,7 +86,8 @@ fn the_gateways_variable_moves_no_other_roles_port() {
 
 #[test]
 fn one_layer_hedges_and_it_is_the_one_that_speaks_to_workers() {
-    let text = "chats: [{url: 'chat://c:8081'}]\nrouting: {hedge: {after: 800ms}}\nmodels: {m: {hedge: {after: 2s}}}";
+    let text = "chats: [{url: 'chat://c:8081'}]\nrouting: {hedge: {after: 800ms}}\n\
+                models: {m: {hedge: {after: 2s}, endpoints: [{url: 'http://a:1'}]}}";
     let hedges = |role| {
         let config = played(role, text, &[]).unwrap().config;
         (config.routing.hedge.after, config.models["m"].hedge_after)

@@ -1,11 +1,12 @@
 #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
-//! A calendar that is set back while a gateway is down.
+//! A gateway's life: a calendar that is set back while it is down, and an end without a stop.
 
 use std::path::Path;
 use std::sync::Arc;
 
 use control::Wall;
+use control::plane::Input;
 use transport::config::{Env, Flags, parse};
 use transport::gateway::Gateway;
 use transport::seam::{WallClock, World};
@@ -41,4 +42,16 @@ async fn a_configuration_is_believed_whatever_the_calendar_says() {
     let after = started(&dir, NOON - 3_600_000, &["a", "b"]);
     assert_eq!(known(&after), ["a", "b"], "it starts an hour before it stopped");
     after.stop().unwrap();
+}
+
+#[tokio::test]
+async fn who_still_holds_the_driver_of_a_gateway_that_is_gone_ends_no_process() {
+    const NOON: u64 = 1_780_000_000_000;
+    let home = tempfile::tempdir().unwrap();
+    let gateway = started(&home.path().join("data"), NOON, &["a"]);
+    let driver = gateway.driver();
+    drop(gateway);
+    // Nobody took the process's end from it: this would abort it if the step were to be recorded.
+    driver.submit(Input::WallTime(Wall::from_millis(NOON)));
+    assert_eq!(driver.look(|plane| plane.view()).endpoints.len(), 1);
 }
