@@ -158,6 +158,43 @@ async fn a_named_session_has_one_home_over_both_gateways_and_moves_once() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_costs_redis_one_script_of_the_ledger_at_each_end_and_one_for_each_thing_it_names()
+ {
+    let redis = Server::start();
+    let ledger_and_rate = ["reserve", "settle", "rate take", "rate settle"];
+    for (tenant, scripts) in [("{}", &ledger_and_rate[..2]), ("{tpm: 1000000}", &ledger_and_rate)] {
+        redis.ask("FLUSHALL");
+        let world = World::new(&redis, tenant).await;
+        let gateway = world.gateway();
+        // The first tells the server its scripts, and draws ahead.
+        ask(&gateway, Ask::default()).await.unwrap();
+        within(|| gateway.untold() == 0).await;
+        let before = scripts_run(&redis);
+        const REQUESTS: usize = 20;
+        for _ in 0..REQUESTS {
+            ask(&gateway, Ask::default()).await.unwrap();
+        }
+        let at_most = before + REQUESTS * scripts.len();
+        within(|| gateway.untold() == 0 && scripts_run(&redis) >= at_most).await;
+        // What is drawn ahead is one more now and then.
+        let run = scripts_run(&redis);
+        assert!(
+            run <= at_most + REQUESTS / 4,
+            "{} scripts for {REQUESTS} requests, {scripts:?}",
+            run - before
+        );
+        tokio::task::spawn_blocking(move || gateway.stop()).await.unwrap().unwrap();
+    }
+}
+
+/// Calls of scripts so far, as the server counts them.
+fn scripts_run(redis: &Server) -> usize {
+    let text = redis.ask("INFO commandstats");
+    let calls = |line: &str| line.split("calls=").nth(1)?.split(',').next()?.parse::<usize>().ok();
+    text.lines().filter(|line| line.starts_with("cmdstat_eval")).filter_map(calls).sum()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn while_redis_is_away_each_limits_for_itself_and_when_it_is_back_they_share_again() {
     let mut redis = Server::start();
     let world = World::new(&redis, "{rpm: 600}").await;

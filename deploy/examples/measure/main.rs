@@ -1,11 +1,12 @@
 //! What the gateway costs: memory, latency, throughput and CPU, against a replica asked directly.
 //!
 //! `cargo build --release -p pointsman && cargo run --release -p pointsman --example measure -- \
-//! [idle] [ttft] [rate] [chunk] [wire] [streams] [many] [failover] [loss]`
+//! [idle] [ttft] [rate] [chunk] [wire] [streams] [many] [failover] [loss] [ledger]`
 //!
 //! It starts the `pointsman` beside itself as replica and gateway, each a process of its own, and asks both in turn, so
 //! that whatever else the machine does falls on both alike. Linux only: memory and CPU time are read from `/proc`.
 
+mod ledger;
 mod line;
 mod program;
 mod streams;
@@ -66,6 +67,9 @@ async fn main() -> Result<()> {
     }
     if is_wanted("loss") {
         worst::loss().await?;
+    }
+    if is_wanted("ledger") {
+        ledger::ledger().await?;
     }
     Ok(())
 }
