@@ -34,7 +34,7 @@ use crate::health::Health;
 use crate::journal::{FsyncPolicy, Journal, Options};
 use crate::keys::{AccountIds, SaltError};
 use crate::redis::{Counter, Desk, JoinError, Shared, Untold};
-use crate::seam::{Beside, World};
+use crate::seam::{Background, Beside, World};
 use crate::sessions::{Limits, SessionError, Sessions};
 use crate::streams::Streams;
 use crate::till::Till;
@@ -403,13 +403,23 @@ impl Gateway {
         }
     }
 
+    /// What the shared store is still to be told of requests that are over. [`stop`](Self::stop) waits for it, for two seconds.
+    #[must_use]
+    pub fn untold(&self) -> usize {
+        self.untold.as_ref().map_or(0, |untold| untold.left())
+    }
+
     /// Stops what runs beside requests, makes a last snapshot, and closes the journal. The requests are over by now; what the
     /// others are to hear of them is told first. Blocks: it belongs on a thread of its own.
     ///
     /// # Errors
     /// Where the disk does not take what is left.
     pub fn stop(&self) -> Result<(), crate::journal::JournalFailed> {
-        let left = self.untold.as_ref().map_or(0, |untold| untold.wait(LAST_WORDS));
+        let left = match self.world.background {
+            Background::Threads => self.untold.as_ref().map_or(0, |untold| untold.wait(LAST_WORDS)),
+            // Who tells it is a task of this very thread, and waiting here would stop him: one waits before.
+            Background::Tasks => self.untold(),
+        };
         if left > 0 {
             tracing::warn!(
                 left,

@@ -24,6 +24,12 @@ impl Untold {
         One(Arc::clone(self))
     }
 
+    /// What is left now.
+    #[must_use]
+    pub fn left(&self) -> usize {
+        *self.count.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Blocks until all is told, or for so long. What is left then.
     #[must_use]
     pub fn wait(&self, patience: Duration) -> usize {
@@ -58,7 +64,7 @@ mod tests {
         assert_eq!(untold.wait(Duration::from_secs(60)), 0, "nothing to wait for");
         let (first, last) = (untold.one(), untold.one());
         drop(first);
-        assert_eq!(untold.wait(Duration::from_millis(10)), 1);
+        assert_eq!((untold.left(), untold.wait(Duration::from_millis(10))), (1, 1));
         let telling = std::thread::spawn(move || {
             std::thread::sleep(Duration::from_millis(20));
             drop(last);
