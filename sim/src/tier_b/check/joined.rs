@@ -1,0 +1,153 @@
+//! What joins a client's try at a door with the request that a chat role makes of it.
+//!
+//! The two have different names for one request. The client's trace is the same at both, and at whom the chat role asks: so
+//! what a replica or a worker is asked says which try it is for. Nothing here is asked of the product.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::super::plan::{Fault, TierBPlan};
+use super::{Acknowledged, Charge, Checks, Work};
+use crate::coverage::sometimes;
+
+/// Which tries are which requests. Empty in plans without doors.
+#[derive(Debug, Default)]
+pub(super) struct Joined {
+    /// The one request that a try is, with its chat role.
+    tries: BTreeMap<usize, (u8, String)>,
+    /// What was asked for under a key, by chat role and request.
+    keyed: BTreeMap<(u8, String), usize>,
+    /// The request that was charged for such an operation, by whoever counts it.
+    paid: BTreeMap<(u8, usize), (u8, String)>,
+    /// Whether all chat roles count a key once between them: they share a store, and nothing is wrong with it.
+    is_one_book: bool,
+}
+
+impl Joined {
+    pub fn new(plan: &TierBPlan) -> Self {
+        let is_one_book = plan.shared && plan.faults.iter().all(|timed| spares_store(&timed.fault));
+        Self { is_one_book, ..Self::default() }
+    }
+
+    /// A chat role forgot requests: what is charged for them may be charged again.
+    pub fn forgets(&mut self, gateway: u8) {
+        self.paid.retain(|_, (by, _)| *by != gateway);
+    }
+
+    /// A chat role has an empty directory: it names its requests from the beginning again.
+    pub fn begins_anew(&mut self, gateway: u8) {
+        self.forgets(gateway);
+        self.keyed.retain(|(of, _), _| *of != gateway);
+    }
+}
+
+/// Whether a fault leaves what chat roles share alone, and everybody who has something to tell it.
+fn spares_store(fault: &Fault) -> bool {
+    let is_store = |name: &String| name == super::super::redis::HOST;
+    match fault {
+        Fault::Cut { a, b } | Fault::Hold { a, b } | Fault::Latency { a, b, .. } => {
+            !is_store(a) && !is_store(b)
+        }
+        Fault::CutOneWay { from, to } => !is_store(from) && !is_store(to),
+        Fault::Replica { .. }
+        | Fault::ReplicaCrash { .. }
+        | Fault::Drain { .. }
+        | Fault::Reload { .. }
+        | Fault::Consul { .. } => true,
+        Fault::Kill { .. }
+        | Fault::PowerLoss { .. }
+        | Fault::Restart { .. }
+        | Fault::DiskFull { .. }
+        | Fault::DiskSlow { .. }
+        | Fault::AppendsFail { .. }
+        | Fault::SyncFails { .. }
+        | Fault::BitFlip { .. }
+        | Fault::Pause { .. }
+        | Fault::CrashTwice { .. }
+        | Fault::Redis { .. }
+        | Fault::ClockJump { .. } => false,
+    }
+}
+
+impl Checks {
+    /// How the judge calls what is behind a try: as the gateway named it; behind a door as the try, or as the operation where its
+    /// key makes all its tries one.
+    pub(super) fn known_as(&self, ticket: usize, gateway: u8, request: &str) -> (u8, String) {
+        if self.plan.doors == 0 {
+            return (gateway, request.to_owned());
+        }
+        let operation = self.tickets[ticket].operation;
+        let is_keyed = self.plan.operations[operation].keyed;
+        (0, if is_keyed { String::new() } else { format!("try {ticket}") })
+    }
+
+    /// Whether something is worked on for this try, or for one that it repeats.
+    pub(super) fn is_asked_for(&self, ticket: usize, work: &Work) -> bool {
+        let heard = &self.tickets[ticket];
+        let operation = &self.plan.operations[heard.operation];
+        if self.plan.doors == 0 {
+            return work.gateway == operation.gateway && work.request == heard.request;
+        }
+        let is_repeated = |asker: usize| {
+            let asker = self.tickets.get(asker);
+            operation.keyed && asker.is_some_and(|asker| asker.operation == heard.operation)
+        };
+        let is_for = |asker| asker == ticket || is_repeated(asker);
+        heard.house == Some(work.gateway) && work.ticket.is_some_and(is_for)
+    }
+
+    /// Somebody works for a try: its only request, at its only chat role.
+    pub(super) fn joins(&mut self, now: Duration, work: &Work) {
+        let Some(ticket) = work.ticket.filter(|_| self.plan.doors > 0) else { return };
+        let own = (work.gateway, work.request.clone());
+        let first = self.joined.tries.entry(ticket).or_insert_with(|| own.clone());
+        if *first != own {
+            let text = format!("try {ticket} is {first:?} already, and becomes {own:?}");
+            return self.violated(now, 3, text);
+        }
+        let Some(of) = self.tickets.get(ticket) else { return };
+        if self.plan.operations[of.operation].keyed {
+            self.joined.keyed.insert(own, of.operation);
+        }
+    }
+
+    /// A chat role charges a request: the only one under its key.
+    pub(super) fn pays(&mut self, now: Duration, charge: &Charge) {
+        let own = (charge.gateway, charge.request.clone());
+        let joined = &mut self.joined;
+        let Some(operation) = joined.keyed.get(&own).filter(|_| charge.tokens > 0) else { return };
+        sometimes!("b_door_key_charged");
+        let by = if joined.is_one_book { 0 } else { charge.gateway };
+        let first = joined.paid.entry((by, *operation)).or_insert_with(|| own.clone());
+        if *first != own {
+            let text = format!("operation {operation} is charged as {first:?} and as {own:?}");
+            self.violated(now, 3, text);
+        }
+    }
+
+    /// A chat role lost some of its journal.
+    pub fn forgets(&mut self, gateway: u8) {
+        self.joined.forgets(gateway);
+    }
+
+    /// An answer that came through a door ended as whole ones do: the chat role that the door names has settled it.
+    pub(super) fn answered_behind(&mut self, now: Duration, ticket: usize, usage: Option<u64>) {
+        sometimes!("b_door_answered");
+        let Some(gateway) = self.tickets[ticket].house else {
+            let text = format!("try {ticket} is answered, and the door does not say by whom");
+            return self.violated(now, 6, text);
+        };
+        let tries = self.joined.tries.iter();
+        let of_its = tries.filter(|(asker, (house, _))| {
+            **asker == ticket || *house == gateway && self.repeats(ticket, **asker)
+        });
+        let requests: Vec<String> = of_its.map(|(_, (_, request))| request.clone()).collect();
+        self.acknowledge(ticket, Acknowledged { gateway, requests, usage });
+    }
+
+    fn repeats(&self, ticket: usize, other: usize) -> bool {
+        let operation = self.tickets[ticket].operation;
+        let is_same = self.tickets.get(other).is_some_and(|other| other.operation == operation);
+        is_same && self.plan.operations[operation].keyed
+    }
+}
