@@ -151,3 +151,146 @@ impl Checks {
         is_same && self.plan.operations[operation].keyed
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::plan::{RedisTrouble, TimedFault};
+    use super::*;
+
+    const NOW: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn a_try_is_one_request_at_one_chat_role_however_often_that_asks() {
+        let mut door = Door::new(false);
+        door.worked(7, 0, "req_1-1");
+        door.worked(8, 0, "req_1-1");
+        assert_eq!(door.broken(), None, "it asks another replica");
+        for (gateway, request) in [(1, "req_1-1"), (0, "req_1-2")] {
+            let mut door = Door::new(false);
+            door.worked(7, 0, "req_1-1");
+            door.worked(8, gateway, request);
+            assert_eq!(door.broken(), Some(3), "{request} at {gateway}");
+        }
+    }
+
+    #[test]
+    fn an_answer_is_from_the_chat_role_that_the_door_names_for_who_asked() {
+        for (house, broken) in [(Some(0), None), (Some(1), Some(6)), (None, Some(6))] {
+            let mut door = Door::new(false);
+            door.worked(7, 0, "req_1-1");
+            door.checks.named(0, "req_9-9".into(), house);
+            door.checks.token(NOW, 0, "t7.0");
+            assert_eq!(door.broken(), broken, "{house:?}");
+        }
+        let mut door = Door::new(false);
+        door.worked(7, 0, "req_1-1");
+        let other = door.checks.begins(NOW, 1);
+        door.checks.named(other, "req_9-8".into(), Some(0));
+        door.checks.token(NOW, other, "t7.0");
+        assert_eq!(door.broken(), Some(6), "somebody else asked");
+    }
+
+    #[test]
+    fn a_clean_end_is_looked_for_at_the_door_and_at_the_chat_role_under_its_own_name() {
+        let mut door = Door::new(false);
+        door.worked(7, 1, "req_1-4");
+        door.checks.named(0, "req_9-9".into(), Some(1));
+        door.checks.token(NOW, 0, "t7.0");
+        door.checks.clean_end(NOW, 0, Some(5));
+        let told = door.checks.take_acknowledged();
+        let told: Vec<_> = told.into_iter().map(|told| (told.gateway, told.requests)).collect();
+        assert_eq!(told, [(2, vec!["req_9-9".to_owned()]), (1, vec!["req_1-4".to_owned()])]);
+        assert_eq!(door.broken(), None);
+    }
+
+    #[test]
+    fn a_key_is_charged_once_by_each_who_counts_it() {
+        for (shared, broken) in [(false, None), (true, Some(3))] {
+            let mut door = Door::new(shared);
+            door.charged_twice([(0, "req_1-1"), (1, "req_1-1")]);
+            assert_eq!(door.broken(), broken, "shared: {shared}");
+        }
+        let mut door = Door::new(false);
+        door.charged_twice([(0, "req_1-1"), (0, "req_1-2")]);
+        assert_eq!(door.broken(), Some(3));
+    }
+
+    #[test]
+    fn what_was_forgotten_or_has_no_key_or_is_no_charge_may_come_again() {
+        let mut door = Door::new(false);
+        door.work_of_two_tries([(0, "req_1-1"), (0, "req_1-2")]);
+        door.charge(0, "req_1-1", 5);
+        door.checks.forgets(0);
+        door.charge(0, "req_1-2", 5);
+        assert_eq!(door.broken(), None, "its journal lost the first");
+        let mut door = Door::new(false);
+        door.checks.plan.operations[0].keyed = false;
+        door.charged_twice([(0, "req_1-1"), (0, "req_1-2")]);
+        assert_eq!(door.broken(), None, "it has no key");
+        let mut door = Door::new(false);
+        door.work_of_two_tries([(0, "req_1-1"), (0, "req_1-2")]);
+        door.charge(0, "req_1-1", 0);
+        door.charge(0, "req_1-2", 5);
+        assert_eq!(door.broken(), None, "the first cost nothing");
+    }
+
+    #[test]
+    fn a_store_that_something_may_be_wrong_with_is_no_one_book() {
+        let fault = Fault::Redis { trouble: RedisTrouble::Mute };
+        for (faults, one) in [(Vec::new(), true), (vec![fault], false)] {
+            let faults = faults.into_iter();
+            let faults = faults.map(|fault| TimedFault { at_ms: 1, for_ms: 1, fault }).collect();
+            let plan = TierBPlan { shared: true, faults, ..super::super::super::plan(1) };
+            assert_eq!(Joined::new(&plan).is_one_book, one);
+        }
+    }
+
+    /// A keyed operation, asked once, at a door before two chat roles. Its answers have one token.
+    struct Door {
+        checks: Checks,
+    }
+
+    impl Door {
+        fn new(shared: bool) -> Self {
+            let mut plan = super::super::super::plan(1);
+            (plan.gateways, plan.doors, plan.shared) = (2, 1, shared);
+            plan.faults.clear();
+            plan.operations.iter_mut().for_each(|asked| (asked.gateway, asked.keyed) = (2, true));
+            let mut checks = Checks::new(&plan);
+            checks.begins(NOW, 0);
+            Self { checks }
+        }
+
+        fn worked(&mut self, nonce: u64, gateway: u8, request: &str) {
+            self.worked_for(0, nonce, gateway, request);
+        }
+
+        fn worked_for(&mut self, ticket: usize, nonce: u64, gateway: u8, request: &str) {
+            let (request, ticket) = (request.to_owned(), Some(ticket));
+            let work = Work { replica: 0, gateway, request, ticket, prompt: 4, tokens: 1 };
+            self.checks.asked(NOW, nonce, work);
+        }
+
+        fn work_of_two_tries(&mut self, requests: [(u8, &str); 2]) {
+            for (nonce, (gateway, request)) in (0_u64..).zip(requests) {
+                let ticket = if nonce == 0 { 0 } else { self.checks.begins(NOW, 0) };
+                self.worked_for(ticket, nonce, gateway, request);
+            }
+        }
+
+        fn charged_twice(&mut self, requests: [(u8, &str); 2]) {
+            self.work_of_two_tries(requests);
+            requests.iter().for_each(|(gateway, request)| self.charge(*gateway, request, 5));
+        }
+
+        fn charge(&mut self, gateway: u8, request: &str, tokens: u64) {
+            let request = request.to_owned();
+            let charge = Charge { gateway, request, tokens, is_estimate: false };
+            self.checks.charged(NOW, &charge);
+        }
+
+        fn broken(&self) -> Option<u8> {
+            self.checks.violation().map(|violation| violation.invariant)
+        }
+    }
+}
