@@ -213,7 +213,10 @@ impl Checks {
     fn acknowledge(&mut self, ticket: usize, told: Acknowledged) {
         // It may have been under way, on a link that was held, for longer than its record lasted.
         let began = self.tickets[ticket].began;
-        if self.damaged.get(&told.gateway).is_none_or(|at| began > *at) {
+        let is_after = |at: &Duration| began > *at;
+        if self.damaged.get(&told.gateway).is_none_or(is_after)
+            && self.joined.lost_at(told.gateway).is_none_or(is_after)
+        {
             self.acknowledged.push(told);
         }
     }

@@ -141,7 +141,7 @@ impl Run {
             self.has_died = true;
             if death.loss != Loss::Nothing {
                 self.has_lost = true;
-                self.stage.scene().checks.forgets(death.gateway);
+                self.stage.scene().checks.forgets(now, death.gateway);
                 self.told.retain(|told| told.gateway != death.gateway);
             }
         }

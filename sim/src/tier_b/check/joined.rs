@@ -19,6 +19,8 @@ pub(super) struct Joined {
     keyed: BTreeMap<(u8, String), usize>,
     /// The request that was charged for such an operation, by whoever counts it.
     paid: BTreeMap<(u8, usize), (u8, String)>,
+    /// When each machine's journal lost something. Its answers may be with a door still, and are then not looked for in it.
+    lost: BTreeMap<u8, Duration>,
     /// Whether all chat roles count a key once between them: they share a store, and nothing is wrong with it.
     is_one_book: bool,
 }
@@ -29,8 +31,13 @@ impl Joined {
         Self { is_one_book, ..Self::default() }
     }
 
-    /// A chat role forgot requests: what is charged for them may be charged again.
-    pub fn forgets(&mut self, gateway: u8) {
+    /// When a machine's journal lost something last.
+    pub fn lost_at(&self, gateway: u8) -> Option<&Duration> {
+        self.lost.get(&gateway)
+    }
+
+    /// What a chat role charged and forgot may be charged again.
+    fn forgets(&mut self, gateway: u8) {
         self.paid.retain(|_, (by, _)| *by != gateway);
     }
 
@@ -125,9 +132,12 @@ impl Checks {
         }
     }
 
-    /// A chat role lost some of its journal.
-    pub fn forgets(&mut self, gateway: u8) {
-        self.joined.forgets(gateway);
+    /// A machine lost some of its journal.
+    pub fn forgets(&mut self, now: Duration, gateway: u8) {
+        if self.plan.doors > 0 {
+            self.joined.lost.insert(gateway, now);
+            self.joined.forgets(gateway);
+        }
     }
 
     /// An answer that came through a door ended as whole ones do: the chat role that the door names has settled it.
@@ -204,6 +214,18 @@ mod tests {
     }
 
     #[test]
+    fn what_a_door_passes_on_of_a_journal_that_lost_something_is_not_looked_for_in_it() {
+        let mut door = Door::new(false);
+        door.worked(7, 1, "req_1-4");
+        door.checks.named(0, "req_9-9".into(), Some(1));
+        door.checks.token(NOW, 0, "t7.0");
+        door.checks.forgets(NOW, 1);
+        door.checks.clean_end(NOW, 0, Some(5));
+        let told = door.checks.take_acknowledged();
+        assert_eq!(told.iter().map(|told| told.gateway).collect::<Vec<_>>(), [2]);
+    }
+
+    #[test]
     fn a_key_is_charged_once_by_each_who_counts_it() {
         for (shared, broken) in [(false, None), (true, Some(3))] {
             let mut door = Door::new(shared);
@@ -220,7 +242,7 @@ mod tests {
         let mut door = Door::new(false);
         door.work_of_two_tries([(0, "req_1-1"), (0, "req_1-2")]);
         door.charge(0, "req_1-1", 5);
-        door.checks.forgets(0);
+        door.checks.forgets(NOW, 0);
         door.charge(0, "req_1-2", 5);
         assert_eq!(door.broken(), None, "its journal lost the first");
         let mut door = Door::new(false);
