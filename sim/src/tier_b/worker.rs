@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::sync::watch;
+use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 use transport::quic::Identity;
@@ -120,13 +120,14 @@ async fn work(
         return at_work(stage, (index, None), mode, grace, stop).await;
     }
     // One for each gateway, all at once.
-    let (stopping, _) = watch::channel(false);
-    let mut all = JoinSet::new();
+    let (mut stopping, mut all) = (Vec::new(), JoinSet::new());
     for gateway in 0..stage.plan.gateways {
-        let (stage, mut told) = (Arc::clone(stage), stopping.subscribe());
+        let stage = Arc::clone(stage);
+        // Each has its own: whom a shared one wakes first is left to chance.
+        let (tell, told) = oneshot::channel::<()>();
+        stopping.push(tell);
         all.spawn(async move {
-            // Where nobody can tell any more, it is over as well.
-            let stop = async { drop(told.wait_for(|told| *told).await) };
+            let stop = async { drop(told.await) };
             let worked = at_work(&stage, (index, Some(gateway)), mode, grace, stop).await;
             worked.map_err(|error| error.to_string())
         });
@@ -134,7 +135,7 @@ async fn work(
     tokio::select! {
         biased;
         Some(ended) = all.join_next() => return Ok(ended??),
-        () = stop => drop(stopping.send(true)),
+        () = stop => drop(stopping),
     }
     while let Some(ended) = all.join_next().await {
         ended??;
