@@ -10,8 +10,10 @@
 
 extern crate alloc;
 
-/// Whether this bug is planted: a constant `false` in every build but the simulator's. See `mutant`.
+/// Whether this bug is planted: a constant `false` in every build but the simulator's. See `mutant`. Whoever performs what is
+/// decided here asks as well, for bugs of its own, and needs no feature for that: the answer is part of this crate.
 #[cfg(not(feature = "mutants"))]
+#[macro_export]
 macro_rules! planted {
     ($mutant:ident) => {
         false
@@ -20,6 +22,7 @@ macro_rules! planted {
 
 /// Whether this bug is planted and selected.
 #[cfg(feature = "mutants")]
+#[macro_export]
 macro_rules! planted {
     ($mutant:ident) => {
         $crate::mutant::is($crate::mutant::Mutant::$mutant)

@@ -31,6 +31,13 @@ impl Mutant {
     pub fn parse(name: &str) -> Option<Self> {
         Self::ALL.iter().copied().find(|mutant| mutant.name() == name)
     }
+
+    /// Whether it is planted between the roles, in the shell: no plane shows it, and it is looked for where two processes
+    /// speak with each other.
+    #[must_use]
+    pub const fn is_between_roles(self) -> bool {
+        matches!(self, Self::LostIsRefused | Self::LeaverNotHeard | Self::KeyNotPassedOn)
+    }
 }
 
 impl fmt::Display for Mutant {
@@ -54,7 +61,8 @@ pub fn selected() -> Option<Mutant> {
 }
 
 /// Whether the process has this bug. Called by `planted!`.
-pub(crate) fn is(mutant: Mutant) -> bool {
+#[must_use]
+pub fn is(mutant: Mutant) -> bool {
     selection::get() == mutant as u8 + 1
 }
 

@@ -23,6 +23,7 @@ mod client;
 mod clock;
 mod consul;
 mod damage;
+mod doors;
 mod draw;
 mod entropy;
 mod follow;

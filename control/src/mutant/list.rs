@@ -241,4 +241,15 @@ mutants! {
     RestoreReseeds "restore-reseeds" breaks [11], pains [];
     /// A restored plane counts its picks from zero, so that equals do not take turns (`balance.rs`, `Balancer`).
     RestoreRecounts "restore-recounts" breaks [11], pains [];
+
+    // Between the roles: these are in `transport`, and are looked for in tier B, behind doors.
+
+    /// A connection to the chat role that breaks before the answer begins counts as one that was refused: the gateway role asks
+    /// another, and both charge (`upstream/wire/refusal.rs`, `broken`).
+    LostIsRefused "lost-is-refused" breaks [3], pains [2, 12];
+    /// The chat role works on for a client that left the gateway role (`front/rpc/pieces.rs`, `Pieces`).
+    LeaverNotHeard "leaver-not-heard" breaks [12], pains [10];
+    /// The gateway role keeps an idempotency key to itself, so that a repetition is charged too (`upstream/wire/chat.rs`,
+    /// `shown`).
+    KeyNotPassedOn "key-not-passed-on" breaks [3], pains [2];
 }

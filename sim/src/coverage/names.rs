@@ -233,4 +233,6 @@ pub const NAMES: &[&str] = &[
     "b_consul_garbage",
     "b_consul_fails",
     "b_consul_crash",
+    "b_door_answered",
+    "b_door_key_charged",
 ];

@@ -7,6 +7,7 @@ use control::mutant::{Mutant, select};
 
 use crate::swarm::{Failure, Swarm, Tally};
 use crate::tier::Tier;
+use crate::tier_b;
 
 /// How a bug was looked for, and what came of it.
 #[derive(Clone, Debug)]
@@ -55,13 +56,10 @@ pub fn hunt(
     let started = Instant::now();
     let (mut from, mut false_alarms) = (seeds.start, Vec::new());
     let found = loop {
-        let left = from..seeds.end;
-        let swarm =
-            Swarm { tier, seeds: left, jobs, null: false, stop_after: Some(1), apart: None };
         select(Some(mutant));
-        let tally = swarm.run(watch);
+        let failure = first(mutant, tier, from..seeds.end, jobs, watch);
         select(None);
-        let Some(failure) = tally.failures.into_iter().next() else { break None };
+        let Some(failure) = failure else { break None };
         if tier.run(failure.seed, false).violation.is_none() {
             let right_alarm = mutant.breaks().contains(&failure.violation.invariant.number());
             let count = failure.seed - seeds.start + 1;
@@ -71,4 +69,23 @@ pub fn hunt(
         from = failure.seed + 1;
     };
     Hunt { mutant, found, false_alarms, took: started.elapsed() }
+}
+
+/// The first seed that breaks something. What stands between the roles is looked for where there are two.
+fn first(
+    mutant: Mutant,
+    tier: Tier,
+    seeds: Range<u64>,
+    jobs: usize,
+    watch: &mut dyn FnMut(&Tally),
+) -> Option<Failure> {
+    let mut run = |seeds| {
+        let swarm = Swarm { tier, seeds, jobs, null: false, stop_after: Some(1), apart: None };
+        swarm.run(watch).failures.into_iter().next()
+    };
+    if !mutant.is_between_roles() {
+        return run(seeds);
+    }
+    let mut behind_doors = seeds.filter(|seed| tier_b::plan(*seed).doors > 0);
+    behind_doors.find_map(|seed| run(seed..seed + 1))
 }

@@ -4,6 +4,7 @@
 //! is not whole; nobody is asked more often than allowed; nothing is worked on for somebody who has left. Numbers are
 //! those of the simulator's invariants. Only the first violation is kept: what follows from it would only confuse.
 
+mod joined;
 mod proof;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,6 +14,7 @@ use super::client::Seen;
 use super::plan::TierBPlan;
 use super::shares::Shares;
 use super::tenancy::Refused;
+use joined::Joined;
 use proof::Proofs;
 
 /// How long after a cancel or a deadline a replica may still work: a connection's end travels two slow links, and a
@@ -38,6 +40,8 @@ struct Ticket {
     began: Duration,
     ended: Option<(Duration, Seen)>,
     request: String,
+    /// The chat role that answers, as a door says.
+    house: Option<u8>,
     /// The answer that its tokens are from, and how many there were.
     heard: Option<(u64, u32)>,
 }
@@ -70,7 +74,8 @@ pub(super) struct Charge {
 #[derive(Clone, Debug)]
 pub(super) struct Acknowledged {
     pub gateway: u8,
-    pub request: String,
+    /// Behind a door, whichever of them it was: those that were asked under one key.
+    pub requests: Vec<String>,
     /// Tokens used in all, where the answer said so.
     pub usage: Option<u64>,
 }
@@ -85,6 +90,7 @@ pub(super) struct Checks {
     live: BTreeSet<u64>,
     shares: Shares,
     proofs: Proofs,
+    joined: Joined,
     attempts: BTreeMap<(u8, String, Option<usize>), u32>,
     /// The most that any replica can have used for a request.
     usable: BTreeMap<(u8, String), u64>,
@@ -106,6 +112,7 @@ impl Checks {
             live: BTreeSet::new(),
             shares: Shares::new(plan),
             proofs: Proofs::default(),
+            joined: Joined::new(plan),
             attempts: BTreeMap::new(),
             usable: BTreeMap::new(),
             acknowledged: Vec::new(),
@@ -140,9 +147,10 @@ impl Checks {
         self.tickets.len() - 1
     }
 
-    /// The gateway named the request.
-    pub fn named(&mut self, ticket: usize, request: String) {
-        self.tickets[ticket].request = request;
+    /// The gateway named the request, and a door the chat role that answers.
+    pub fn named(&mut self, ticket: usize, request: String, house: Option<u8>) {
+        let ticket = &mut self.tickets[ticket];
+        (ticket.request, ticket.house) = (request, house);
     }
 
     /// A client got a token.
@@ -168,11 +176,7 @@ impl Checks {
     /// An answer is for whoever asked.
     fn belongs(&mut self, now: Duration, ticket: usize, nonce: u64) {
         let heard = &self.tickets[ticket];
-        let gateway = self.plan.operations[heard.operation].gateway;
-        let is_own = self
-            .work
-            .get(&nonce)
-            .is_some_and(|work| work.gateway == gateway && work.request == heard.request);
+        let is_own = self.work.get(&nonce).is_some_and(|work| self.is_asked_for(ticket, work));
         if !is_own {
             let text = format!("{} got answer t{nonce}, which is another's", heard.request);
             self.violated(now, 6, text);
@@ -200,11 +204,21 @@ impl Checks {
             let text = format!("{request}: a clean end after {:?}, which is not all", heard.heard);
             return self.violated(now, 6, text);
         }
-        // It may have been under way, on a link that was held, for longer than its record lasted.
-        if self.damaged.get(&gateway).is_some_and(|at| heard.began <= *at) {
-            return;
+        self.acknowledge(ticket, Acknowledged { gateway, requests: vec![request], usage });
+        if self.plan.doors > 0 {
+            self.answered_behind(now, ticket, usage);
         }
-        self.acknowledged.push(Acknowledged { gateway, request, usage });
+    }
+
+    fn acknowledge(&mut self, ticket: usize, told: Acknowledged) {
+        // It may have been under way, on a link that was held, for longer than its record lasted.
+        let began = self.tickets[ticket].began;
+        let is_after = |at: &Duration| began > *at;
+        if self.damaged.get(&told.gateway).is_none_or(is_after)
+            && self.joined.lost_at(told.gateway).is_none_or(is_after)
+        {
+            self.acknowledged.push(told);
+        }
     }
 
     /// A try is over, as far as its client knows; `is_last` where it will not try again.
@@ -237,6 +251,7 @@ impl Checks {
 
     /// A gateway has an empty directory: it counts its requests from the beginning again.
     pub fn begins_anew(&mut self, gateway: u8) {
+        self.joined.begins_anew(gateway);
         self.attempts.retain(|(of, ..), _| *of != gateway);
         self.usable.retain(|(of, _), _| *of != gateway);
     }
@@ -265,6 +280,7 @@ impl Checks {
             let text = format!("{request} reaches replica-{replica} as attempt {count} of {max}");
             self.violated(now, 7, text);
         }
+        self.joins(now, &work);
         let usable = self.usable.entry((work.gateway, work.request.clone())).or_default();
         *usable = u64::from(work.prompt + work.tokens).max(*usable);
         self.work.insert(nonce, work);
@@ -281,6 +297,7 @@ impl Checks {
             let text = format!("{request} is charged {tokens} tokens, and used {usable} at most");
             self.violated(now, 1, text);
         }
+        self.pays(now, charge);
     }
 
     /// A replica lets go of an answer: it is over, or nobody is there for it.
@@ -362,7 +379,7 @@ mod tests {
     #[test]
     fn an_answer_to_another_request_breaks_the_sixth() {
         let mut world = World::with_answer(3);
-        world.checks.named(world.ticket, "req_1-2".into());
+        world.checks.named(world.ticket, "req_1-2".into(), None);
         world.token("t7.0");
         assert_eq!(world.broken(), Some(6));
     }
@@ -447,7 +464,7 @@ mod tests {
             let plan = super::super::plan(1);
             let mut checks = Checks::new(&plan);
             let ticket = checks.begins(NOW, 0);
-            checks.named(ticket, "req_1-1".into());
+            checks.named(ticket, "req_1-1".into(), None);
             let mut world = Self { checks, ticket, tokens };
             world.ask(7);
             world

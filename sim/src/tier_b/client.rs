@@ -29,7 +29,7 @@ pub(super) const PORT: u16 = 8_080;
 pub(super) async fn run(stage: Arc<Stage>, client: u8) -> turmoil::Result {
     let began = Instant::now();
     let sockets = Sockets::new(&stage, &super::plan::client(client));
-    let gateways = usize::from(stage.plan.gateways);
+    let gateways = usize::from(stage.plan.machines());
     let kept = Arc::new((0..gateways).map(|_| Mutex::new(None)).collect::<Vec<Kept>>());
     for (number, operation) in stage.plan.operations.iter().enumerate() {
         if operation.client != client {
@@ -182,7 +182,10 @@ impl Asker {
     async fn read(&self, ticket: usize, response: Response<Incoming>) -> Seen {
         let id = response.headers().get("x-request-id").and_then(|id| id.to_str().ok());
         let id = id.unwrap_or_default().to_owned();
-        self.stage.scene().checks.named(ticket, id);
+        // A door names the chat role that answers.
+        let by = response.headers().get("x-pointsman-replica").and_then(|by| by.to_str().ok());
+        let house = by.and_then(|by| by.strip_prefix("gateway-")?.parse().ok());
+        self.stage.scene().checks.named(ticket, id, house);
         let status = response.status().as_u16();
         let is_stream = response
             .headers()

@@ -10,7 +10,7 @@ use super::plan::{
     ConsulTrouble, Fault, Knobs, Mode, Operation, RedisTrouble, Speaks, TierBPlan, TimedFault,
     client, gateway, replica,
 };
-use super::{consul, redis};
+use super::{consul, doors, redis};
 
 /// A minute: what the targets are stated for.
 const DURATION_MS: u64 = 60_000;
@@ -29,8 +29,10 @@ pub fn plan(seed: u64) -> TierBPlan {
     let mut gateways = 1 + u8::from(chance(&mut topology, 35));
     let clients = between(&mut topology, 1, 5);
     let shared = shared(&root, &mut gateways);
-    let room = HOSTS_MAX - clients - u64::from(gateways) - u64::from(shared);
-    let consul = room > 2 && chance(&mut root.fork("consul"), 25);
+    let doors = doors::drawn(&root, &mut gateways);
+    let room = HOSTS_MAX - clients - u64::from(gateways + doors) - u64::from(shared);
+    // A registry lists one port of each worker, and behind doors each gateway has one of its own there.
+    let consul = room > 2 && doors == 0 && chance(&mut root.fork("consul"), 25);
     let room = room - u64::from(consul);
     let replicas = between(&mut topology, 2, 8.min(room));
     let mut plan = TierBPlan {
@@ -49,6 +51,7 @@ pub fn plan(seed: u64) -> TierBPlan {
         speaks: Vec::new(),
         shared,
         consul,
+        doors,
     };
     plan.knobs.hedge_ms = hedge(&mut root.fork("hedges"));
     plan.speaks = speaks(&plan, &mut root.fork("wires"));
@@ -59,6 +62,9 @@ pub fn plan(seed: u64) -> TierBPlan {
     }
     if consul && !plan.faults.is_empty() {
         plan.faults.extend(consul_faults(&plan, &mut root.fork("registry")));
+    }
+    if doors > 0 && !plan.faults.is_empty() {
+        plan.faults.extend(doors::faults(&plan, &mut root.fork("door faults")));
     }
     plan.faults.sort_by_key(|fault| fault.at_ms);
     plan
@@ -207,7 +213,7 @@ fn operations(plan: &TierBPlan, rng: &mut Rng) -> Vec<Operation> {
         }
         at += if is_burst { between(rng, 200, 900) } else { between(rng, 1, 2 * mean_gap) };
     }
-    let fresh = (0..plan.clients).flat_map(|client| (0..plan.gateways).map(move |g| (client, g)));
+    let fresh = (0..plan.clients).flat_map(|client| plan.fronts().map(move |g| (client, g)));
     for (client, gateway) in fresh {
         for count in 0..4 {
             let at = heal + SETTLED_MS + count * 300;
@@ -228,7 +234,7 @@ fn operation(plan: &TierBPlan, rng: &mut Rng, at_ms: u64, sessions: u64) -> Oper
     Operation {
         at_ms,
         client: small(rng.below(u64::from(plan.clients))),
-        gateway: small(rng.below(u64::from(plan.gateways))),
+        gateway: front(plan, rng),
         // Skewed: the first tenant asks for half of everything.
         tenant: match rng.below(4) {
             0 | 1 => Some(0),
@@ -246,6 +252,11 @@ fn operation(plan: &TierBPlan, rng: &mut Rng, at_ms: u64, sessions: u64) -> Oper
         retries: if chance(rng, 40) { between(rng, 1, 3) as u32 } else { 0 },
         must_succeed: false,
     }
+}
+
+fn front(plan: &TierBPlan, rng: &mut Rng) -> u8 {
+    let fronts = plan.fronts();
+    fronts.start + small(rng.below(fronts.len() as u64))
 }
 
 fn fresh_operation(
@@ -301,8 +312,8 @@ const PAUSE: usize = 16;
 const EARLY_MS: u64 = 14_000;
 
 fn fault(plan: &TierBPlan, rng: &mut Rng, kind: usize) -> Fault {
-    let (a, b) = link(plan, rng);
-    let of_gateway = small(rng.below(u64::from(plan.gateways)));
+    let (a, b) = if plan.doors > 0 { doors::link(plan, rng) } else { link(plan, rng) };
+    let of_gateway = small(rng.below(u64::from(plan.machines())));
     let of_replica = small(rng.below(u64::from(plan.replicas)));
     match kind {
         0 => Fault::Cut { a, b },
@@ -367,12 +378,12 @@ fn mode(rng: &mut Rng) -> Mode {
     }
 }
 
-fn chance(rng: &mut Rng, percent: u64) -> bool {
+pub(super) fn chance(rng: &mut Rng, percent: u64) -> bool {
     rng.below(100) < percent
 }
 
 /// Both ends included.
-fn between(rng: &mut Rng, low: u64, high: u64) -> u64 {
+pub(super) fn between(rng: &mut Rng, low: u64, high: u64) -> u64 {
     low + rng.below(high.saturating_sub(low) + 1)
 }
 
@@ -380,6 +391,6 @@ fn index(rng: &mut Rng, len: usize) -> usize {
     rng.below(len as u64) as usize
 }
 
-fn small(value: u64) -> u8 {
+pub(super) fn small(value: u64) -> u8 {
     u8::try_from(value).unwrap_or(u8::MAX)
 }

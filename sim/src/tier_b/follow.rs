@@ -365,18 +365,18 @@ impl Follower {
 
     /// A client was told that its answer is whole: its settlement is written, and is what the client was told.
     pub fn acknowledged(&self, told: &Acknowledged) -> Result<(), Broken> {
-        let request = RequestId::parse(&told.request);
-        let settled = request.and_then(|request| self.settled.get(&request.0));
-        let Some(Settled { position, tokens }) = settled.copied() else {
+        let settled = |request: &String| self.settled.get(&RequestId::parse(request)?.0);
+        let settled: Vec<Settled> = told.requests.iter().filter_map(settled).copied().collect();
+        let named = told.requests.join(" or ");
+        let Some(Settled { position, tokens }) = settled.first() else {
             // Lost with the power, together with what it was for.
-            let text = format!("{} ended cleanly and its settlement is not written", told.request);
+            let text = format!("{named} ended cleanly and its settlement is not written");
             return Err((10, text));
         };
-        if told.usage.is_some_and(|usage| usage != tokens) {
-            let usage = told.usage.unwrap_or_default();
+        let is_charged = |usage| settled.iter().any(|settled| settled.tokens == usage);
+        if let Some(usage) = told.usage.filter(|usage| !is_charged(*usage)) {
             let text = format!(
-                "{} (record {position}): {tokens} tokens are charged, its client was told {usage}",
-                told.request
+                "{named} (record {position}): {tokens} tokens are charged, its client was told {usage}"
             );
             return Err((1, text));
         }

@@ -15,16 +15,19 @@ use control::quota::OwnerId;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{sleep, timeout};
 use transport::cache::{Keeping, Listed, ModelCache, Seen};
-use transport::config::{self, Config, Env, Flags};
+use transport::chat::Local;
+use transport::config::{self, Config, Env, Flags, Role};
 use transport::driver::{Progress, RecoveryError};
-use transport::front::{Front, Limits, Listener, Server};
+use transport::front::{Front, Limits, Listener, RpcDoor, Server, Settings};
 use transport::gateway::{Gateway, StartError};
 use transport::journal::OpenError;
 use transport::keys::KeyHash;
 use transport::seam::{Background, Beside, Disk, FaultyDisk, Network, Process, WallClock, World};
+use transport::worker::Incoming;
 
 use super::client::{PORT, key};
 use super::consul;
+use super::doors;
 use super::plan::{Speaks, TierBPlan, gateway, replica};
 use super::redis;
 use super::replica::{MODEL, PORT as REPLICA_PORT};
@@ -152,7 +155,7 @@ impl House {
             return None;
         }
         let view = self.gateway()?.driver().look(ControlPlane::view);
-        let name = replica(which);
+        let name = self.stage.plan.behind(self.index, which);
         let known = view.endpoints.iter().find(|endpoint| *endpoint.name == *name)?;
         Some(known.draining)
     }
@@ -235,19 +238,25 @@ impl House {
             inside.orders = Some(orders);
         }
         let _ = timeout(DISCOVERY_WAIT, started.discover()).await;
-        let door = Sockets::new(&self.stage, &name).listen(PORT).await?;
-        let limits = Limits::default();
-        let front = Front::new(Arc::new(started.chat()), started.accounts(), limits.clone());
-        let listener = Listener::simulated(Box::new(door));
-        let server = Server::new(limits, front.meters()).listen(listener);
+        let front = self.front(&started);
+        let port = if config.role == Role::Chat { doors::PORT } else { PORT };
+        let door = Sockets::new(&self.stage, &name).listen(port).await?;
         started.health().set_serving(true);
         self.stage.word(format!("{name} serves"));
         let (stop, stopping) = oneshot::channel();
         tokio::spawn(Arc::clone(&self).obey(Arc::clone(&started), taken, stop));
         let stopping = async { drop(stopping.await) };
-        server.serve(front.router(), stopping, DRAIN_GRACE).await;
+        if config.role == Role::Chat {
+            let door = RpcDoor::plain(Incoming::Simulated(Box::new(door)));
+            front.serve_rpc(door, stopping, DRAIN_GRACE).await?;
+        } else {
+            let listener = Listener::simulated(Box::new(door));
+            let server = Server::new(Limits::default(), front.meters()).listen(listener);
+            server.serve(front.router(), stopping, DRAIN_GRACE).await;
+        }
         let settled = async {
-            while started.requests() > 0 {
+            // The store that is shared hears of the last of them, as long as it answers.
+            while started.requests() > 0 || started.untold() > 0 {
                 sleep(Duration::from_millis(5)).await;
             }
         };
@@ -256,6 +265,13 @@ impl House {
         self.stage.word(format!("{name} stopped: {stopped:?}"));
         self.ends(Ended::Stopped(stopped.err().map(|error| error.to_string())));
         Ok(())
+    }
+
+    /// As `pointsman serve` makes it of a role.
+    fn front(&self, started: &Gateway) -> Front<Local> {
+        let edge = self.stage.plan.is_door(self.index);
+        let settings = Settings { edge, till: started.till(), ..Settings::default() };
+        Front::with(Arc::new(started.chat()), started.auth(), settings)
     }
 
     async fn obey(
@@ -271,7 +287,7 @@ impl House {
                     self.stage.word(format!("gateway-{} reloaded: {reloaded:?}", self.index));
                 }
                 Order::Drain(which, on) => {
-                    let endpoint = replica(which).into();
+                    let endpoint = self.stage.plan.behind(self.index, which).into();
                     gateway.driver().submit(Input::Drain { endpoint, on });
                 }
                 Order::Stop => {
@@ -345,8 +361,10 @@ pub(super) fn tenant(gateway: u8, tenant: Option<u8>) -> String {
 
 /// A gateway's configuration, without its last replicas.
 fn config_of(plan: &TierBPlan, index: u8, without: u8) -> Config {
-    let text = yaml(plan, index, plan.replicas - without);
-    let loaded = config::parse("plan", text.as_bytes(), &Flags::default(), &Env::default());
+    let role = doors::role(plan, index);
+    let text = yaml(plan, index, without);
+    let flags = Flags { role, ..Flags::default() };
+    let loaded = config::parse("plan", text.as_bytes(), &flags, &Env::default());
     let mut config = match loaded {
         Ok(loaded) => loaded.config,
         Err(errors) => panic!("the plan's configuration is refused: {errors}\n{text}"),
@@ -357,20 +375,20 @@ fn config_of(plan: &TierBPlan, index: u8, without: u8) -> Config {
     config
 }
 
-/// Where a replica is, and whom to believe there.
-fn url(plan: &TierBPlan, index: u8) -> String {
-    let name = replica(index);
+/// Where a replica is for a gateway, and whom to believe there.
+fn url(plan: &TierBPlan, of: u8, index: u8) -> String {
+    let (name, (grpc, quic)) = (replica(index), worker::ports(plan, of));
     match plan.speaks(index) {
         Speaks::Http => format!("'http://{name}:{REPLICA_PORT}'"),
-        Speaks::Grpc => format!("'grpc://{name}:{}'", worker::PORT),
+        Speaks::Grpc => format!("'grpc://{name}:{grpc}'"),
         Speaks::Quic => {
             let pin = worker::identity().pin();
-            format!("'quic://{name}:{}', tls: {{pin: '{pin}'}}", worker::QUIC_PORT)
+            format!("'quic://{name}:{quic}', tls: {{pin: '{pin}'}}")
         }
     }
 }
 
-fn yaml(plan: &TierBPlan, index: u8, replicas: u8) -> String {
+fn yaml(plan: &TierBPlan, index: u8, without: u8) -> String {
     let k = &plan.knobs;
     let fsync = if k.fsync_ms == 0 { "always".into() } else { format!("{}ms", k.fsync_ms) };
     let mut text = format!(
@@ -404,8 +422,8 @@ fn yaml(plan: &TierBPlan, index: u8, replicas: u8) -> String {
             consul::PORT
         );
     }
-    let endpoints: Vec<String> = (0..replicas)
-        .map(|at| format!("{{url: {}, name: {}}}", url(plan, at), replica(at)))
+    let endpoints: Vec<String> = (0..plan.replicas - without)
+        .map(|at| format!("{{url: {}, name: {}}}", url(plan, index, at), replica(at)))
         .collect();
     let endpoints = endpoints.join(", ");
     let (input, output) = k.price;
@@ -419,6 +437,7 @@ fn yaml(plan: &TierBPlan, index: u8, replicas: u8) -> String {
     if plan.shared {
         let _ = writeln!(text, "data: {{redis: {{addr: '{}:{}'}}}}", redis::HOST, redis::PORT);
     }
+    text.push_str(&doors::listed(plan, index, without));
     let index = plan.tenants_of(index);
     text.push_str("tenants:\n");
     let tenants = (0..k.tenant_tokens.len()).map(|at| u8::try_from(at).ok()).chain([None]);

@@ -10,6 +10,7 @@ use turmoil::Sim;
 
 use super::consul;
 use super::damage::{Damage, move_aside};
+use super::doors;
 use super::follow::Loss;
 use super::gateway::{Ended, House, Obstacle, Order};
 use super::plan::{ConsulTrouble, Fault, Mode, RedisTrouble, TierBPlan, client, gateway, replica};
@@ -163,7 +164,7 @@ impl Nemesis {
                 return self.die(sim, *gateway, *power, until, deaths);
             }
             Fault::Pause { gateway: index } => {
-                let others = self.others();
+                let others = self.others(*index);
                 others.iter().for_each(|other| sim.hold(gateway(*index), other.as_str()));
             }
             Fault::Restart { gateway } => {
@@ -235,7 +236,7 @@ impl Nemesis {
                 self.owed.insert((*gateway, *replica));
             }
             Fault::Pause { gateway: index } => {
-                let others = self.others();
+                let others = self.others(*index);
                 others.iter().for_each(|other| sim.release(gateway(*index), other.as_str()));
             }
             Fault::Kill { .. }
@@ -250,9 +251,9 @@ impl Nemesis {
     /// A run of its own may leave links cut where two faults overlapped: from here on nothing is.
     fn mend(&mut self, sim: &mut Sim<'_>) {
         self.stage.word("everything is mended".to_owned());
-        for near in (0..self.plan.gateways).map(gateway) {
-            for far in self.others() {
-                sim.release(near.as_str(), far.as_str());
+        for near in 0..self.plan.machines() {
+            for far in self.others(near) {
+                sim.release(gateway(near), far.as_str());
             }
         }
         for until in self.down.values_mut().flatten() {
@@ -282,13 +283,14 @@ impl Nemesis {
         self.has_forgotten |= self.stage.redis.begins(trouble);
     }
 
-    /// Everybody whom a gateway speaks with.
-    fn others(&self) -> Vec<String> {
+    /// Everybody whom a gateway speaks with, or a door.
+    fn others(&self, of: u8) -> Vec<String> {
         let replicas = (0..self.plan.replicas).map(replica);
         let shared = self.plan.shared.then(|| redis::HOST.to_owned());
         let registry = self.plan.consul.then(|| consul::HOST.to_owned());
         let clients = (0..self.plan.clients).map(client);
-        replicas.chain(clients).chain(shared).chain(registry).collect()
+        let across = doors::across(&self.plan, of).map(gateway);
+        replicas.chain(clients).chain(shared).chain(registry).chain(across).collect()
     }
 
     /// Brings back who is due, and looks after those that ended by themselves.
@@ -339,7 +341,7 @@ impl Nemesis {
             }
             sim.bounce(gateway(index));
             self.owed.extend(self.undrained.iter().filter(|(of, _)| *of == index));
-            for other in self.others() {
+            for other in self.others(index) {
                 sim.repair(gateway(index), other);
             }
         }
@@ -437,7 +439,7 @@ impl Nemesis {
         if self.down.contains_key(&index) {
             return;
         }
-        for other in self.others() {
+        for other in self.others(index) {
             sim.partition(gateway(index), other);
         }
         let seed = self.plan.seed ^ until.as_nanos() as u64;

@@ -3,6 +3,8 @@
 //! A plan is complete: the runner draws nothing but what the plan's seed decides (latencies on a link, what a loss of
 //! power leaves). So it can be saved, edited, cut down and committed. Times are milliseconds from the start.
 
+use std::ops::Range;
+
 use serde::{Deserialize, Serialize};
 
 /// One run of Tier B.
@@ -19,7 +21,7 @@ pub struct TierBPlan {
     pub quiet_ms: u64,
     /// The network's resolution: 5 in swarms, 1 to look closer.
     pub tick_ms: u64,
-    /// Gateways, each with a data directory and tenants of its own.
+    /// Gateways, each with a data directory and tenants of its own. Behind doors they play the chat role.
     pub gateways: u8,
     /// Model replicas; each gateway knows them all.
     pub replicas: u8,
@@ -42,6 +44,9 @@ pub struct TierBPlan {
     /// Whether replicas are found in a Consul, instead of being listed.
     #[serde(default)]
     pub consul: bool,
+    /// Machines that play the gateway role in front of the gateways. They are numbered behind those.
+    #[serde(default)]
+    pub doors: u8,
 }
 
 /// What a replica speaks.
@@ -107,7 +112,7 @@ pub struct Operation {
     pub at_ms: u64,
     /// Which client asks.
     pub client: u8,
-    /// Which gateway is asked.
+    /// Which gateway is asked, or which door.
     pub gateway: u8,
     /// On whose behalf: an index into [`Knobs::tenant_tokens`], or the one without limit.
     pub tenant: Option<u8>,
@@ -367,10 +372,34 @@ impl TierBPlan {
         self.speaks.get(usize::from(replica)).copied().unwrap_or_default()
     }
 
-    /// Whose tenants ask at a gateway: each has its own, unless all count in one ledger.
+    /// Whose tenants ask at a gateway: each has its own, unless all count in one ledger, or any of them may be asked.
     #[must_use]
     pub fn tenants_of(&self, gateway: u8) -> u8 {
-        if self.shared { 0 } else { gateway }
+        if self.shared || self.doors > 0 { 0 } else { gateway }
+    }
+
+    /// All machines that have a plane: the gateways, and behind them the doors.
+    #[must_use]
+    pub fn machines(&self) -> u8 {
+        self.gateways + self.doors
+    }
+
+    /// Whether a machine plays the gateway role alone.
+    #[must_use]
+    pub fn is_door(&self, machine: u8) -> bool {
+        machine >= self.gateways
+    }
+
+    /// The machines that clients ask.
+    #[must_use]
+    pub fn fronts(&self) -> Range<u8> {
+        if self.doors > 0 { self.gateways..self.machines() } else { 0..self.gateways }
+    }
+
+    /// Whom a machine asks, by a number of theirs that may be too large for it.
+    #[must_use]
+    pub fn behind(&self, machine: u8, which: u8) -> String {
+        if self.is_door(machine) { gateway(which % self.gateways) } else { replica(which) }
     }
 
     /// Whether some replica is a worker.
@@ -406,7 +435,7 @@ impl TierBPlan {
     }
 }
 
-/// The name of a gateway's host.
+/// The name of a gateway's host, or a door's.
 #[must_use]
 pub fn gateway(index: u8) -> String {
     format!("gateway-{index}")

@@ -30,12 +30,12 @@ pub(super) fn simulate(plan: &TierBPlan, with_text: bool) -> (Outcome, Vec<u8>) 
     clock::set(Duration::ZERO);
     coverage::take();
     let stage = Stage::new(plan, with_text);
-    let houses: Vec<_> = (0..plan.gateways).map(|index| House::new(&stage, index)).collect();
+    let houses: Vec<_> = (0..plan.machines()).map(|index| House::new(&stage, index)).collect();
     let mut sim = build(plan);
     settle_in(&mut sim, &stage, &houses);
     let mut run = Run {
         nemesis: Nemesis::new(&stage, &houses),
-        mirrors: Mirrors::new(plan.gateways, Duration::from_millis(plan.duration_ms)),
+        mirrors: Mirrors::new(plan.machines(), Duration::from_millis(plan.duration_ms)),
         followers: houses.iter().map(|house| Follower::new(&stage, Arc::clone(house))).collect(),
         told: Vec::new(),
         till: plan.shared.then(|| Till::new(plan)),
@@ -141,6 +141,7 @@ impl Run {
             self.has_died = true;
             if death.loss != Loss::Nothing {
                 self.has_lost = true;
+                self.stage.scene().checks.forgets(now, death.gateway);
                 self.told.retain(|told| told.gateway != death.gateway);
             }
         }
@@ -149,7 +150,9 @@ impl Run {
         self.stage.scene().now = now;
         for follower in &mut self.followers {
             follower.look(&self.stage, now)?;
-            for charge in follower.take_charges() {
+            // What a door counts is told by whom it asks.
+            let charges = follower.take_charges().into_iter();
+            for charge in charges.filter(|charge| !self.stage.plan.is_door(charge.gateway)) {
                 self.stage.scene().checks.charged(now, &charge);
             }
         }
@@ -195,7 +198,8 @@ impl Run {
             return Err((9, format!("the shared ledger ends with {held} reservations")));
         }
         let (mut ever, mut now) = (BTreeMap::new(), BTreeMap::new());
-        for follower in &self.followers {
+        // Doors spend nothing.
+        for follower in &self.followers[..usize::from(self.stage.plan.gateways)] {
             let (of_ever, of_now) = follower.used();
             for (sums, of) in [(&mut ever, of_ever), (&mut now, of_now)] {
                 for (account, tokens) in of {

@@ -44,7 +44,7 @@ pub(super) struct Scene {
 
 impl Stage {
     pub fn new(plan: &TierBPlan, with_text: bool) -> Arc<Self> {
-        let names = (0..plan.gateways).map(gateway);
+        let names = (0..plan.machines()).map(gateway);
         let names = names.chain((0..plan.replicas).map(replica));
         let names = names.chain((0..plan.clients).map(client));
         let names = names.chain(plan.shared.then(|| redis::HOST.to_owned()));
@@ -53,7 +53,7 @@ impl Stage {
             tape: Tape::new(names, with_text),
             checks: Checks::new(plan),
             modes: vec![Mode::Healthy; usize::from(plan.replicas)],
-            wall_offsets: vec![0; usize::from(plan.gateways)],
+            wall_offsets: vec![0; usize::from(plan.machines())],
             aborted: Vec::new(),
             now: Duration::ZERO,
             nonces: 0,

@@ -142,7 +142,12 @@ impl Till {
 
 /// An empty book of a gateway's tenants. Of a ledger that is shared no gateway's part says how much is left.
 pub(super) fn of_gateway(plan: &TierBPlan, gateway: u8) -> Book {
-    if plan.shared { awaiting(plan, BTreeMap::new()) } else { Book::new(limits(plan, gateway)) }
+    match plan.shared {
+        // At a door nobody is limited, and no store is asked.
+        _ if plan.is_door(gateway) => Book::new(BTreeMap::new()),
+        true => awaiting(plan, BTreeMap::new()),
+        false => Book::new(limits(plan, plan.tenants_of(gateway))),
+    }
 }
 
 /// As the product's `quota` room waits for a store, and what a tick and a slow link add.

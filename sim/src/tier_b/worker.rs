@@ -14,6 +14,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::oneshot;
+use tokio::task::JoinSet;
 use tokio::time::sleep;
 use transport::quic::Identity;
 use transport::seam::Datagrams;
@@ -24,7 +26,7 @@ use transport::worker::{
 
 use super::check::Work;
 use super::packets::Packets;
-use super::plan::{Mode, Speaks, replica};
+use super::plan::{Mode, Speaks, TierBPlan, replica};
 use super::replica::{MODEL, ticket_of};
 use super::stage::Stage;
 use super::wire::{Door, Sockets, Wire};
@@ -34,6 +36,13 @@ use crate::coverage::sometimes;
 pub(super) const PORT: u16 = 50_055;
 /// And over QUIC.
 pub(super) const QUIC_PORT: u16 = 50_056;
+
+/// Where a gateway reaches a worker, over gRPC and over QUIC. Behind doors nothing that a worker hears says which of them asks:
+/// there each has ports of its own.
+pub(super) fn ports(plan: &TierBPlan, gateway: u8) -> (u16, u16) {
+    let step = if plan.doors > 0 && !plan.is_door(gateway) { 2 * u16::from(gateway) } else { 0 };
+    (PORT + step, QUIC_PORT + step)
+}
 
 /// Who every worker is: an Ed25519 key, whose signatures are all of one length and depend on no chance.
 pub(super) fn identity() -> Identity {
@@ -62,7 +71,8 @@ pub(super) async fn serve(stage: Arc<Stage>, index: u8) -> turmoil::Result {
             // The machine is there, and the process is not.
             Mode::Fails(500..) => changed.await,
             Mode::Garbage => {
-                let (door, port) = (sockets.listen(PORT).await?, port_of_quic(&sockets).await?);
+                let (door, port) =
+                    (sockets.listen(PORT).await?, port_of_quic(&sockets, QUIC_PORT).await?);
                 tokio::select! {
                     () = changed => {}
                     never = babble(&door) => never?,
@@ -106,14 +116,49 @@ async fn work(
     grace: Duration,
     stop: impl Future<Output = ()> + Send,
 ) -> turmoil::Result {
-    let doors = doors(stage, index).await?;
+    if stage.plan.doors == 0 {
+        return at_work(stage, (index, None), mode, grace, stop).await;
+    }
+    // One for each gateway, all at once.
+    let (mut stopping, mut all) = (Vec::new(), JoinSet::new());
+    for gateway in 0..stage.plan.gateways {
+        let stage = Arc::clone(stage);
+        // Each has its own: whom a shared one wakes first is left to chance.
+        let (tell, told) = oneshot::channel::<()>();
+        stopping.push(tell);
+        all.spawn(async move {
+            let stop = async { drop(told.await) };
+            let worked = at_work(&stage, (index, Some(gateway)), mode, grace, stop).await;
+            worked.map_err(|error| error.to_string())
+        });
+    }
+    tokio::select! {
+        biased;
+        Some(ended) = all.join_next() => return Ok(ended??),
+        () = stop => drop(stopping),
+    }
+    while let Some(ended) = all.join_next().await {
+        ended??;
+    }
+    Ok(())
+}
+
+/// The same for whom asks at one pair of ports: a gateway that is known, or any.
+async fn at_work(
+    stage: &Arc<Stage>,
+    (index, asker): (u8, Option<u8>),
+    mode: Mode,
+    grace: Duration,
+    stop: impl Future<Output = ()> + Send,
+) -> turmoil::Result {
+    let doors = doors(stage, index, asker.unwrap_or_default()).await?;
     let settings = Settings {
         model: if matches!(mode, Mode::Fails(..=428)) { "another" } else { MODEL }.to_owned(),
         backend: Backend::Hash(Hash { delay: pace(stage, mode), seed: 0 }),
         concurrency: if matches!(mode, Mode::Fails(429)) { 1 } else { SEATS },
         grace,
     };
-    let eyes = Arc::new(Eyes { stage: Arc::clone(stage), replica: index });
+    let eyes = Arc::new(Eyes { stage: Arc::clone(stage), replica: index, asker });
     let telemetry = Telemetry::new(&settings.model, Tracer::default()).seen_by(eyes);
     let drained = serve_telling(telemetry, doors, settings, stop).await?;
     if drained.cut > 0 {
@@ -124,19 +169,23 @@ async fn work(
 }
 
 /// Where gateways come in. Over QUIC the life before may hold its port for a moment, until its last words have arrived.
-async fn doors(stage: &Arc<Stage>, index: u8) -> turmoil::Result<Doors> {
+async fn doors(stage: &Arc<Stage>, index: u8, asker: u8) -> turmoil::Result<Doors> {
     let sockets = Sockets::new(stage, &replica(index));
-    let grpc = Incoming::Simulated(Box::new(sockets.listen(PORT).await?));
+    let (grpc, quic) = ports(&stage.plan, asker);
+    let grpc = Incoming::Simulated(Box::new(sockets.listen(grpc).await?));
     let quic = match stage.plan.speaks(index) {
         Speaks::Http | Speaks::Grpc => None,
-        Speaks::Quic => Some(QuicDoor::simulated(port_of_quic(&sockets).await?, &identity())?),
+        Speaks::Quic => {
+            let port = port_of_quic(&sockets, quic).await?;
+            Some(QuicDoor::simulated(port, &identity())?)
+        }
     };
     Ok(Doors { grpc, quic })
 }
 
-async fn port_of_quic(sockets: &Sockets) -> io::Result<Arc<Packets>> {
+async fn port_of_quic(sockets: &Sockets, port: u16) -> io::Result<Arc<Packets>> {
     loop {
-        match sockets.packets(QUIC_PORT).await {
+        match sockets.packets(port).await {
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => sleep(AGAIN).await,
             made => return made,
         }
@@ -188,6 +237,8 @@ async fn babble_in_packets(port: &Packets) -> turmoil::Result {
 struct Eyes {
     stage: Arc<Stage>,
     replica: u8,
+    /// The gateway that asks here, where that is known.
+    asker: Option<u8>,
 }
 
 impl fmt::Debug for Eyes {
@@ -208,7 +259,7 @@ impl Witness for Eyes {
         let nonce = scene.nonces;
         let ticket = begun.trace.as_deref().and_then(ticket_of);
         let asked = ticket.and_then(|ticket| {
-            scene.checks.put_to_worker(ticket, begun.request_id, begun.tokens_max)
+            scene.checks.put_to_worker(ticket, begun.request_id, self.asker, begun.tokens_max)
         });
         if let Some((gateway, prompt, tokens)) = asked {
             let (replica, request) = (self.replica, begun.request_id.to_owned());

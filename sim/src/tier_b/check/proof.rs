@@ -39,15 +39,16 @@ impl Checks {
         &mut self,
         ticket: usize,
         request: &str,
+        asker: Option<u8>,
         most: Option<u32>,
     ) -> Option<(u8, u32, u32)> {
         let number = self.tickets.get(ticket)?.operation;
-        let gateway = self.plan.operations[number].gateway;
+        let gateway = asker.unwrap_or(self.plan.operations[number].gateway);
         let said = prompt(&self.plan, number);
         let answer = self.proofs.unbroken.entry(number).or_insert_with(|| unbroken(&said));
         let length = answer.len().min(most.map_or(usize::MAX, |most| most as usize));
-        let key = (gateway, request.to_owned(), number);
-        self.proofs.lengths.entry(key).or_default().insert(length);
+        let (of, name) = self.known_as(ticket, gateway, request);
+        self.proofs.lengths.entry((of, name, number)).or_default().insert(length);
         // No tokenizer finds more tokens in a text than it has bytes; four more frame it.
         Some((gateway, said.len() as u32 + 4, length as u32))
     }
@@ -56,7 +57,8 @@ impl Checks {
     fn lengths(&self, ticket: usize) -> Option<&BTreeSet<usize>> {
         let of = &self.tickets[ticket];
         let gateway = self.plan.operations[of.operation].gateway;
-        self.proofs.lengths.get(&(gateway, of.request.clone(), of.operation))
+        let (gateway, name) = self.known_as(ticket, gateway, &of.request);
+        self.proofs.lengths.get(&(gateway, name, of.operation))
     }
 
     /// A client got what is no token of a script: then it is a worker's next one.
@@ -227,7 +229,7 @@ mod tests {
             let plan: TierBPlan = super::super::super::plan(1);
             let mut checks = Checks::new(&plan);
             checks.begins(NOW, 0);
-            assert!(checks.put_to_worker(0, "", Some(most)).is_some());
+            assert!(checks.put_to_worker(0, "", None, Some(most)).is_some());
             Self { checks, tokens: unbroken(&prompt(&plan, 0)) }
         }
 

@@ -69,6 +69,16 @@ struct Pieces {
     whole: bool,
 }
 
+impl Drop for Pieces {
+    fn drop(&mut self) {
+        // Planted: the answer is read on for nobody.
+        if control::planted!(LeaverNotHeard) && !self.over {
+            let mut body = std::mem::replace(&mut self.body, Body::empty().into_data_stream());
+            tokio::spawn(async move { while let Some(Ok(_)) = body.next().await {} });
+        }
+    }
+}
+
 #[derive(Deserialize)]
 struct Said<'a> {
     #[serde(borrow, default)]

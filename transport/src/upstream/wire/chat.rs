@@ -59,6 +59,7 @@ fn service(channel: &Channel, limits: &Limits) -> ChatServiceClient<Channel> {
 fn shown(headers: &mut HeaderMap, behalf: Option<Box<Behalf>>) -> (String, String) {
     let Behalf { key, session, user, idempotency_key, stored: _ } =
         behalf.map(|behalf| *behalf).unwrap_or_default();
+    let idempotency_key = idempotency_key.filter(|_| !control::planted!(KeyNotPassedOn));
     let idempotency_key = idempotency_key.and_then(|key| HeaderValue::from_str(&key).ok());
     headers.extend(idempotency_key.map(|key| (HeaderName::from_static("idempotency-key"), key)));
     headers.extend(key.map(|key| (AUTHORIZATION, key.bearer())));

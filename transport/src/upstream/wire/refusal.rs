@@ -106,6 +106,7 @@ fn broken(status: &Status, source: &(dyn core::error::Error + 'static), begun: b
     }
     let failure = match (connecting, begun) {
         (true, _) => Failure::Connect,
+        (false, false) if control::planted!(LostIsRefused) => Failure::Connect,
         (false, false) => Failure::ConnectionLost,
         (false, true) => Failure::Truncated,
     };
