@@ -14,6 +14,8 @@
 //! | client gone, watchdog          | both stopped      | is over                   |
 //! | process ends                   | both lost         | is over, refunded         |
 //!
+//! A turn of a stored session has no second attempt: what it waits for may be another process, and not the replica.
+//!
 //! Rejected: to let the loser finish and take the cheaper answer, or to let both stream until one breaks. A replica's time
 //! is what is short when requests wait.
 

@@ -203,6 +203,31 @@ fn off_by_default_and_off_for_a_model_that_says_so() {
 }
 
 #[test]
+fn a_turn_that_may_wait_for_another_process_is_not_hedged_and_earns_no_hedge() {
+    let mut world = hedging(&["a", "b"]);
+    world.configure(|config| config.attempt.hedge_share_percent = 100);
+    let (turn, next) = (world.ask(Ask::stream().stored(9)), world.ask(Ask::stream().stored(9)));
+    world.later(seconds(20));
+    assert_eq!(world.dispatches[&turn].number, 1);
+    world.complete(turn, 1);
+    world.later(seconds(20));
+    assert_eq!(world.dispatches[&next].number, 1);
+    world.complete(next, 1);
+    assert_eq!(refusals(&world), [], "none was due");
+
+    // One is there from the start, and these earned no other.
+    world.configure(|config| config.attempt.hedge_share_percent = 0);
+    let callers = [world.ask(Ask::stream()), world.ask(Ask::stream())];
+    world.later(AFTER);
+    assert_eq!(callers.map(|caller| world.dispatches[&caller].number), [2, 1]);
+    assert_eq!(refusals(&world), [NoHedge::ShareSpent]);
+    for caller in callers {
+        world.complete(caller, 1);
+    }
+    world.is_quiet();
+}
+
+#[test]
 fn what_has_begun_to_answer_is_not_hedged() {
     let mut world = hedging(&["a", "b"]);
     let caller = world.ask(Ask::stream());
