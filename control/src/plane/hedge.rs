@@ -72,12 +72,15 @@ impl ControlPlane {
         {
             let won = hedge.id == winner;
             let loser = if won { core::mem::replace(first, hedge) } else { hedge };
+            let over = loser.endpoint;
+            // Nothing failed there, this time: where the winner breaks off, it may be the one that goes on.
+            let spared = request.tried.iter().rposition(|tried| *tried == over);
+            request.tried.remove(spared.expect("it was sent there"));
             if planted!(LoserNotStopped) {
                 self.release(&loser, Verdict::Neutral);
             } else {
                 self.stop(id, &loser, Verdict::Neutral);
             }
-            let over = loser.endpoint;
             let race = if won { Race::Won { over } } else { Race::Lost { over } };
             self.observe(Observation::Hedged { request: id, race });
         }

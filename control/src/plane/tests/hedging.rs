@@ -3,7 +3,7 @@
 use alloc::vec::Vec;
 use core::time::Duration;
 
-use super::world::{Ask, World, seconds, spec};
+use super::world::{Ask, World, alike, seconds, spec};
 use crate::attempt::NoHedge;
 use crate::id::{AttemptId, CallerToken, SessionKey};
 use crate::outcome::{AttemptEnd, Failure};
@@ -140,6 +140,30 @@ fn both_are_given_up_behind_the_one_deadline() {
     world.later(seconds(20));
     assert!(matches!(world.refusal(caller), Refusal::Failed { attempts: 2, .. }));
     world.is_quiet();
+}
+
+#[test]
+fn who_lost_goes_on_where_the_winner_breaks_off() {
+    for second_wins in [false, true] {
+        let mut world = hedging(&[]);
+        world.listed(["a", "b"].map(|name| alike(name, 7)).into());
+        let caller = world.ask(Ask::resumable());
+        let first = world.dispatches[&caller].clone();
+        world.later(AFTER);
+        let second = world.dispatches[&caller].clone();
+        let (winner, loser) = if second_wins { (second, first) } else { (first, second) };
+        world.input(Input::FirstToken { attempt: winner.attempt });
+        let end = super::world::failed(Failure::Truncated, 20);
+        world.input(Input::AttemptEnded { attempt: winner.attempt, end });
+        world.later(seconds(1));
+        let third = world.dispatches[&caller].clone();
+        assert_eq!((third.number, third.resume), (3, Some(Tokens(20))));
+        assert_eq!(third.endpoint, loser.endpoint, "not where it broke");
+        world.first_token(caller);
+        completed(&mut world, third.attempt, 30);
+        assert_eq!(world.charged(caller), 40);
+        world.is_quiet();
+    }
 }
 
 #[test]
