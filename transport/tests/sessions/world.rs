@@ -67,6 +67,15 @@ impl Replica {
         self.told.bodies.lock().unwrap().len()
     }
 
+    /// Waits until it was asked so often.
+    pub async fn is_asked(&self, times: usize) {
+        let began = Instant::now();
+        while self.times() < times {
+            assert!(began.elapsed() < LONG, "it was asked {} times", self.times());
+            sleep(Duration::from_millis(5)).await;
+        }
+    }
+
     /// Answers with this message next.
     pub fn will_say(&self, message: Value) {
         self.told.script.lock().unwrap().insert(0, message);
