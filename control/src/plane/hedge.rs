@@ -16,6 +16,10 @@
 //!
 //! A turn of a stored session has no second attempt: what it waits for may be another process, and not the replica.
 //!
+//! Rejected: to blame the loser, or the one that has lost so and so often in a row. Where a pool is slow as a whole, who is
+//! second is chance, and blame for it ejects the healthy when they are needed most. So a replica that never answers is hidden
+//! as long as each of its requests is hedged; the share bounds that, as what is not hedged times out and counts.
+//!
 //! Rejected: to let the loser finish and take the cheaper answer, or to let both stream until one breaks. A replica's time
 //! is what is short when requests wait.
 

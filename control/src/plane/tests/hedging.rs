@@ -5,8 +5,9 @@ use core::time::Duration;
 
 use super::world::{Ask, World, alike, seconds, spec};
 use crate::attempt::NoHedge;
+use crate::breaker::Phase;
 use crate::id::{AttemptId, CallerToken, SessionKey};
-use crate::outcome::{AttemptEnd, Failure};
+use crate::outcome::{AttemptEnd, Failure, Stage};
 use crate::plane::{Dispatch, Effect, Input, Observation, Outcome, Race, Refusal};
 use crate::units::{Tokens, Usage};
 
@@ -64,6 +65,32 @@ fn a_loser_says_nothing_about_its_endpoint() {
         world.complete(caller, 1);
         assert_eq!(world.view(&first.endpoint_name).breaker.consecutive_failures, 0);
     }
+    world.is_quiet();
+}
+
+#[test]
+fn who_never_answers_is_ejected_for_what_is_not_hedged_whatever_it_lost_in_between() {
+    let mut world = hedging(&["a", "b"]);
+    world.configure(|config| config.attempt.hedge_share_percent = 20);
+    let (mut lost, mut timed_out) = (0, 0);
+    while world.view("a").breaker.phase == Phase::Closed {
+        assert!(lost + timed_out < 100, "{lost} lost, {timed_out} in vain, and still asked");
+        let caller = world.ask(Ask::stream());
+        if world.at(caller) == "a" {
+            world.later(AFTER);
+            if world.at(caller) == "a" {
+                timed_out += 1;
+                world.fail(caller, Failure::Timeout(Stage::FirstToken));
+            } else {
+                lost += 1;
+            }
+        }
+        if world.runs(caller) {
+            world.first_token(caller);
+            world.complete(caller, 1);
+        }
+    }
+    assert!(timed_out == 5 && lost > 0, "{lost} lost, {timed_out} in vain");
     world.is_quiet();
 }
 
