@@ -94,11 +94,12 @@ async fn an_idempotency_key_is_answered_once_over_both_gateways() {
     let gateways = world.two();
     let tenant = gateways[0].accounts().ids().tenant("default");
     let said = |key| get(&redis, &key_key(tenant, Digest(key)));
-    world.replicas[0].slow(400);
-    world.replicas[1].slow(400);
+    world.hold(true);
     let (first, second) = tokio::join!(ask(&gateways[0], keyed(1, 7)), async {
         within(|| said(1).starts_with("running ")).await;
-        ask(&gateways[1], keyed(1, 7)).await
+        let second = ask(&gateways[1], keyed(1, 7)).await;
+        world.hold(false);
+        second
     });
     assert!(first.is_ok(), "{first:?}");
     assert!(refused(second, |why| *why == Refusal::IdempotencyInFlight { by: None }));
@@ -236,12 +237,13 @@ async fn what_the_last_request_did_is_told_before_its_gateway_stops() {
     let gateway = world.gateway();
     let tenant = gateway.accounts().ids().tenant("default");
     let key = key_key(tenant, Digest(1));
-    world.replicas.iter().for_each(|replica| replica.slow(300));
+    world.hold(true);
     let asking = Arc::clone(&gateway);
     let asking = tokio::spawn(async move { ask(&asking, keyed(1, 7)).await });
     within(|| get(&redis, &key).starts_with("running ")).await;
     // Away when the request ends, and back a moment later.
     redis.kill();
+    world.hold(false);
     asking.await.unwrap().unwrap();
     let telling = Arc::clone(&gateway);
     let telling = tokio::spawn(async move {
@@ -264,11 +266,13 @@ async fn one_foreign_key_switches_nothing_off_for_the_others() {
     ask(&gateways[0], Ask::default()).await.unwrap();
     redis.ask(&format!("SET {} precious", key_key(tenant, Digest(9))));
     assert!(ask(&gateways[0], keyed(9, 7)).await.is_ok(), "it is decided here alone");
-    world.replicas.iter().for_each(|replica| replica.slow(400));
+    world.hold(true);
     // The next key is claimed all the same, so that it is answered once.
     let (first, second) = tokio::join!(ask(&gateways[0], keyed(10, 7)), async {
         within(|| get(&redis, &key_key(tenant, Digest(10))).starts_with("running ")).await;
-        ask(&gateways[1], keyed(10, 7)).await
+        let second = ask(&gateways[1], keyed(10, 7)).await;
+        world.hold(false);
+        second
     });
     assert!(first.is_ok(), "{first:?}");
     assert!(refused(second, |why| *why == Refusal::IdempotencyInFlight { by: None }));
@@ -287,7 +291,8 @@ struct World {
 struct Replica {
     name: &'static str,
     port: u16,
-    slow_ms: AtomicU64,
+    /// It answers nobody for now.
+    holds: AtomicBool,
     breaks_off: AtomicBool,
     /// It begins a stream, and says no more.
     hangs: AtomicBool,
@@ -306,10 +311,6 @@ impl Replica {
             }
         });
         replica
-    }
-
-    fn slow(&self, millis: u64) {
-        self.slow_ms.store(millis, Ordering::Relaxed);
     }
 
     fn break_off(&self, breaks: bool) {
@@ -347,6 +348,11 @@ impl World {
         );
         let loaded = parse("p.yaml", text.as_bytes(), &Flags::default(), &Env::default()).unwrap();
         Gateway::start(&loaded.config).unwrap()
+    }
+
+    /// The replicas keep whoever asks waiting, or let go of them.
+    fn hold(&self, holds: bool) {
+        self.replicas.iter().for_each(|replica| replica.holds.store(holds, Ordering::Relaxed));
     }
 
     fn of(&self, name: &str) -> &Replica {
@@ -456,7 +462,9 @@ async fn answer(mut stream: TcpStream, replica: Arc<Replica>) {
             continue;
         }
         read.clear();
-        tokio::time::sleep(Duration::from_millis(replica.slow_ms.load(Ordering::Relaxed))).await;
+        while replica.holds.load(Ordering::Relaxed) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
         if replica.breaks_off.load(Ordering::Relaxed) {
             return;
         }
