@@ -85,6 +85,7 @@ impl Told {
             | Observation::Granted { .. }
             | Observation::Picked { .. }
             | Observation::Nobody { .. }
+            | Observation::Hedged { .. }
             | Observation::Accepted { .. }
             | Observation::FirstToken { .. }
             | Observation::Ended { .. }
