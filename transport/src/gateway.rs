@@ -403,6 +403,12 @@ impl Gateway {
         }
     }
 
+    /// What the shared store is still to be told of requests that are over.
+    #[must_use]
+    pub fn untold(&self) -> usize {
+        self.untold.as_ref().map_or(0, |untold| untold.left())
+    }
+
     /// Waits until the others have been told what the last requests did, some seconds at most. Before [`stop`](Self::stop),
     /// which ends those that tell it. False where something is left, and said in the log: claims end with their time.
     pub async fn all_told(&self) -> bool {

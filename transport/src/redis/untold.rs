@@ -24,12 +24,18 @@ impl Untold {
         One(Arc::clone(self))
     }
 
+    /// What is left now.
+    #[must_use]
+    pub fn left(&self) -> usize {
+        *self.0.borrow()
+    }
+
     /// Waits until all is told, or for so long. What is left then.
     pub async fn wait(&self, patience: Duration) -> usize {
         let mut counts = self.0.subscribe();
         // Whether all was told or time is up, the count says; and its sender is here.
         let _ = timeout(patience, counts.wait_for(|count| *count == 0)).await;
-        *self.0.borrow()
+        self.left()
     }
 }
 
@@ -53,7 +59,7 @@ mod tests {
         assert!(began.elapsed().is_zero());
         let (first, last) = (untold.one(), untold.one());
         drop(first);
-        assert_eq!(untold.wait(Duration::from_secs(2)).await, 1);
+        assert_eq!((untold.left(), untold.wait(Duration::from_secs(2)).await), (1, 1));
         assert_eq!(began.elapsed(), Duration::from_secs(2));
         let telling = async {
             sleep(Duration::from_secs(3)).await;
