@@ -229,6 +229,8 @@ impl Site {
         let gateway = Arc::clone(&self.gateway);
         drop(self);
         assert!(gateway.turns_written().await, "turns are left");
+        // Where Redis is away, the last words are lost, as in production.
+        let _ = gateway.all_told().await;
         tokio::task::spawn_blocking(move || gateway.stop()).await.unwrap().unwrap();
     }
 
