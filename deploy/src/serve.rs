@@ -201,6 +201,8 @@ async fn stop_gateway(gateway: Arc<Gateway>) {
             "turns of sessions are not written: they are lost, and their clients were not told that they are kept"
         );
     }
+    // What is left was said.
+    let _ = gateway.all_told().await;
     let stopped = tokio::task::spawn_blocking(move || gateway.stop()).await;
     match stopped {
         Ok(Ok(())) => tracing::info!("stopped; everything is written"),

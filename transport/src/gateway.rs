@@ -34,7 +34,7 @@ use crate::health::Health;
 use crate::journal::{FsyncPolicy, Journal, Options};
 use crate::keys::{AccountIds, SaltError};
 use crate::redis::{Counter, Desk, JoinError, Shared, Untold};
-use crate::seam::{Background, Beside, World};
+use crate::seam::{Beside, World};
 use crate::sessions::{Limits, SessionError, Sessions};
 use crate::streams::Streams;
 use crate::till::Till;
@@ -403,29 +403,32 @@ impl Gateway {
         }
     }
 
-    /// What the shared store is still to be told of requests that are over. [`stop`](Self::stop) waits for it, for two seconds.
+    /// What the shared store is still to be told of requests that are over.
     #[must_use]
     pub fn untold(&self) -> usize {
         self.untold.as_ref().map_or(0, |untold| untold.left())
     }
 
-    /// Stops what runs beside requests, makes a last snapshot, and closes the journal. The requests are over by now; what the
-    /// others are to hear of them is told first. Blocks: it belongs on a thread of its own.
-    ///
-    /// # Errors
-    /// Where the disk does not take what is left.
-    pub fn stop(&self) -> Result<(), crate::journal::JournalFailed> {
-        let left = match self.world.background {
-            Background::Threads => self.untold.as_ref().map_or(0, |untold| untold.wait(LAST_WORDS)),
-            // Who tells it is a task of this very thread, and waiting here would stop him: one waits before.
-            Background::Tasks => self.untold(),
-        };
+    /// Waits until the others have been told what the last requests did, some seconds at most. Before [`stop`](Self::stop),
+    /// which ends those that tell it. False where something is left, and said in the log: claims end with their time.
+    pub async fn all_told(&self) -> bool {
+        let Some(untold) = &self.untold else { return true };
+        let left = untold.wait(LAST_WORDS).await;
         if left > 0 {
             tracing::warn!(
                 left,
                 "the shared store was not told everything: claims end with their time"
             );
         }
+        left == 0
+    }
+
+    /// Stops what runs beside requests, makes a last snapshot, and closes the journal. The requests are over by now. Blocks:
+    /// it belongs on a thread of its own.
+    ///
+    /// # Errors
+    /// Where the disk does not take what is left.
+    pub fn stop(&self) -> Result<(), crate::journal::JournalFailed> {
         self.tasks.lock().unwrap_or_else(PoisonError::into_inner).clear();
         let shadow = self.shadow.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(shadow) = shadow {

@@ -3,9 +3,12 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustls::ServerConfig;
+use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::WebPkiClientVerifier;
+use rustls::server::danger::ClientCertVerifier;
+use rustls::{RootCertStore, ServerConfig};
 
 /// Why the front cannot speak TLS.
 #[derive(Debug, thiserror::Error)]
@@ -23,6 +26,14 @@ pub enum TlsError {
     /// Certificate and key do not go together, or are of a kind that is not spoken.
     #[error("the TLS certificate and key cannot be used: {0}")]
     Unusable(#[from] rustls::Error),
+    /// Nobody's certificate can be judged by these.
+    #[error("the authorities in {} cannot be used: {reason}", path.display())]
+    Authorities {
+        /// Which file.
+        path: PathBuf,
+        /// Why not.
+        reason: String,
+    },
 }
 
 /// A server's configuration: TLS 1.2 and 1.3, no client certificates.
@@ -30,13 +41,41 @@ pub enum TlsError {
 /// # Errors
 /// See [`TlsError`].
 pub fn server_config(cert: &Path, key: &Path) -> Result<Arc<ServerConfig>, TlsError> {
+    asking_config(cert, key, None).map(Arc::new)
+}
+
+/// The same, with callers that must show a certificate of these authorities where some are given.
+pub(crate) fn asking_config(
+    cert: &Path,
+    key: &Path,
+    authorities: Option<&Path>,
+) -> Result<ServerConfig, TlsError> {
     let (chain, private) = (chain(cert)?, private_key(key)?);
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()?
-        .with_no_client_auth()
-        .with_single_cert(chain, private)?;
-    Ok(Arc::new(config))
+    let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
+        .with_safe_default_protocol_versions()?;
+    let builder = match authorities {
+        None => builder.with_no_client_auth(),
+        Some(path) => builder.with_client_cert_verifier(vouched_by(path, provider)?),
+    };
+    Ok(builder.with_single_cert(chain, private)?)
+}
+
+/// Who judges callers by the authorities of a PEM file.
+pub(crate) fn vouched_by(
+    path: &Path,
+    provider: Arc<CryptoProvider>,
+) -> Result<Arc<dyn ClientCertVerifier>, TlsError> {
+    let bad = |error: &dyn std::error::Error| TlsError::Authorities {
+        path: path.to_owned(),
+        reason: error.to_string(),
+    };
+    let mut roots = RootCertStore::empty();
+    for authority in chain(path)? {
+        roots.add(authority).map_err(|error| bad(&error))?;
+    }
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
+    verifier.build().map_err(|error| bad(&error))
 }
 
 /// The certificates of a PEM file, at least one.

@@ -181,7 +181,7 @@ pub async fn serve_telling(
             .add_service(health_service)
             .add_service(reflection)
             .serve_with_incoming_shutdown(
-                incoming.connections(),
+                incoming.connections(None),
                 closing.clone().cancelled_owned(),
             ),
     );

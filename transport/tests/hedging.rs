@@ -12,6 +12,7 @@ use control::units::Tokens;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 use transport::config::{Env, Flags, parse};
 use transport::exchange::{Call, Chat, End, Operation, Part, Refused, Reply, ReplyBody, Why};
@@ -24,7 +25,7 @@ const LONG: Duration = Duration::from_secs(20);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_quick_one_answers_and_the_slow_ones_connection_is_closed() {
-    let world = World::new(Play::Silent, Play::Answers(Duration::ZERO)).await;
+    let world = World::new(Play::Silent, Play::Answers(When::AtOnce)).await;
     let reply = world.ask(true).await.unwrap();
     assert_eq!((&*reply.replica, reply.attempts), ("second", 2));
     let (text, end) = read(reply).await;
@@ -37,7 +38,7 @@ async fn the_quick_one_answers_and_the_slow_ones_connection_is_closed() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_first_answers_all_the_same_and_the_seconds_connection_is_closed() {
-    let world = World::new(Play::Answers(Duration::from_millis(400)), Play::Silent).await;
+    let world = World::new(Play::Answers(When::BothAreAsked), Play::Silent).await;
     let reply = world.ask(true).await.unwrap();
     assert_eq!((&*reply.replica, reply.attempts), ("first", 2));
     let (text, _) = read(reply).await;
@@ -49,7 +50,7 @@ async fn the_first_answers_all_the_same_and_the_seconds_connection_is_closed() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_answer_that_comes_at_once_ends_the_race_too() {
-    let world = World::new(Play::Silent, Play::Answers(Duration::ZERO)).await;
+    let world = World::new(Play::Silent, Play::Answers(When::AtOnce)).await;
     let reply = world.ask(false).await.unwrap();
     assert_eq!((&*reply.replica, reply.attempts), ("second", 2));
     let ReplyBody::Whole { end, .. } = reply.body else { panic!("no stream was asked for") };
@@ -60,13 +61,16 @@ async fn an_answer_that_comes_at_once_ends_the_race_too() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_of_two_that_breaks_leaves_the_other_its_request() {
-    let breaks = Play::Breaks(Duration::from_millis(300));
-    let world = World::new(breaks, Play::Answers(Duration::from_millis(600))).await;
-    let reply = world.ask(true).await.unwrap();
+    let world = World::new(Play::Breaks, Play::Answers(When::Told)).await;
+    let telling = async {
+        world.comes_to("pointsman_hedges_total{outcome=\"alone\"} 1").await;
+        world.second.told.go.notify_one();
+    };
+    let (reply, ()) = tokio::join!(world.ask(true), telling);
+    let reply = reply.unwrap();
     assert_eq!((&*reply.replica, reply.attempts), ("second", 2));
     read(reply).await;
     assert_eq!((world.first.asked(), world.second.asked()), (1, 1), "nobody is asked again");
-    world.figure("pointsman_hedges_total{outcome=\"alone\"} 1");
     world.quiet().await;
 }
 
@@ -83,14 +87,9 @@ async fn a_refusal_of_the_request_itself_is_passed_on_at_once() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_that_leaves_lets_both_go() {
     let world = World::new(Play::Silent, Play::Silent).await;
-    let asked = async {
-        while world.second.asked() == 0 {
-            sleep(Duration::from_millis(5)).await;
-        }
-    };
     tokio::select! {
         reply = world.ask(true) => panic!("nobody answers: {:?}", reply.map(|reply| reply.replica).is_ok()),
-        () = asked => {}
+        () = world.second.told.is_asked() => {}
     }
     world.first.let_go().await;
     world.second.let_go().await;
@@ -102,39 +101,56 @@ async fn a_client_that_leaves_lets_both_go() {
 #[derive(Clone, Copy)]
 enum Play {
     Silent,
-    Answers(Duration),
-    Breaks(Duration),
+    Answers(When),
+    /// Once both are asked.
+    Breaks,
     Refuses,
+}
+
+#[derive(Clone, Copy)]
+enum When {
+    AtOnce,
+    BothAreAsked,
+    Told,
 }
 
 struct Replica {
     port: u16,
-    asked: Arc<AtomicU32>,
-    gone: Arc<AtomicU32>,
+    told: Arc<Told>,
+}
+
+/// What is known of a replica, and told to it.
+#[derive(Default)]
+struct Told {
+    asked: AtomicU32,
+    /// Connections that whoever asked has closed.
+    gone: AtomicU32,
+    /// Those who wait for this may answer.
+    go: Notify,
 }
 
 impl Replica {
-    async fn new(play: Play) -> Self {
+    /// One that plays `play`, beside the `other`.
+    async fn new(play: Play, told: Arc<Told>, other: Arc<Told>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        let (asked, gone) = (Arc::<AtomicU32>::default(), Arc::<AtomicU32>::default());
-        let replica = Self { port, asked: Arc::clone(&asked), gone: Arc::clone(&gone) };
+        let replica = Self { port, told: Arc::clone(&told) };
         tokio::spawn(async move {
             while let Ok((socket, _)) = listener.accept().await {
-                tokio::spawn(serve(socket, play, Arc::clone(&asked), Arc::clone(&gone)));
+                tokio::spawn(serve(socket, play, Arc::clone(&told), Arc::clone(&other)));
             }
         });
         replica
     }
 
     fn asked(&self) -> u32 {
-        self.asked.load(Ordering::SeqCst)
+        self.told.asked()
     }
 
     /// Waits until whoever asked has closed the connection on which nothing was answered.
     async fn let_go(&self) {
         let gone = async {
-            while self.gone.load(Ordering::SeqCst) < self.asked() {
+            while self.told.gone.load(Ordering::SeqCst) < self.asked() {
                 sleep(Duration::from_millis(5)).await;
             }
         };
@@ -143,17 +159,33 @@ impl Replica {
     }
 }
 
+impl Told {
+    fn asked(&self) -> u32 {
+        self.asked.load(Ordering::SeqCst)
+    }
+
+    async fn is_asked(&self) {
+        while self.asked() == 0 {
+            sleep(Duration::from_millis(5)).await;
+        }
+    }
+}
+
 /// One request on a connection.
-async fn serve(mut socket: TcpStream, play: Play, asked: Arc<AtomicU32>, gone: Arc<AtomicU32>) {
+async fn serve(mut socket: TcpStream, play: Play, own: Arc<Told>, other: Arc<Told>) {
     let Some(streams) = read_request(&mut socket).await else { return };
-    asked.fetch_add(1, Ordering::SeqCst);
+    own.asked.fetch_add(1, Ordering::SeqCst);
     match play {
         Play::Silent => {}
-        Play::Answers(after) => {
-            sleep(after).await;
+        Play::Answers(when) => {
+            match when {
+                When::AtOnce => {}
+                When::BothAreAsked => other.is_asked().await,
+                When::Told => own.go.notified().await,
+            }
             let _ = socket.write_all(answer(streams).as_bytes()).await;
         }
-        Play::Breaks(after) => return sleep(after).await,
+        Play::Breaks => return other.is_asked().await,
         Play::Refuses => {
             let body = r#"{"error":{"message":"no","type":"invalid_request_error"}}"#;
             let refusal = head("application/json", body).replacen("200 OK", "400 Bad Request", 1);
@@ -162,7 +194,7 @@ async fn serve(mut socket: TcpStream, play: Play, asked: Arc<AtomicU32>, gone: A
     }
     let mut rest = [0; 64];
     while let Ok(1..) = socket.read(&mut rest).await {}
-    gone.fetch_add(1, Ordering::SeqCst);
+    own.gone.fetch_add(1, Ordering::SeqCst);
 }
 
 /// Whether a stream is asked for.
@@ -224,7 +256,10 @@ struct World {
 
 impl World {
     async fn new(first: Play, second: Play) -> Self {
-        let (first, second) = (Replica::new(first).await, Replica::new(second).await);
+        let told: [Arc<Told>; 2] = Default::default();
+        let [first, second] = [(first, 0), (second, 1)]
+            .map(|(play, at)| Replica::new(play, Arc::clone(&told[at]), Arc::clone(&told[1 - at])));
+        let (first, second) = (first.await, second.await);
         let dir = TempDir::new().unwrap();
         let text = format!(
             "version: 1\ndata: {{dir: {}}}\nrouting: {{hedge: {{after: 100ms}}}}\n\
@@ -261,6 +296,16 @@ impl World {
             stored: None,
         };
         self.gateway.chat().exchange(call).await
+    }
+
+    /// Waits until a figure stands there.
+    async fn comes_to(&self, line: &str) {
+        let comes = async {
+            while !self.gateway.chat().metrics().contains(line) {
+                sleep(Duration::from_millis(5)).await;
+            }
+        };
+        timeout(LONG, comes).await.expect(line);
     }
 
     fn figure(&self, line: &str) {

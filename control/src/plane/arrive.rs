@@ -26,7 +26,7 @@ impl ControlPlane {
         match self.admit(request, &arrival) {
             Ok(rates) => {
                 self.retry.deposit(self.now);
-                if self.config.hedge_after(&arrival.model).is_some() {
+                if self.config.hedge_after(&arrival).is_some() {
                     self.retry.deposit_hedge();
                 }
                 self.enter(request, arrival, rates);

@@ -6,6 +6,7 @@ use core::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::input::{Arrival, Session};
 use super::request::ATTEMPTS_MAX;
 use crate::id::{AccountId, Principal};
 use crate::units::{Price, Tokens};
@@ -122,10 +123,14 @@ impl Config {
         self.models.get(model).and_then(|model| model.timeouts.as_ref()).unwrap_or(&self.timeouts)
     }
 
-    /// How long a model's first token is waited for before a second attempt is made, where one ever is.
-    pub(super) fn hedge_after(&self, model: &str) -> Option<Duration> {
-        let own = self.models.get(model).and_then(|model| model.hedge_after);
-        Some(own.unwrap_or(self.attempt.hedge_after)).filter(|after| !after.is_zero())
+    /// How long a request's first token is waited for before a second attempt is made, where one ever is. A turn of a stored
+    /// session is sent only when no other process has one of the same session: until then its attempt is silent, and no
+    /// replica is to blame for it.
+    pub(super) fn hedge_after(&self, arrival: &Arrival) -> Option<Duration> {
+        let own = self.models.get(&arrival.model).and_then(|model| model.hedge_after);
+        let may_wait = arrival.session.as_ref().is_some_and(Session::is_stored);
+        let after = own.unwrap_or(self.attempt.hedge_after);
+        Some(after).filter(|after| !after.is_zero() && !may_wait)
     }
 
     /// How a model's endpoints are picked.

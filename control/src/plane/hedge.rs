@@ -14,6 +14,12 @@
 //! | client gone, watchdog          | both stopped      | is over                   |
 //! | process ends                   | both lost         | is over, refunded         |
 //!
+//! A turn of a stored session has no second attempt: what it waits for may be another process, and not the replica.
+//!
+//! Rejected: to blame the loser, or the one that has lost so and so often in a row. Where a pool is slow as a whole, who is
+//! second is chance, and blame for it ejects the healthy when they are needed most. So a replica that never answers is hidden
+//! as long as each of its requests is hedged; the share bounds that, as what is not hedged times out and counts.
+//!
 //! Rejected: to let the loser finish and take the cheaper answer, or to let both stream until one breaks. A replica's time
 //! is what is short when requests wait.
 
@@ -70,12 +76,15 @@ impl ControlPlane {
         {
             let won = hedge.id == winner;
             let loser = if won { core::mem::replace(first, hedge) } else { hedge };
+            let over = loser.endpoint;
+            // Nothing failed there, this time: where the winner breaks off, it may be the one that goes on.
+            let spared = request.tried.iter().rposition(|tried| *tried == over);
+            request.tried.remove(spared.expect("it was sent there"));
             if planted!(LoserNotStopped) {
                 self.release(&loser, Verdict::Neutral);
             } else {
                 self.stop(id, &loser, Verdict::Neutral);
             }
-            let over = loser.endpoint;
             let race = if won { Race::Won { over } } else { Race::Lost { over } };
             self.observe(Observation::Hedged { request: id, race });
         }

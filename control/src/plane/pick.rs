@@ -157,7 +157,7 @@ impl ControlPlane {
     fn dispatch(&mut self, id: RequestId, at: At, chosen: Box<Chosen>, throttled: Vec<EndpointId>) {
         let running = self.send(id, at, chosen, throttled, false);
         let request = self.requests.get_mut(&id).expect("it was sent just now");
-        let after = self.config.hedge_after(&request.arrival.model);
+        let after = self.config.hedge_after(&request.arrival);
         let after = after.filter(|_| !request.committed && !request.hedge.made);
         request.hedge.due = after.map(|after| self.now + after);
         self.set_phase(id, Phase::Attempting(running));

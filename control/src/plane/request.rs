@@ -108,6 +108,7 @@ pub(super) struct Request {
     pub phase: Phase,
     pub hedge: Hedge,
     pub attempts: u32,
+    /// Where its attempts went, in their order; without that of the one that lost to another, which did not fail.
     pub tried: Vec<EndpointId>,
     /// Something of an answer has gone to the client.
     pub committed: bool,

@@ -36,9 +36,9 @@ pub(crate) struct Request {
     /// Whether the store was asked for it.
     pub asked: bool,
     pub attempts: u32,
-    /// The record of each attempt's dispatch.
-    pub dispatches: Vec<u64>,
-    /// Where it was tried.
+    /// Each attempt's record, and where it went.
+    pub dispatches: Vec<(u64, EndpointId)>,
+    /// Where it was tried, but for the one that lost a race, where nothing failed.
     pub tried: Vec<EndpointId>,
     /// The attempt that runs, the first of two where there are two.
     pub running: Option<Running>,
@@ -170,7 +170,7 @@ impl Request {
             sometimes!("stream_resumed");
         }
         self.tried.push(order.endpoint);
-        self.dispatches.push(position);
+        self.dispatches.push((position, order.endpoint));
         let (attempt, number, since) = (order.attempt, order.number, step.now);
         let running = Running { attempt, number, replica, since, hedge_after, cancelled: false };
         if order.hedge {
@@ -188,7 +188,7 @@ impl Request {
     /// Where an attempt of its went: the last four bits of an attempt's id count them.
     pub fn tried_by(&self, attempt: AttemptId) -> Option<EndpointId> {
         let number = (attempt.0.counter & 0xf) as usize;
-        self.tried.get(number.checked_sub(1)?).copied()
+        self.dispatches.get(number.checked_sub(1)?).map(|(_, at)| *at)
     }
 
     /// This attempt answers: another beside it has lost.
@@ -197,6 +197,9 @@ impl Request {
             let first = self.running.replace(winner);
             let both = first.into_iter().chain([beside]);
             self.lost = both.into_iter().find(|one| one.attempt != winner.attempt);
+            let spared = self.lost.and_then(|lost| self.tried_by(lost.attempt));
+            let latest = self.tried.iter().rposition(|tried| Some(*tried) == spared);
+            latest.map(|at| self.tried.remove(at));
         }
         self.replica = winner.replica;
     }
@@ -288,9 +291,9 @@ impl Request {
         self.granted = self.grants.iter().fold([0, 0], |sum, (_, amount)| plus(sum, *amount));
         self.terminal = self.terminal.filter(|(position, _)| *position < next);
         self.expired = self.expired.filter(|position| *position < next);
-        self.dispatches.retain(|position| *position < next);
+        self.dispatches.retain(|(position, _)| *position < next);
         self.attempts = self.dispatches.len() as u32;
-        self.tried.truncate(self.dispatches.len());
+        self.tried.retain(|tried| self.dispatches.iter().any(|(_, at)| at == tried));
     }
 
     /// What a request that completed is to be charged.

@@ -261,6 +261,7 @@ impl House {
             }
         };
         let _ = timeout(Duration::from_secs(2), settled).await;
+        let _ = (started.turns_written().await, started.all_told().await);
         let stopped = started.stop();
         self.stage.word(format!("{name} stopped: {stopped:?}"));
         self.ends(Ended::Stopped(stopped.err().map(|error| error.to_string())));

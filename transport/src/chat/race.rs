@@ -1,6 +1,6 @@
 //! Attempts until one of them begins to answer: one, or two beside each other where the plane orders a hedge.
 //!
-//! Both run in the request's own task, which looks at one after the other. So no two first tokens are told at once: the
+//! Both run in the request's own task, which looks at the plane's orders first, and then at one after the other. So no two first tokens are told at once: the
 //! attempt that has told its own ends the race in the same poll, and the other is dropped, which closes its call upstream. Its
 //! cancel, and a second attempt ordered a moment too late, may lie in the mailbox still: whoever reads them there knows
 //! attempts by their ids.
@@ -11,11 +11,12 @@
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Context, Poll};
 
 use control::outcome::AttemptEnd;
 use control::plane::{Dispatch, Input};
 use control::units::Tokens;
+use tokio::sync::mpsc;
 
 use super::attempt::{Begun, Run};
 use super::span::AttemptSpan;
@@ -39,11 +40,30 @@ struct Lane<'a> {
 }
 
 /// What happens next.
-enum Next {
+#[derive(Debug)]
+enum Next<B> {
     /// An attempt begins to answer, or has failed.
-    Lane(usize, Result<Begun, Failed>),
+    Lane(usize, B),
     /// The plane wants something.
     Order(Option<Order>),
+}
+
+/// Orders first. What made the plane stop an attempt came before whatever that attempt may bring in the same moment: its
+/// first token would be no answer any more, and its client would be served what was refused.
+fn poll_next<'l, L: Future + Unpin + 'l>(
+    orders: &mut mpsc::Receiver<Order>,
+    lanes: impl Iterator<Item = &'l mut L>,
+    context: &mut Context<'_>,
+) -> Poll<Next<L::Output>> {
+    if let Poll::Ready(order) = orders.poll_recv(context) {
+        return Poll::Ready(Next::Order(order));
+    }
+    for (index, lane) in lanes.enumerate() {
+        if let Poll::Ready(begun) = Pin::new(lane).poll(context) {
+            return Poll::Ready(Next::Lane(index, begun));
+        }
+    }
+    Poll::Pending
 }
 
 impl<'a> Lane<'a> {
@@ -68,12 +88,7 @@ impl Request {
         let mut lanes = vec![Lane::new(chat, call, first)];
         while !lanes.is_empty() {
             let next = poll_fn(|context| {
-                for (index, lane) in lanes.iter_mut().enumerate() {
-                    if let Poll::Ready(begun) = lane.begun.as_mut().poll(context) {
-                        return Poll::Ready(Next::Lane(index, begun));
-                    }
-                }
-                orders.poll_recv(context).map(Next::Order)
+                poll_next(orders, lanes.iter_mut().map(|lane| &mut lane.begun), context)
             });
             match next.await {
                 Next::Lane(index, Ok(begun)) => {
@@ -127,5 +142,32 @@ impl Lane<'_> {
         };
         self.report(chat, end);
         failed.upstream
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::{pending, ready};
+
+    use control::id::{AttemptId, Minted};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn an_attempt_that_was_stopped_answers_nobody_though_it_is_ready_in_that_moment() {
+        let (plane, mut orders) = mpsc::channel(4);
+        let stopped = AttemptId(Minted { incarnation: 1, counter: 18 });
+        let mut lanes: [Pin<Box<dyn Future<Output = u32>>>; 2] =
+            [Box::pin(pending()), Box::pin(ready(7))];
+        plane.try_send(Order::Cancel(stopped)).expect("there is room");
+        let mut next = async || poll_fn(|cx| poll_next(&mut orders, lanes.iter_mut(), cx)).await;
+        let first = next().await;
+        assert!(
+            matches!(&first, Next::Order(Some(Order::Cancel(one))) if *one == stopped),
+            "{first:?}"
+        );
+        let second = next().await;
+        assert!(matches!(second, Next::Lane(1, 7)), "{second:?}");
+        drop(plane);
     }
 }

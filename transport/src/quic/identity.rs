@@ -11,12 +11,11 @@ use quinn::crypto::{CryptoError, HmacKey};
 use quinn::{ConnectionId, ConnectionIdGenerator, EndpointConfig, ServerConfig};
 use rustls::pki_types::pem::{self, PemObject as _};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
-use rustls::server::WebPkiClientVerifier;
-use rustls::{RootCertStore, version};
+use rustls::version;
 use sha2::{Digest as _, Sha256};
 
 use super::{ALPN, Pin};
-use crate::tls::{TlsError, chain, private_key};
+use crate::tls::{TlsError, chain, private_key, vouched_by};
 
 /// A certificate chain with its private key. `Debug` shows the fingerprint alone.
 #[derive(Clone)]
@@ -53,8 +52,8 @@ pub enum IdentityError {
     /// No certificate can be made.
     #[error("cannot make a certificate: {0}")]
     Made(#[from] rcgen::Error),
-    /// Certificate, key or authorities are of no use.
-    #[error("the certificate, its key or the authorities cannot be used: {0}")]
+    /// Certificate and key are of no use.
+    #[error("the certificate and its key cannot be used: {0}")]
     Unusable(String),
 }
 
@@ -136,17 +135,7 @@ impl Identity {
             .map_err(|error| unusable(&error))?;
         let builder = match clients {
             None => builder.with_no_client_auth(),
-            Some(path) => {
-                let mut roots = RootCertStore::empty();
-                for authority in chain(path)? {
-                    roots.add(authority).map_err(|error| unusable(&error))?;
-                }
-                let verifier =
-                    WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
-                        .build()
-                        .map_err(|error| unusable(&error))?;
-                builder.with_client_cert_verifier(verifier)
-            }
+            Some(path) => builder.with_client_cert_verifier(vouched_by(path, provider)?),
         };
         let mut tls = builder
             .with_single_cert(self.chain.clone(), self.key.clone_key())

@@ -22,7 +22,7 @@ use tokio::sync::{OwnedMutexGuard, Semaphore};
 use tokio::time::timeout;
 
 use super::error::StoreError;
-use super::script::Call;
+use super::script::{Call, Source};
 use crate::config::Secret;
 use crate::seam::{Dial, Network};
 
@@ -162,6 +162,22 @@ impl Caller {
                 StoreError::Garbled("NOSCRIPT for a script's own text".into())
             }
         })
+    }
+
+    /// Runs one that touches one key.
+    pub async fn script_on(
+        &self,
+        source: &Source,
+        key: String,
+        arguments: impl Fn(&mut Cmd),
+    ) -> Result<Value, StoreError> {
+        let command = |whole| {
+            let mut command = source.command(whole);
+            command.arg(1).arg(&key);
+            arguments(&mut command);
+            command
+        };
+        self.script(command).await
     }
 
     /// Any other command.

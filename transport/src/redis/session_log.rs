@@ -78,7 +78,10 @@ impl SessionLog {
     /// # Errors
     /// [`StoreError`].
     pub async fn create(&self, id: &str, fields: &[(&str, String)]) -> Result<(), StoreError> {
-        self.script(&CREATE, session_key(id), |command| with(command, fields)).await.map(drop)
+        self.caller
+            .script_on(&CREATE, session_key(id), |command| with(command, fields))
+            .await
+            .map(drop)
     }
 
     /// Changes fields of a session. False where it is gone.
@@ -86,7 +89,8 @@ impl SessionLog {
     /// # Errors
     /// [`StoreError`].
     pub async fn set(&self, id: &str, fields: &[(&str, String)]) -> Result<bool, StoreError> {
-        let answer = self.script(&SET, session_key(id), |command| with(command, fields)).await?;
+        let answer =
+            self.caller.script_on(&SET, session_key(id), |command| with(command, fields)).await?;
         Ok(number(&answer)? == 1)
     }
 
@@ -104,7 +108,7 @@ impl SessionLog {
         let append = |command: &mut Cmd| {
             command.arg(before).arg(entries);
         };
-        let answer = self.script(&APPEND, messages_key(id), append).await?;
+        let answer = self.caller.script_on(&APPEND, messages_key(id), append).await?;
         if answer == Value::Nil { Ok(None) } else { number(&answer).map(Some) }
     }
 
@@ -142,7 +146,7 @@ impl SessionLog {
         let enlist = |command: &mut Cmd| {
             command.arg(id).arg(active).arg(most);
         };
-        Ok(number(&self.script(&ENLIST, user_key(user), enlist).await?)? == 1)
+        Ok(number(&self.caller.script_on(&ENLIST, user_key(user), enlist).await?)? == 1)
     }
 
     /// A user's sessions, the last used first, and how many there are.
@@ -191,7 +195,7 @@ impl SessionLog {
         let add = |command: &mut Cmd| {
             command.arg(most).arg(lines);
         };
-        self.script(&HISTORY, format!("history:{user}"), add).await.map(drop)
+        self.caller.script_on(&HISTORY, format!("history:{user}"), add).await.map(drop)
     }
 
     /// What was said last, newest first.
@@ -236,22 +240,7 @@ impl SessionLog {
         let held = |command: &mut Cmd| {
             command.arg(who).arg(millis(ttl));
         };
-        Ok(number(&self.script(&HOLD, turn_key(id), held).await?)? == 1)
-    }
-
-    async fn script(
-        &self,
-        source: &Source,
-        key: String,
-        arguments: impl Fn(&mut Cmd),
-    ) -> Result<Value, StoreError> {
-        let command = |whole| {
-            let mut command = source.command(whole);
-            command.arg(1).arg(&key);
-            arguments(&mut command);
-            command
-        };
-        self.caller.script(command).await
+        Ok(number(&self.caller.script_on(&HOLD, turn_key(id), held).await?)? == 1)
     }
 }
 

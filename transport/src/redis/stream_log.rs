@@ -12,7 +12,7 @@ use std::sync::LazyLock;
 use std::time::Duration;
 
 use bytes::Bytes;
-use redis::{Cmd, Value};
+use redis::Value;
 
 use super::client::{Caller, Settings, SettingsError};
 use super::error::StoreError;
@@ -137,7 +137,7 @@ impl StreamLog {
     /// [`StoreError`]; they may have been written, and may be written again.
     pub async fn append(&self, id: &str, shipment: &Shipment) -> Result<u64, StoreError> {
         let count = shipment.events.len();
-        let answer = self.script(&APPEND, stream_key(id), |command| {
+        let answer = self.caller.script_on(&APPEND, stream_key(id), |command| {
             command.arg(shipment.entries_max).arg(millis(shipment.ttl)).arg(shipment.from);
             for (index, event) in shipment.events.iter().enumerate() {
                 let is_final = shipment.is_end && index + 1 == count;
@@ -155,7 +155,7 @@ impl StreamLog {
     /// [`StoreError`].
     pub async fn keep(&self, id: &str, owned: &Owned) -> Result<Readers, StoreError> {
         let status = if owned.running { "streaming" } else { "ended" };
-        let answer = self.script(&KEEP, meta_key(id), |command| {
+        let answer = self.caller.script_on(&KEEP, meta_key(id), |command| {
             command.arg(&owned.owner).arg(&owned.whose).arg(status).arg(millis(owned.ttl));
         });
         let [epoch, beat, read] = integers(&answer.await?)?;
@@ -195,7 +195,7 @@ impl StreamLog {
         elsewhere: Option<u64>,
     ) -> Result<Option<Claimed>, StoreError> {
         let read = elsewhere.map(|read| read.to_string()).unwrap_or_default();
-        let answer = self.script(&CLAIM, meta_key(id), |command| {
+        let answer = self.caller.script_on(&CLAIM, meta_key(id), |command| {
             command.arg(whose).arg(&read);
         });
         let answer = answer.await?;
@@ -211,7 +211,7 @@ impl StreamLog {
     /// # Errors
     /// [`StoreError`].
     pub async fn beat(&self, id: &str, epoch: u64, read: u64) -> Result<Beat, StoreError> {
-        let answer = self.script(&BEAT, meta_key(id), |command| {
+        let answer = self.caller.script_on(&BEAT, meta_key(id), |command| {
             command.arg(epoch).arg(read);
         });
         Ok(match integer(&answer.await?)? {
@@ -260,21 +260,6 @@ impl StreamLog {
         let mut command = redis::cmd("EXISTS");
         command.arg(alive_key(name));
         Ok(number(&self.caller.command(&command).await?)? == 1)
-    }
-
-    async fn script(
-        &self,
-        source: &Source,
-        key: String,
-        arguments: impl Fn(&mut Cmd),
-    ) -> Result<Value, StoreError> {
-        let command = |whole| {
-            let mut command = source.command(whole);
-            command.arg(1).arg(&key);
-            arguments(&mut command);
-            command
-        };
-        self.caller.script(command).await
     }
 }
 

@@ -4,15 +4,15 @@
 //! leave keys claimed and rates held until their leases are over, though Redis is there and takes them within a moment.
 //! Rejected: to close the queues and join their tasks. The plane holds the queues' other end until the journal is closed.
 
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::timeout;
 
 /// How much waits, or is on its way.
 #[derive(Debug, Default)]
-pub struct Untold {
-    count: Mutex<usize>,
-    none: Condvar,
-}
+pub struct Untold(watch::Sender<usize>);
 
 /// One thing to be told. It is told, or given up, when this is dropped.
 #[derive(Debug)]
@@ -20,58 +20,52 @@ pub(super) struct One(Arc<Untold>);
 
 impl Untold {
     pub(super) fn one(self: &Arc<Self>) -> One {
-        *self.count.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+        self.0.send_modify(|count| *count += 1);
         One(Arc::clone(self))
     }
 
     /// What is left now.
     #[must_use]
     pub fn left(&self) -> usize {
-        *self.count.lock().unwrap_or_else(PoisonError::into_inner)
+        *self.0.borrow()
     }
 
-    /// Blocks until all is told, or for so long. What is left then.
-    #[must_use]
-    pub fn wait(&self, patience: Duration) -> usize {
-        let count = self.count.lock().unwrap_or_else(PoisonError::into_inner);
-        let waited = self.none.wait_timeout_while(count, patience, |count| *count > 0);
-        let (count, _) = waited.unwrap_or_else(PoisonError::into_inner);
-        *count
+    /// Waits until all is told, or for so long. What is left then.
+    pub async fn wait(&self, patience: Duration) -> usize {
+        let mut counts = self.0.subscribe();
+        // Whether all was told or time is up, the count says; and its sender is here.
+        let _ = timeout(patience, counts.wait_for(|count| *count == 0)).await;
+        self.left()
     }
 }
 
 impl Drop for One {
     fn drop(&mut self) {
-        let mut count = self.0.count.lock().unwrap_or_else(PoisonError::into_inner);
-        *count -= 1;
-        if *count == 0 {
-            self.0.none.notify_all();
-        }
+        self.0.0.send_modify(|count| *count -= 1);
     }
 }
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, reason = "tests")]
-
-    use std::time::Instant;
+    use tokio::time::{Instant, sleep};
 
     use super::*;
 
-    #[test]
-    fn who_waits_waits_for_the_last_and_no_longer_than_it_wants() {
+    #[tokio::test(start_paused = true)]
+    async fn who_waits_waits_for_the_last_and_no_longer_than_it_wants() {
         let untold = Arc::<Untold>::default();
-        assert_eq!(untold.wait(Duration::from_secs(60)), 0, "nothing to wait for");
+        let began = Instant::now();
+        assert_eq!(untold.wait(Duration::from_secs(60)).await, 0, "nothing to wait for");
+        assert!(began.elapsed().is_zero());
         let (first, last) = (untold.one(), untold.one());
         drop(first);
-        assert_eq!((untold.left(), untold.wait(Duration::from_millis(10))), (1, 1));
-        let telling = std::thread::spawn(move || {
-            std::thread::sleep(Duration::from_millis(20));
+        assert_eq!((untold.left(), untold.wait(Duration::from_secs(2)).await), (1, 1));
+        assert_eq!(began.elapsed(), Duration::from_secs(2));
+        let telling = async {
+            sleep(Duration::from_secs(3)).await;
             drop(last);
-        });
-        let started = Instant::now();
-        assert_eq!(untold.wait(Duration::from_secs(60)), 0);
-        assert!(started.elapsed() < Duration::from_secs(30), "{:?}", started.elapsed());
-        telling.join().unwrap();
+        };
+        let (left, ()) = tokio::join!(untold.wait(Duration::from_secs(60)), telling);
+        assert_eq!((left, began.elapsed()), (0, Duration::from_secs(5)));
     }
 }

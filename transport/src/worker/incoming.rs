@@ -7,22 +7,27 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use futures_util::Stream;
+use futures_util::future::{Either, ready};
 use futures_util::stream::unfold;
+use futures_util::{Stream, StreamExt as _};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::{Sleep, sleep};
+use tokio::time::{Sleep, sleep, timeout_at};
+use tokio_rustls::TlsAcceptor;
+use tokio_util::task::AbortOnDropHandle;
 use tonic::transport::server::Connected;
 
 use crate::seam::{Accept, Duplex};
 
 /// Callers are gateways, with one connection each: more than this is not a fleet but a mistake. Who comes then waits.
 pub(super) const CONNECTIONS_MAX: usize = 4_096;
-/// Whoever connects says so much at once: HTTP/2 begins with these 24 bytes, and a TLS greeting is longer.
+/// Whoever connects says so much at once: HTTP/2 begins with these 24 bytes. Over TLS they count as they were before they
+/// were encrypted: whoever shakes hands has said nothing yet.
 const GREETING_BYTES: usize = 24;
-/// Who has not said that by then is let go. Pings find out about the silent only behind it; a connection that never says
-/// anything would hold its place for ever, and as many as there are places would keep all others out.
+/// Who has not said that by then, hands shaken or not, is let go. Pings find out about the silent only behind it; a
+/// connection that never says anything would hold its place for ever, and as many as there are places would keep all
+/// others out.
 const GREETS_WITHIN: Duration = Duration::from_secs(10);
 /// After a failed accept (out of descriptors, most likely) nothing gets better by asking at once.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(50);
@@ -55,25 +60,35 @@ impl Incoming {
         }
     }
 
-    pub(crate) fn connections(self) -> impl Stream<Item = io::Result<Caller>> {
+    /// Those who connect, and shake hands where TLS is spoken.
+    pub(crate) fn connections(
+        self,
+        tls: Option<TlsAcceptor>,
+    ) -> impl Stream<Item = io::Result<Caller>> {
         let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-        unfold((self, permits), async |(incoming, permits)| {
+        let callers = unfold((self, permits), async |(incoming, permits)| {
             // The semaphore is never closed.
             let permit = Arc::clone(&permits).acquire_owned().await.ok()?;
             let line = incoming.accept().await;
-            Some((Ok(Caller::new(line, permit, GREETS_WITHIN)), (incoming, permits)))
-        })
+            Some((Caller::new(line, permit, GREETS_WITHIN), (incoming, permits)))
+        });
+        let Some(tls) = tls else { return Either::Left(callers.map(Ok)) };
+        // Each shakes hands in a task of its own: nobody waits for the slow, or for another's arithmetic.
+        let shaking = callers
+            .map(move |caller| AbortOnDropHandle::new(tokio::spawn(caller.shake(tls.clone()))));
+        let shaken = shaking.buffer_unordered(CONNECTIONS_MAX);
+        Either::Right(shaken.filter_map(|shaken| ready(shaken.ok().flatten().map(Ok))))
     }
 
-    async fn accept(&self) -> Line {
+    async fn accept(&self) -> Box<dyn Duplex> {
         loop {
-            let accepted = match self {
+            let accepted: io::Result<Box<dyn Duplex>> = match self {
                 Self::Real(tcp) => tcp.accept().await.map(|(stream, _peer)| {
                     // Chunks are small and each must leave at once. Failing to say so costs latency only.
                     let _ = stream.set_nodelay(true);
-                    Line::Real(stream)
+                    Box::new(stream) as _
                 }),
-                Self::Simulated(door) => door.accept().await.map(Line::Simulated),
+                Self::Simulated(door) => door.accept().await,
             };
             match accepted {
                 Ok(line) => return line,
@@ -88,7 +103,7 @@ impl Incoming {
 
 /// A connection, as long as it lasts.
 pub(crate) struct Caller {
-    line: Line,
+    line: Box<dyn Duplex>,
     /// Until it has greeted.
     greeting: Option<Greeting>,
     _permit: OwnedSemaphorePermit,
@@ -99,16 +114,25 @@ struct Greeting {
     due: Pin<Box<Sleep>>,
 }
 
-enum Line {
-    Real(TcpStream),
-    Simulated(Box<dyn Duplex>),
-}
-
 impl Caller {
-    fn new(line: Line, permit: OwnedSemaphorePermit, within: Duration) -> Self {
+    fn new(line: Box<dyn Duplex>, permit: OwnedSemaphorePermit, within: Duration) -> Self {
         let due = Box::pin(sleep(within));
         let greeting = Greeting { bytes_left: GREETING_BYTES, due };
         Self { line, greeting: Some(greeting), _permit: permit }
+    }
+
+    /// The same caller over TLS. `None` where it does not speak it, or not in time.
+    async fn shake(mut self, tls: TlsAcceptor) -> Option<Self> {
+        let due = self.greeting.as_ref()?.due.deadline();
+        match timeout_at(due, tls.accept(self.line)).await {
+            Ok(Ok(secured)) => {
+                self.line = Box::new(secured);
+                return Some(self);
+            }
+            Ok(Err(error)) => tracing::debug!(%error, "a TLS handshake failed"),
+            Err(_) => tracing::debug!("a TLS handshake took too long"),
+        }
+        None
     }
 }
 
@@ -143,10 +167,7 @@ impl AsyncRead for Caller {
     ) -> Poll<io::Result<()>> {
         let caller = self.get_mut();
         let before = into.filled().len();
-        let polled = match &mut caller.line {
-            Line::Real(stream) => Pin::new(stream).poll_read(cx, into),
-            Line::Simulated(stream) => Pin::new(stream).poll_read(cx, into),
-        };
+        let polled = Pin::new(&mut caller.line).poll_read(cx, into);
         if let Some(greeting) = &mut caller.greeting {
             let read = match &polled {
                 Poll::Pending => Poll::Pending,
@@ -166,10 +187,7 @@ impl AsyncWrite for Caller {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        match &mut self.get_mut().line {
-            Line::Real(stream) => Pin::new(stream).poll_write(cx, bytes),
-            Line::Simulated(stream) => Pin::new(stream).poll_write(cx, bytes),
-        }
+        Pin::new(&mut self.get_mut().line).poll_write(cx, bytes)
     }
 
     fn poll_write_vectored(
@@ -177,31 +195,19 @@ impl AsyncWrite for Caller {
         cx: &mut Context<'_>,
         bytes: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        match &mut self.get_mut().line {
-            Line::Real(stream) => Pin::new(stream).poll_write_vectored(cx, bytes),
-            Line::Simulated(stream) => Pin::new(stream).poll_write_vectored(cx, bytes),
-        }
+        Pin::new(&mut self.get_mut().line).poll_write_vectored(cx, bytes)
     }
 
     fn is_write_vectored(&self) -> bool {
-        match &self.line {
-            Line::Real(stream) => stream.is_write_vectored(),
-            Line::Simulated(stream) => stream.is_write_vectored(),
-        }
+        self.line.is_write_vectored()
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.get_mut().line {
-            Line::Real(stream) => Pin::new(stream).poll_flush(cx),
-            Line::Simulated(stream) => Pin::new(stream).poll_flush(cx),
-        }
+        Pin::new(&mut self.get_mut().line).poll_flush(cx)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.get_mut().line {
-            Line::Real(stream) => Pin::new(stream).poll_shutdown(cx),
-            Line::Simulated(stream) => Pin::new(stream).poll_shutdown(cx),
-        }
+        Pin::new(&mut self.get_mut().line).poll_shutdown(cx)
     }
 }
 
@@ -209,15 +215,102 @@ impl AsyncWrite for Caller {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
+    use std::future::pending;
+    use std::sync::Mutex;
+
+    use rustls::{ClientConfig, RootCertStore};
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
+    use tokio::time::timeout;
+    use tokio_rustls::TlsConnector;
 
     use super::*;
+    use crate::quic;
+    use crate::seam::Connecting;
+    use crate::tls::{chain, server_config};
+
+    /// A port at which one caller comes in.
+    struct Once(Mutex<Option<DuplexStream>>);
+
+    impl Accept for Once {
+        fn local_addr(&self) -> io::Result<SocketAddr> {
+            Ok(([127, 0, 0, 1], 1).into())
+        }
+
+        fn accept(&self) -> Connecting<'_> {
+            let next = self.0.lock().unwrap().take();
+            Box::pin(async move {
+                match next {
+                    Some(stream) => Ok(Box::new(stream) as Box<dyn Duplex>),
+                    None => pending().await,
+                }
+            })
+        }
+    }
+
+    /// The two ends of TLS, which believe each other.
+    fn tls() -> (TlsAcceptor, TlsConnector) {
+        let dir = tempfile::tempdir().unwrap();
+        let (cert, key) = (dir.path().join("c.pem"), dir.path().join("k.pem"));
+        quic::Identity::read_or_made(&cert, &key).unwrap();
+        let server = server_config(&cert, &key).unwrap();
+        let mut roots = RootCertStore::empty();
+        roots.add_parsable_certificates(chain(&cert).unwrap());
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let client = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        (TlsAcceptor::from(server), TlsConnector::from(Arc::new(client)))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_shakes_hands_over_tls_and_says_nothing_then_gives_the_place_back() {
+        for said in [0, GREETING_BYTES - 1] {
+            let (ours, theirs) = duplex(16_384);
+            let (acceptor, connector) = tls();
+            let door = Incoming::Simulated(Box::new(Once(Mutex::new(Some(ours)))));
+            let mut callers = Box::pin(door.connections(Some(acceptor)));
+            let began = tokio::time::Instant::now();
+            let name = "localhost".try_into().unwrap();
+            let shaking = async {
+                let mut theirs = connector.connect(name, theirs).await.unwrap();
+                theirs.write_all(&vec![7; said]).await.unwrap();
+                theirs
+            };
+            let (caller, _theirs) = tokio::join!(callers.next(), shaking);
+            let mut caller = caller.unwrap().unwrap();
+            let mut heard = Vec::new();
+            let reading = timeout(10 * GREETS_WITHIN, caller.read_to_end(&mut heard)).await;
+            let error = reading.expect("it holds its place").unwrap_err();
+            assert_eq!((error.kind(), heard.len()), (io::ErrorKind::TimedOut, said));
+            assert!(began.elapsed() < 2 * GREETS_WITHIN, "{:?}", began.elapsed());
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_does_not_shake_hands_gives_the_place_back() {
+        let (ours, mut theirs) = duplex(16_384);
+        let (acceptor, _) = tls();
+        let door = Incoming::Simulated(Box::new(Once(Mutex::new(Some(ours)))));
+        let mut callers = Box::pin(door.connections(Some(acceptor)));
+        let closed = async {
+            let mut rest = Vec::new();
+            theirs.read_to_end(&mut rest).await
+        };
+        tokio::select! {
+            caller = callers.next() => panic!("a caller: {}", caller.is_some()),
+            closed = timeout(2 * GREETS_WITHIN, closed) => {
+                closed.expect("it holds its place").unwrap();
+            }
+        }
+    }
 
     async fn called(within: Duration) -> (Arc<Semaphore>, Caller, DuplexStream) {
         let (ours, theirs) = duplex(1_024);
         let permits = Arc::new(Semaphore::new(1));
         let permit = Arc::clone(&permits).acquire_owned().await.unwrap();
-        (permits, Caller::new(Line::Simulated(Box::new(ours)), permit, within), theirs)
+        (permits, Caller::new(Box::new(ours), permit, within), theirs)
     }
 
     #[tokio::test(start_paused = true)]

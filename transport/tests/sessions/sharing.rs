@@ -15,6 +15,15 @@ async fn site(dir: &Path, replica: &Replica, redis: &Server) -> Site {
     Site::new(dir, replica, &more).await
 }
 
+/// Waits until somebody has the turn of a session.
+async fn held(redis: &Server, session: &str) {
+    let began = Instant::now();
+    while redis.ask(&format!("EXISTS {{session:{session}}}:turn")) != "1" {
+        assert!(began.elapsed() < LONG, "nobody takes the turn");
+        sleep(Duration::from_millis(5)).await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_gateways_see_one_session_and_answer_its_turns_in_order() {
     let (redis, replica, homes) = (Server::start(), Replica::new().await, [dir(), dir()]);
@@ -64,7 +73,7 @@ async fn the_wait_for_another_gateways_turn_is_not_the_replicas_fault() {
     let long = format!("dawdle {}", "on ".repeat(30));
     let first = one.turn("ann", Some(&session), &long, json!({"stream": true}));
     let second = async {
-        sleep(Duration::from_millis(300)).await;
+        held(&redis, &session).await;
         let began = Instant::now();
         let answer = two.turn("ann", Some(&session), "slow", json!({"stream": true})).await;
         (answer, began.elapsed())
@@ -139,7 +148,8 @@ async fn while_redis_is_away_the_stored_form_says_so_and_the_plain_one_goes_on()
         json!({"stream": true}),
     );
     let killing = async {
-        sleep(Duration::from_millis(300)).await;
+        held(&redis, &session).await;
+        replica.is_asked(2).await;
         redis.kill();
     };
     let (cut, ()) = tokio::join!(running, killing);
@@ -186,15 +196,12 @@ async fn a_lost_lease_costs_order_and_the_figures_stay_right() {
     let long = format!("dawdle {}", "on ".repeat(120));
     let first = one.turn("ann", Some(&session), &long, json!({"stream": true}));
     let second = async {
-        sleep(Duration::from_millis(500)).await;
+        held(&redis, &session).await;
+        replica.is_asked(2).await;
         assert_eq!(redis.ask(&format!("DEL {lease}")), "1");
         let answer = two.turn("ann", Some(&session), "meanwhile", json!({})).await;
         // Whoever lost it and still runs takes it again, once it is free.
-        let began = Instant::now();
-        while redis.ask(&format!("EXISTS {lease}")) != "1" {
-            assert!(began.elapsed() < Duration::from_secs(6), "nobody took it again");
-            sleep(Duration::from_millis(50)).await;
-        }
+        held(&redis, &session).await;
         answer
     };
     let (first, second) = tokio::join!(first, second);

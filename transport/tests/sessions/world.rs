@@ -67,6 +67,15 @@ impl Replica {
         self.told.bodies.lock().unwrap().len()
     }
 
+    /// Waits until it was asked so often.
+    pub async fn is_asked(&self, times: usize) {
+        let began = Instant::now();
+        while self.times() < times {
+            assert!(began.elapsed() < LONG, "it was asked {} times", self.times());
+            sleep(Duration::from_millis(5)).await;
+        }
+    }
+
     /// Answers with this message next.
     pub fn will_say(&self, message: Value) {
         self.told.script.lock().unwrap().insert(0, message);
@@ -220,6 +229,8 @@ impl Site {
         let gateway = Arc::clone(&self.gateway);
         drop(self);
         assert!(gateway.turns_written().await, "turns are left");
+        // Where Redis is away, the last words are lost, as in production.
+        let _ = gateway.all_told().await;
         tokio::task::spawn_blocking(move || gateway.stop()).await.unwrap().unwrap();
     }
 

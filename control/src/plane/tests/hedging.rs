@@ -3,10 +3,11 @@
 use alloc::vec::Vec;
 use core::time::Duration;
 
-use super::world::{Ask, World, seconds, spec};
+use super::world::{Ask, World, alike, seconds, spec};
 use crate::attempt::NoHedge;
+use crate::breaker::Phase;
 use crate::id::{AttemptId, CallerToken, SessionKey};
-use crate::outcome::{AttemptEnd, Failure};
+use crate::outcome::{AttemptEnd, Failure, Stage};
 use crate::plane::{Dispatch, Effect, Input, Observation, Outcome, Race, Refusal};
 use crate::units::{Tokens, Usage};
 
@@ -64,6 +65,32 @@ fn a_loser_says_nothing_about_its_endpoint() {
         world.complete(caller, 1);
         assert_eq!(world.view(&first.endpoint_name).breaker.consecutive_failures, 0);
     }
+    world.is_quiet();
+}
+
+#[test]
+fn who_never_answers_is_ejected_for_what_is_not_hedged_whatever_it_lost_in_between() {
+    let mut world = hedging(&["a", "b"]);
+    world.configure(|config| config.attempt.hedge_share_percent = 20);
+    let (mut lost, mut timed_out) = (0, 0);
+    while world.view("a").breaker.phase == Phase::Closed {
+        assert!(lost + timed_out < 100, "{lost} lost, {timed_out} in vain, and still asked");
+        let caller = world.ask(Ask::stream());
+        if world.at(caller) == "a" {
+            world.later(AFTER);
+            if world.at(caller) == "a" {
+                timed_out += 1;
+                world.fail(caller, Failure::Timeout(Stage::FirstToken));
+            } else {
+                lost += 1;
+            }
+        }
+        if world.runs(caller) {
+            world.first_token(caller);
+            world.complete(caller, 1);
+        }
+    }
+    assert!(timed_out == 5 && lost > 0, "{lost} lost, {timed_out} in vain");
     world.is_quiet();
 }
 
@@ -143,6 +170,30 @@ fn both_are_given_up_behind_the_one_deadline() {
 }
 
 #[test]
+fn who_lost_goes_on_where_the_winner_breaks_off() {
+    for second_wins in [false, true] {
+        let mut world = hedging(&[]);
+        world.listed(["a", "b"].map(|name| alike(name, 7)).into());
+        let caller = world.ask(Ask::resumable());
+        let first = world.dispatches[&caller].clone();
+        world.later(AFTER);
+        let second = world.dispatches[&caller].clone();
+        let (winner, loser) = if second_wins { (second, first) } else { (first, second) };
+        world.input(Input::FirstToken { attempt: winner.attempt });
+        let end = super::world::failed(Failure::Truncated, 20);
+        world.input(Input::AttemptEnded { attempt: winner.attempt, end });
+        world.later(seconds(1));
+        let third = world.dispatches[&caller].clone();
+        assert_eq!((third.number, third.resume), (3, Some(Tokens(20))));
+        assert_eq!(third.endpoint, loser.endpoint, "not where it broke");
+        world.first_token(caller);
+        completed(&mut world, third.attempt, 30);
+        assert_eq!(world.charged(caller), 40);
+        world.is_quiet();
+    }
+}
+
+#[test]
 fn a_timer_that_fires_behind_the_deadline_hedges_nothing_and_gives_nobody_up() {
     let mut world = hedging(&["a", "b"]);
     let caller = world.ask(Ask::stream().patience(seconds(2)));
@@ -200,6 +251,31 @@ fn off_by_default_and_off_for_a_model_that_says_so() {
     assert_eq!(world.dispatches[&caller].number, 1);
     world.later(seconds(1));
     assert_eq!(world.dispatches[&caller].number, 2);
+}
+
+#[test]
+fn a_turn_that_may_wait_for_another_process_is_not_hedged_and_earns_no_hedge() {
+    let mut world = hedging(&["a", "b"]);
+    world.configure(|config| config.attempt.hedge_share_percent = 100);
+    let (turn, next) = (world.ask(Ask::stream().stored(9)), world.ask(Ask::stream().stored(9)));
+    world.later(seconds(20));
+    assert_eq!(world.dispatches[&turn].number, 1);
+    world.complete(turn, 1);
+    world.later(seconds(20));
+    assert_eq!(world.dispatches[&next].number, 1);
+    world.complete(next, 1);
+    assert_eq!(refusals(&world), [], "none was due");
+
+    // One is there from the start, and these earned no other.
+    world.configure(|config| config.attempt.hedge_share_percent = 0);
+    let callers = [world.ask(Ask::stream()), world.ask(Ask::stream())];
+    world.later(AFTER);
+    assert_eq!(callers.map(|caller| world.dispatches[&caller].number), [2, 1]);
+    assert_eq!(refusals(&world), [NoHedge::ShareSpent]);
+    for caller in callers {
+        world.complete(caller, 1);
+    }
+    world.is_quiet();
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use control::id::{AttemptId, CallerToken, RequestId};
 use control::outcome::{AttemptEnd, Failure};
-use control::plane::{Config, Dispatch, Input, Outcome, Refusal};
+use control::plane::{Arrival, Config, Dispatch, Input, Outcome, Refusal};
 use control::units::Amount;
 
 use super::super::book::{above, pair};
@@ -33,7 +33,7 @@ impl Requests {
         let config = self.config(step.gateway);
         let request = Request::new(id, step.gateway, arrival.clone(), when, config);
         let ratio = config.attempt.budget_ratio_percent;
-        let hedges = match hedge_after(config, &request.arrival.model).is_zero() {
+        let hedges = match hedge_after(config, &request.arrival).is_zero() {
             true => 0,
             false => u64::from(config.attempt.hedge_share_percent),
         };
@@ -109,7 +109,7 @@ impl Requests {
         let mut hedged_after = Duration::ZERO;
         if let Some(config) = &own.config {
             request.under(config);
-            hedged_after = hedge_after(config, &request.arrival.model);
+            hedged_after = hedge_after(config, &request.arrival);
         }
         request.sent(step, order, hedged_after);
         self.figures.attempts += 1;
@@ -352,8 +352,12 @@ impl Gateway {
     }
 }
 
-/// After how long a silent attempt of a model has another beside it. Zero: never.
-fn hedge_after(config: &Config, model: &str) -> Duration {
-    let own = config.models.get(model).and_then(|model| model.hedge_after);
+/// After how long a request's silent attempt has another beside it. Zero: never, as with a turn of a stored session, which
+/// may have to wait before anybody is asked.
+fn hedge_after(config: &Config, arrival: &Arrival) -> Duration {
+    if arrival.session.is_some_and(|session| session.is_stored()) {
+        return Duration::ZERO;
+    }
+    let own = config.models.get(&arrival.model).and_then(|model| model.hedge_after);
     own.unwrap_or(config.attempt.hedge_after)
 }

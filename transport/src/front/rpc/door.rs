@@ -2,18 +2,18 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
-use rustls::pki_types::pem;
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tonic::service::Routes;
-use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
+use tonic::transport::Server;
 use tonic_health::ServingStatus;
 
 use crate::config::{GrpcTls, Tls};
-use crate::tls::{TlsError, chain, server_config};
+use crate::tls::{TlsError, asking_config};
 use crate::worker::{Incoming, bounded};
 
 /// How often health looks at readiness.
@@ -33,11 +33,8 @@ pub enum RpcError {
 /// Where callers over gRPC come in.
 pub struct RpcDoor {
     incoming: Incoming,
-    tls: Option<ServerTlsConfig>,
+    tls: Option<TlsAcceptor>,
 }
-
-/// A caller that connects and does not speak TLS is let go.
-const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
 
 impl RpcDoor {
     /// Without TLS.
@@ -52,24 +49,9 @@ impl RpcDoor {
     /// Where a file cannot be read, or certificate and key are no pair.
     pub fn with_tls(incoming: Incoming, tls: &GrpcTls) -> Result<Self, TlsError> {
         let GrpcTls { own: Tls { cert, key }, client_ca } = tls;
-        // What is wrong with them is found out here, in words.
-        server_config(cert, key)?;
-        let text = |path: &Path, what| {
-            let bad = |error| TlsError::File {
-                what,
-                path: path.to_owned(),
-                source: pem::Error::Io(error),
-            };
-            std::fs::read(path).map_err(bad)
-        };
-        let identity = Identity::from_pem(text(cert, "certificate")?, text(key, "private key")?);
-        let mut config = ServerTlsConfig::new().identity(identity).timeout(HANDSHAKE_WITHIN);
-        if let Some(authorities) = client_ca {
-            chain(authorities)?;
-            let known = Certificate::from_pem(text(authorities, "certificate")?);
-            config = config.client_ca_root(known);
-        }
-        Ok(Self { incoming, tls: Some(config) })
+        let mut config = asking_config(cert, key, client_ca.as_deref())?;
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        Ok(Self { incoming, tls: Some(TlsAcceptor::from(Arc::new(config))) })
     }
 
     /// Where it listens.
@@ -108,16 +90,11 @@ pub(crate) async fn serve_routes(
         }
     }));
     let closing = CancellationToken::new();
-    let RpcDoor { incoming, tls } = door;
-    let builder = match tls {
-        None => Server::builder(),
-        Some(tls) => Server::builder().tls_config(tls)?,
-    };
     let mut server = Box::pin(
-        bounded(builder)
+        bounded(Server::builder())
             .add_routes(services.add_service(health_service).add_service(reflection))
             .serve_with_incoming_shutdown(
-                incoming.connections(),
+                door.incoming.connections(door.tls),
                 closing.clone().cancelled_owned(),
             ),
     );
