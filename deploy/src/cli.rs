@@ -51,7 +51,7 @@ pub enum Command {
     /// An OpenAI-compatible replica to try things with; it fails as it is told to.
     DemoReplica(DemoReplicaArgs),
     /// Stand beside a model server and serve gateways over gRPC, `grpc://host:port` in their configuration, or QUIC.
-    Worker(WorkerArgs),
+    Worker(Box<WorkerArgs>),
     /// Make API keys.
     Key {
         #[command(subcommand)]
@@ -168,6 +168,12 @@ pub struct WorkerArgs {
     /// Authorities to believe about the agent beside the public ones, PEM. Default: CONSUL_CACERT.
     #[arg(long, value_name = "FILE")]
     pub consul_ca: Option<PathBuf>,
+    /// What is shown to an agent that asks who calls, PEM. Default: CONSUL_CLIENT_CERT.
+    #[arg(long, value_name = "FILE", requires = "consul_key")]
+    pub consul_cert: Option<PathBuf>,
+    /// Its private key, PEM. Default: CONSUL_CLIENT_KEY.
+    #[arg(long, value_name = "FILE", requires = "consul_cert")]
+    pub consul_key: Option<PathBuf>,
     /// Where others reach it: HOST, HOST:PORT, or the same behind grpc:// or quic:// to say which door is registered.
     /// Default: ADVERTISE_ADDR, else the address that is listened on, else this machine's own; QUIC where that is served.
     #[arg(long, value_name = "ADDR")]
