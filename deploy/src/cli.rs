@@ -139,6 +139,10 @@ pub struct WorkerArgs {
     /// What the OpenAI-compatible server calls the model. Default: as we do.
     #[arg(long, value_name = "NAME")]
     pub backend_model: Option<String>,
+    /// The OpenAI-compatible server continues answers (`continue_final_message`: vLLM, SGLang), and runs what this text names:
+    /// weights, tokenizer and chat template. Workers of a model that say the same go on with each other's broken streams.
+    #[arg(long, value_name = "REVISION")]
+    pub backend_continues: Option<String>,
     /// Where to listen. Default: LLM_ADDR, else the port LLM, else 0.0.0.0:50055.
     #[arg(long, value_name = "ADDR")]
     pub listen: Option<String>,
