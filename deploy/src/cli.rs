@@ -210,7 +210,7 @@ pub struct CheckArgs {
     /// Print every value in effect and where it came from, without secrets.
     #[arg(long)]
     pub print: bool,
-    /// Ask every endpoint for its models.
+    /// Ask every endpoint for its models, and the auth role of `auth.url` whether it is there.
     #[arg(long)]
     pub online: bool,
 }

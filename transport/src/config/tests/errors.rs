@@ -23,11 +23,11 @@ const TOLD: &[(&str, &str)] = &[
     ),
     (
         "discovery: {consul: {addr: 'http://c:8500', ca: a.pem}}",
-        "p.yaml:2:49: discovery.consul.ca: is of use where `addr` is https:// alone: write that, or remove this",
+        "p.yaml:2:45: discovery.consul.ca: is of use where `addr` is https:// alone: write that, or remove this",
     ),
     (
         "discovery: {consul: {addr: 'https://c:8501', key: k.pem}}",
-        "p.yaml:2:51: discovery.consul.key: goes with `cert`, which is missing",
+        "p.yaml:2:46: discovery.consul.key: goes with `cert`, which is missing",
     ),
     ("4: x", "p.yaml:2:1: a key is a text; write it in quotes"),
     (
