@@ -51,7 +51,7 @@ pub enum Command {
     /// An OpenAI-compatible replica to try things with; it fails as it is told to.
     DemoReplica(DemoReplicaArgs),
     /// Stand beside a model server and serve gateways over gRPC, `grpc://host:port` in their configuration, or QUIC.
-    Worker(WorkerArgs),
+    Worker(Box<WorkerArgs>),
     /// Make API keys.
     Key {
         #[command(subcommand)]
@@ -139,6 +139,10 @@ pub struct WorkerArgs {
     /// What the OpenAI-compatible server calls the model. Default: as we do.
     #[arg(long, value_name = "NAME")]
     pub backend_model: Option<String>,
+    /// The OpenAI-compatible server continues answers (`continue_final_message`: vLLM, SGLang), and runs what this text names:
+    /// weights, tokenizer and chat template. Workers of a model that say the same go on with each other's broken streams.
+    #[arg(long, value_name = "REVISION")]
+    pub backend_continues: Option<String>,
     /// Where to listen. Default: LLM_ADDR, else the port LLM, else 0.0.0.0:50055.
     #[arg(long, value_name = "ADDR")]
     pub listen: Option<String>,
@@ -168,6 +172,12 @@ pub struct WorkerArgs {
     /// Authorities to believe about the agent beside the public ones, PEM. Default: CONSUL_CACERT.
     #[arg(long, value_name = "FILE")]
     pub consul_ca: Option<PathBuf>,
+    /// What is shown to an agent that asks who calls, PEM. Default: CONSUL_CLIENT_CERT.
+    #[arg(long, value_name = "FILE", requires = "consul_key")]
+    pub consul_cert: Option<PathBuf>,
+    /// Its private key, PEM. Default: CONSUL_CLIENT_KEY.
+    #[arg(long, value_name = "FILE", requires = "consul_cert")]
+    pub consul_key: Option<PathBuf>,
     /// Where others reach it: HOST, HOST:PORT, or the same behind grpc:// or quic:// to say which door is registered.
     /// Default: ADVERTISE_ADDR, else the address that is listened on, else this machine's own; QUIC where that is served.
     #[arg(long, value_name = "ADDR")]
@@ -200,7 +210,7 @@ pub struct CheckArgs {
     /// Print every value in effect and where it came from, without secrets.
     #[arg(long)]
     pub print: bool,
-    /// Ask every endpoint for its models.
+    /// Ask every endpoint for its models, and the auth role of `auth.url` whether it is there.
     #[arg(long)]
     pub online: bool,
 }

@@ -160,6 +160,33 @@ async fn keys_live_in_one_process_and_its_death_costs_strangers_alone() {
 }
 
 #[test]
+fn check_asks_the_auth_role_whether_it_is_there() {
+    let mut fleet = Fleet::new(&[&new_key().1]);
+    let (at, chat) = (fleet.auth.port, fleet.chat.port);
+    fleet.world.write(
+        "edge.yaml",
+        &format!(
+            "version: 1\nauth: {{url: 'auth://127.0.0.1:{at}'}}\n\
+             chats: [{{url: 'chat://127.0.0.1:{chat}'}}]\n\
+             tenants: {{acme: {{}}}}\nkeys: [{{name: k0, tenant: acme, rpm: 5}}]\n"
+        ),
+    );
+    let checked = |world: &World| {
+        let mut arguments = words("check --online --role gateway --config");
+        arguments.push(world.path("edge.yaml").into());
+        let output = pointsman(&arguments).output().unwrap();
+        (output.status.success(), printed(&output))
+    };
+    let (fine, said) = checked(&fleet.world);
+    assert!(fine && said.contains(&format!("auth (auth://127.0.0.1:{at}): answers")), "{said}");
+    assert!(said.contains("the names in `keys` (1) cannot be asked"), "{said}");
+    fleet.auth.process.kill();
+    let (fine, said) = checked(&fleet.world);
+    assert!(!fine && said.contains(&format!("auth (auth://127.0.0.1:{at}): ")), "{said}");
+    assert!(said.contains("refused"), "{said}");
+}
+
+#[test]
 fn a_file_that_changes_opens_no_port_to_everybody() {
     let world = World::new();
     let (_, hash) = new_key();

@@ -25,5 +25,5 @@ mod remote;
 mod role;
 
 pub(crate) use meters::Meters;
-pub use remote::Remote;
+pub use remote::{ProbeError, Remote, probe};
 pub use role::Role;

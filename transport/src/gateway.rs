@@ -65,6 +65,9 @@ pub enum StartError {
     /// The upstream client cannot be set up.
     #[error("{0}")]
     Upstream(#[from] SetupError),
+    /// Consul cannot be asked at all.
+    #[error("discovery.consul: {0}")]
+    Consul(SetupError),
     /// The auth role cannot be asked at all.
     #[error("auth: {0}")]
     Auth(Failed),
@@ -233,7 +236,7 @@ impl Gateway {
         tasks.push(spawn(tokio::spawn(Arc::clone(&self.driver).run_timers())));
         tasks.push(spawn(tokio::spawn(discovery::run(Arc::downgrade(self)))));
         tasks.push(spawn(tokio::spawn(Arc::clone(&self.streams).run())));
-        tasks.extend(sources::start(self, &config.discovery));
+        tasks.extend(sources::start(self, &config.discovery).map_err(StartError::Consul)?);
         Ok(())
     }
 

@@ -5,7 +5,9 @@
 //! are answered as HTTP's are. The other way round is `upstream::wire`.
 
 mod delta;
+mod plain;
 mod question;
 
 pub(crate) use delta::Reader;
+pub(crate) use plain::is_plain;
 pub(crate) use question::{body, streamed, writer};

@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use transport::auth;
 use transport::config::{self, Config, Env, Flags, Loaded, Role};
 use transport::convert;
 use transport::gateway::discovery_limits;
@@ -48,7 +49,7 @@ fn print_effective(loaded: &Loaded) {
     }
 }
 
-/// Asks every endpoint for its models, as a gateway would.
+/// Asks every endpoint for its models, as a gateway would, and the auth role whether it is there.
 fn check_online(config: &Config) -> bool {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     match (runtime, convert::routes(config), Client::new(&Settings::default())) {
@@ -57,7 +58,7 @@ fn check_online(config: &Config) -> bool {
             for (name, route) in &routes {
                 fine &= ask(&client, name, route).await;
             }
-            fine
+            fine & ask_for_keys(&client, config).await
         }),
         (Err(error), _, _) => complain(&error),
         (_, Err(error), _) => complain(&error),
@@ -68,6 +69,24 @@ fn check_online(config: &Config) -> bool {
 fn complain(error: &dyn std::error::Error) -> bool {
     eprintln!("{error}");
     false
+}
+
+/// Where another role judges keys: whether it answers. Names it cannot be asked for.
+async fn ask_for_keys(client: &Client, config: &Config) -> bool {
+    match auth::probe(client, config).await {
+        Ok(None) => true,
+        Err(error) => complain(&error),
+        Ok(Some(at)) => {
+            println!("auth ({at}): answers");
+            if !config.keys.is_empty() {
+                let names = config.keys.len();
+                println!(
+                    "auth ({at}): whether it knows the names in `keys` ({names}) cannot be asked: compare with its own file"
+                );
+            }
+            true
+        }
+    }
 }
 
 async fn ask(client: &Client, name: &str, route: &transport::catalog::Route) -> bool {

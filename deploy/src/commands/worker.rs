@@ -28,6 +28,9 @@ const PORT: u16 = 50055;
 /// Where its figures are, as those of the worker in Python.
 const METRICS_PORT: u16 = 9464;
 
+/// A name and a commit take less than half of it.
+const REVISION_MAX: usize = 200;
+
 /// Probes and scrapes come from a handful of places.
 const PAGES_MAX: usize = 64;
 
@@ -38,6 +41,10 @@ enum WorkerError {
     Backend(#[from] BackendError),
     #[error("--{flag} is of use with --backend {backend} alone: leave it out")]
     Idle { flag: &'static str, backend: &'static str },
+    #[error(
+        "--backend-continues names what the server runs, in at most {REVISION_MAX} characters, like qwen2.5-7b@a09a354"
+    )]
+    Revision,
     #[error("{from} must be an address with a port, like 0.0.0.0:{PORT}: {text:?} is none")]
     Address { from: &'static str, text: String },
     #[error("LLM must be a port, like {PORT}: {0:?} is none")]
@@ -243,6 +250,9 @@ fn backend(args: &WorkerArgs, env: &Env) -> Result<Backend, WorkerError> {
             if let Some(name) = &args.backend_model {
                 server = server.with_model(name.clone());
             }
+            if let Some(revision) = revision(args)? {
+                server = server.continuing(revision);
+            }
             Backend::OpenAi(Box::new(server))
         }
     };
@@ -251,7 +261,21 @@ fn backend(args: &WorkerArgs, env: &Env) -> Result<Backend, WorkerError> {
         Backend::Echo(_) | Backend::Hash(_) if args.backend_model.is_some() => {
             idle("backend-model", "openai:URL")
         }
+        Backend::Echo(_) | Backend::Hash(_) if args.backend_continues.is_some() => {
+            idle("backend-continues", "openai:URL")
+        }
         backend @ (Backend::Echo(_) | Backend::Hash(_) | Backend::OpenAi(_)) => Ok(backend),
+    }
+}
+
+/// What the server is said to run, where it is said to continue answers.
+fn revision(args: &WorkerArgs) -> Result<Option<String>, WorkerError> {
+    let Some(text) = args.backend_continues.as_deref() else { return Ok(None) };
+    let fits = !text.trim().is_empty() && text.len() <= REVISION_MAX;
+    if fits && !text.chars().any(char::is_control) {
+        Ok(Some(text.trim().to_owned()))
+    } else {
+        Err(WorkerError::Revision)
     }
 }
 
@@ -282,7 +306,7 @@ mod tests {
     pub(super) fn args(line: &str) -> WorkerArgs {
         let line = format!("pointsman worker --model m {line}");
         match Cli::try_parse_from(line.split(' ')).unwrap().command {
-            Some(Command::Worker(args)) => args,
+            Some(Command::Worker(args)) => *args,
             other => panic!("{other:?}"),
         }
     }
@@ -324,13 +348,17 @@ mod tests {
             ("--backend openai:http://x --delay 5ms", "--delay"),
             ("--backend echo --seed 5", "--seed"),
             ("--backend hash --backend-model x", "--backend-model"),
+            ("--backend hash --backend-continues x", "--backend-continues"),
+            ("--backend openai:http://x --backend-continues \t", "like qwen2.5"),
         ] {
             let error = backend(&args(line), &Env::default()).unwrap_err().to_string();
             assert!(error.contains(word), "{line}: {error}");
         }
-        for line in
-            ["--backend echo --delay 5ms", "--backend hash --seed 5", "--backend openai:http://x"]
-        {
+        for line in [
+            "--backend echo --delay 5ms",
+            "--backend hash --seed 5",
+            "--backend openai:http://x --backend-continues m@1",
+        ] {
             assert!(backend(&args(line), &Env::default()).is_ok(), "{line}");
         }
     }

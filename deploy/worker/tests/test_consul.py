@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 
 from pointsman_worker.application.presence import LEAVE_SECONDS, Presence, RegistryDown
 from pointsman_worker.infrastructure.consul import ConsulAgent, Registration
-from pointsman_worker.infrastructure.settings import Address, Consul
+from pointsman_worker.infrastructure.settings import Address, BadSettings, Consul
 
 from fake_consul import FakeConsul
 from worlds import until
@@ -143,3 +144,16 @@ async def test_leaving_a_consul_that_is_down_does_not_hold_the_worker_up() -> No
         await world.presence.leave()
         assert time.monotonic() - began < LEAVE_SECONDS + 1
         assert world.said[-1][1].startswith("left without taking leave")
+
+
+def test_certificates_that_cannot_be_read_are_named_with_their_variable(tmp_path: Path) -> None:
+    nonsense = tmp_path / "nonsense.pem"
+    nonsense.write_text("nonsense")
+    for where, name in (
+        (Consul("https://c", ca="/nowhere/at/all"), "CONSUL_CACERT: "),
+        (Consul("https://c", ca=str(nonsense)), "CONSUL_CACERT: "),
+        (Consul("https://c", cert=str(nonsense), key=str(nonsense)), "CONSUL_CLIENT_CERT, CONSUL_CLIENT_KEY: "),
+    ):
+        with pytest.raises(BadSettings) as refused:
+            ConsulAgent(where, Registration("worker/1", MODEL, Address("10.0.0.7", 50055), {}))
+        assert str(refused.value).startswith(name)

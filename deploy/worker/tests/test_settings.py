@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pointsman_worker.infrastructure.settings import Address, BadSettings, read
+from pointsman_worker.infrastructure.settings import Address, BadSettings, Consul, read
 
 
 def test_the_name_of_the_model_is_enough() -> None:
@@ -72,7 +72,9 @@ def test_one_port_serves_health_and_metrics_where_no_other_is_told(both: dict[st
         ("OPENAI_BASE_URL", "http://user:pw@host", "without credentials"),
         ("OPENAI_BASE_URL", "http://host:99999", "Port"),
         ("OPENAI_API_KEY", "a\nb", "ASCII"),
+        ("OPENAI_CONTINUES", "x" * 201, "200"),
         ("CONSUL_HTTP_ADDR", "unix:///run/consul.sock", "http://"),
+        ("CONSUL_CACERT", "a\x00b", "printable"),
         ("INSTANCE_ID", "a b", "A-Z"),
         ("ADVERTISE_ADDR", "0.0.0.0:50055", "they reach"),
         ("BACKEND_ARGS", "[1]", "JSON object"),
@@ -86,6 +88,15 @@ def test_a_bad_value_is_named_with_what_to_do(name: str, value: str, advice: str
     assert str(found.value).startswith(f"{name}: ")
     assert advice in str(found.value)
     assert "\n" not in str(found.value)
+
+
+def test_consul_over_tls_has_an_authority_and_a_certificate_has_its_key() -> None:
+    told = {"MODEL_NAME": "m", "CONSUL_HTTP_ADDR": "https://c:8501", "CONSUL_CACERT": "ca.pem"}
+    both = {"CONSUL_CLIENT_CERT": "c.pem", "CONSUL_CLIENT_KEY": "k.pem"}
+    assert read({**told, **both}).consul == Consul("https://c:8501", "", "ca.pem", "c.pem", "k.pem")
+    for name, other in (("CONSUL_CLIENT_CERT", "CONSUL_CLIENT_KEY"), ("CONSUL_CLIENT_KEY", "CONSUL_CLIENT_CERT")):
+        with pytest.raises(BadSettings, match=f"{name}: goes with {other}"):
+            read({**told, name: "x.pem"})
 
 
 def test_a_bad_secret_is_not_quoted() -> None:

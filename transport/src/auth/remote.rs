@@ -1,6 +1,7 @@
 //! Asks the auth role who presents a key.
 
 mod desk;
+mod probe;
 
 use std::sync::Arc;
 
@@ -16,6 +17,7 @@ use crate::keys::{Key, KeyHash, PREFIX};
 use crate::trace::Trace;
 use crate::upstream::{Client, Failed, Target};
 use desk::{Desk, Found};
+pub use probe::{ProbeError, probe};
 
 /// The keys of another process. Names of sessions and the like are hashed here, as in every role.
 pub struct Remote {

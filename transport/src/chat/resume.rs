@@ -1,10 +1,10 @@
 //! What is kept of a stream so that another replica can go on with it.
 
 use control::units::Tokens;
-use serde_json::value::RawValue;
 
 use crate::exchange::{Call, Operation};
-use crate::members::{Members, present};
+use crate::members::Members;
+use crate::translate::is_plain;
 use crate::upstream::{Origin, Piece, Resume};
 
 /// The most text that is kept of one stream: twice the longest answers that models give.
@@ -12,37 +12,13 @@ const TEXT_MAX: usize = 1 << 20;
 /// The most ids.
 const IDS_MAX: usize = 1 << 18;
 
-/// Members of a request under which an answer can be continued. Whatever else is asked for (tools, grammars, several choices,
-/// log probabilities, a seed, stop strings that may lie across the seam) the one who goes on would have to know the state of.
-const HARMLESS: [&str; 14] = [
-    "model",
-    "messages",
-    "stream",
-    "stream_options",
-    "max_tokens",
-    "max_completion_tokens",
-    "temperature",
-    "top_p",
-    "user",
-    "metadata",
-    "store",
-    "service_tier",
-    "session_id",
-    "user_id",
-];
-
 /// Whether another replica may go on with the answer to a call.
 pub(super) fn is_resumable(call: &Call) -> bool {
     if call.operation != Operation::ChatCompletions || !call.stream {
         return false;
     }
     let members = core::str::from_utf8(&call.body).ok().and_then(Members::read);
-    let harmless = |key: &str, value: &RawValue| {
-        HARMLESS.contains(&key)
-            || present(value).is_none()
-            || matches!((key, value.get()), ("n", "1") | ("logprobs" | "echo", "false"))
-    };
-    members.is_some_and(|all| all.0.iter().all(|(key, value)| harmless(key, value)))
+    members.is_some_and(|all| is_plain(&all))
 }
 
 /// What a client has of an answer.

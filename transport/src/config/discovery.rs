@@ -1,9 +1,11 @@
 //! `discovery`: registries that know where workers are.
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 
 use super::problem::ProblemKind;
 use super::reader::Section;
+use super::trust::own;
 use super::units::{Secret, Url};
 use super::value::choices;
 use crate::sources::Protocol;
@@ -27,6 +29,10 @@ pub struct Consul {
     pub addr: Url,
     /// Its ACL token, where it wants one.
     pub token: Option<Secret>,
+    /// Over `https://`: authorities to believe beside the public ones, a PEM file.
+    pub ca: Option<PathBuf>,
+    /// Over `https://`: what we show, where it asks: a certificate chain and its private key, PEM files.
+    pub own: Option<(PathBuf, PathBuf)>,
     /// The datacenter to look in.
     pub datacenter: Option<String>,
     /// How the names of the services begin.
@@ -71,6 +77,8 @@ impl Consul {
     fn read(section: &Section<'_>) -> Option<Self> {
         let addr = section.maybe::<Url>("addr", "Consul is not asked");
         let token = section.maybe("token", "no ACL token is sent");
+        let ca = section.maybe("ca", "the public authorities alone");
+        let own = own(section);
         let datacenter = section.maybe("datacenter", "the agent's own");
         let service_prefix = section.get("service_prefix", "llm-".to_owned());
         let addr = addr?;
@@ -78,7 +86,13 @@ impl Consul {
             section
                 .problem("addr", ProblemKind::Invalid("Consul speaks http:// or https://".into()));
         }
-        Some(Self { addr, token, datacenter, service_prefix })
+        if !addr.is_tls() {
+            for key in ["ca", "cert", "key"].into_iter().filter(|key| section.gives(key)) {
+                let reason = "is of use where `addr` is https:// alone: write that, or remove this";
+                section.problem(key, ProblemKind::Invalid(reason.into()));
+            }
+        }
+        Some(Self { addr, token, ca, own, datacenter, service_prefix })
     }
 }
 

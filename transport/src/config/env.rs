@@ -231,12 +231,21 @@ impl Overrides {
         let Some(addr) = env.said("CONSUL_HTTP_ADDR").filter(|_| named) else { return };
         // Consul's own tools take an address without a scheme.
         let addr = if addr.contains("://") { addr.to_owned() } else { format!("http://{addr}") };
+        let over_tls = addr.starts_with("https://");
         self.set("discovery.consul.addr", Origin::Environment("CONSUL_HTTP_ADDR".into()), addr);
-        if let Some(token) = env.said("CONSUL_HTTP_TOKEN") {
-            let origin = Origin::Environment("CONSUL_HTTP_TOKEN".into());
-            self.set("discovery.consul.token", origin, token.to_owned());
+        for (name, path, counts) in [
+            ("CONSUL_HTTP_TOKEN", "discovery.consul.token", true),
+            // Other tools may be meant by these, where there is nothing to prove.
+            ("CONSUL_CACERT", "discovery.consul.ca", over_tls),
+            ("CONSUL_CLIENT_CERT", "discovery.consul.cert", over_tls),
+            ("CONSUL_CLIENT_KEY", "discovery.consul.key", over_tls),
+        ] {
+            if let Some(value) = env.said(name).filter(|_| counts) {
+                self.set(path, Origin::Environment(name.into()), value.to_owned());
+            }
         }
     }
+
     /// An address is enough to share the ledger; a password alone is not, and may be meant for another program.
     fn redis(&mut self, env: &Env, file: Option<&Node>) {
         if let Some(addr) = env.said("REDIS_ADDR") {

@@ -52,19 +52,25 @@ impl WorkerTls {
 
     fn read_over(section: &Section<'_>, pin: Option<Pin>) -> Option<Self> {
         let ca = section.maybe("ca", "the public authorities");
-        let cert = section.maybe("cert", "nothing is shown");
-        let key = section.maybe("key", "nothing is shown");
+        let own = own(section);
         if pin.is_some() && ca.is_some() {
             let reason = "a pinned certificate needs no authority: remove one of the two";
             section.problem("ca", ProblemKind::Invalid(reason.into()));
         }
-        if let (Some(_), None) | (None, Some(_)) = (&cert, &key) {
-            let (there, missing) = if cert.is_some() { ("cert", "key") } else { ("key", "cert") };
-            let reason = format!("goes with `{missing}`, which is missing");
-            section.problem(there, ProblemKind::Invalid(reason));
-        }
-        Some(Self { pin, ca, own: cert.zip(key) })
+        Some(Self { pin, ca, own })
     }
+}
+
+/// What we show of ourselves: `cert` and `key`, both or none.
+pub(super) fn own(section: &Section<'_>) -> Option<(PathBuf, PathBuf)> {
+    let cert = section.maybe("cert", "nothing is shown");
+    let key = section.maybe("key", "nothing is shown");
+    if let (Some(_), None) | (None, Some(_)) = (&cert, &key) {
+        let (there, missing) = if cert.is_some() { ("cert", "key") } else { ("key", "cert") };
+        let reason = format!("goes with `{missing}`, which is missing");
+        section.problem(there, ProblemKind::Invalid(reason));
+    }
+    cert.zip(key)
 }
 
 impl Value for Pin {

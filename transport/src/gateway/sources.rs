@@ -19,6 +19,7 @@ use crate::cache::Listed;
 use crate::config::{Consul, Discovery, DnsName};
 use crate::convert;
 use crate::sources::{Instance, Told, consul, dns};
+use crate::upstream::{Client, Settings, SetupError};
 
 /// How often the age of what a lost registry said is told again.
 const TELL_AGE_EVERY: Duration = Duration::from_secs(10);
@@ -26,16 +27,23 @@ const TELL_AGE_EVERY: Duration = Duration::from_secs(10);
 const TOLD_MAX: usize = 4;
 
 /// Starts to watch every registry of the configuration.
-pub(super) fn start(gateway: &Arc<Gateway>, discovery: &Discovery) -> Vec<AbortOnDropHandle<()>> {
+///
+/// # Errors
+/// Where the certificates of one cannot be read.
+pub(super) fn start(
+    gateway: &Arc<Gateway>,
+    discovery: &Discovery,
+) -> Result<Vec<AbortOnDropHandle<()>>, SetupError> {
     let mut tasks = Vec::new();
     if let Some(configured) = &discovery.consul {
+        let client = client(gateway, configured)?;
         let (tell, told) = mpsc::channel(TOLD_MAX);
         let source = Source::new("consul".to_owned());
         match settings(configured) {
             Err(why) => gateway.health.note(&source.part(), Some((false, why))),
             Ok(settings) => {
                 tasks.push(source.start(gateway, told));
-                let watch = consul::watch(gateway.upstream.clone(), settings, tell);
+                let watch = consul::watch(client, settings, tell);
                 tasks.push(AbortOnDropHandle::new(tokio::spawn(watch)));
             }
         }
@@ -47,11 +55,21 @@ pub(super) fn start(gateway: &Arc<Gateway>, discovery: &Discovery) -> Vec<AbortO
         let watch = dns::watch(dns::Settings { host, port, model, protocol }, tell);
         tasks.push(AbortOnDropHandle::new(tokio::spawn(watch)));
     }
-    tasks
+    Ok(tasks)
+}
+
+/// One of its own, where it believes others than endpoints do, or shows what endpoints are not to see.
+fn client(gateway: &Gateway, configured: &Consul) -> Result<Client, SetupError> {
+    let (extra_ca, own) = (configured.ca.clone(), configured.own.clone());
+    if extra_ca.is_none() && own.is_none() {
+        return Ok(gateway.upstream.clone());
+    }
+    let settings = Settings { extra_ca, own, ..Settings::default() };
+    Client::over(&settings, &gateway.world.network)
 }
 
 fn settings(configured: &Consul) -> Result<consul::Settings, String> {
-    let Consul { addr, token, datacenter, service_prefix } = configured;
+    let Consul { addr, token, datacenter, service_prefix, .. } = configured;
     let token = token.as_ref().map(|token| HeaderValue::from_str(token.expose()));
     Ok(consul::Settings {
         addr: addr.to_string().parse().map_err(|why| format!("discovery.consul.addr: {why}"))?,

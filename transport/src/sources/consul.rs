@@ -13,6 +13,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use control::outcome::Failure;
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 use serde::Deserialize;
 use tokio::sync::mpsc;
@@ -282,7 +283,38 @@ fn told(addr: &BaseUrl, failed: &Failed) -> String {
             "Consul at {addr} refuses the ACL token (403): discovery.consul.token needs service:read and node:read"
         ),
         Some(status) => format!("Consul at {addr} answers with status {status}"),
-        None => format!("Consul at {addr} does not answer: {failed}"),
+        None => match Unproven::of(addr, failed) {
+            Some(Unproven::They) => format!(
+                "Consul at {addr} is not believed ({}): name the authority of its certificate as \
+                 discovery.consul.ca",
+                failed.detail
+            ),
+            Some(Unproven::We) => format!(
+                "Consul at {addr} does not answer: {failed}; where it asks who calls, show it \
+                 discovery.consul.cert and discovery.consul.key"
+            ),
+            None => format!("Consul at {addr} does not answer: {failed}"),
+        },
+    }
+}
+
+/// Who failed to prove who it is, where a connection over TLS failed for that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Unproven {
+    /// The agent, to us.
+    They,
+    /// Maybe we, to the agent: it hears that we show nothing, or not what it believes, when the connection stands already,
+    /// and closes it.
+    We,
+}
+
+impl Unproven {
+    /// By the words of the TLS library, which has no others for it this far from the handshake.
+    pub(crate) fn of(addr: &BaseUrl, failed: &Failed) -> Option<Self> {
+        if failed.detail.contains("invalid peer certificate") {
+            return Some(Self::They);
+        }
+        (addr.is_tls() && failed.failure == Failure::ConnectionLost).then_some(Self::We)
     }
 }
 

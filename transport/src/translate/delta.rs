@@ -18,6 +18,8 @@ pub(crate) struct Reader {
     most: u64,
     choices: BTreeMap<u32, Choice>,
     usage: Option<Usage>,
+    /// The server counts the tokens of its only choice, event by event.
+    counted: bool,
 }
 
 #[derive(Default)]
@@ -49,7 +51,12 @@ impl Reader {
     /// Of an answer to a question with these parameters.
     pub fn new(said: Option<&Parameters>) -> Self {
         let most = said.and_then(|said| said.max_tokens).map_or(u64::MAX, u64::from);
-        Self { most, choices: BTreeMap::new(), usage: None }
+        Self { most, choices: BTreeMap::new(), usage: None, counted: false }
+    }
+
+    /// The same of a server that was asked to tell its usage with every event, if it does: then nothing is estimated.
+    pub fn counted(self) -> Self {
+        Self { counted: true, ..self }
     }
 
     /// The chunks of one event, one for each of its choices that says something.
@@ -71,9 +78,10 @@ impl Reader {
             let cached = details.and_then(|said| said.prompt_tokens_details?.cached_tokens);
             self.usage = Some(crate::convert::usage_said(usage, cached.unwrap_or(0)));
         }
+        let so_far = usage.filter(|_| self.counted).map(|usage| usage.completion.0);
         let mut chunks = Vec::new();
         for choice in said.choices.unwrap_or_default() {
-            let chunk = self.choice(&choice).ok_or_else(not_understood)?;
+            let chunk = self.choice(&choice, so_far).ok_or_else(not_understood)?;
             if says_something(&chunk) {
                 chunks.push(chunk);
             }
@@ -93,7 +101,12 @@ impl Reader {
         Some(StreamInferenceResponse { choice: *choice, finish_reason, ..Default::default() })
     }
 
-    fn choice(&mut self, said: &Members<'_>) -> Option<StreamInferenceResponse> {
+    /// `so_far`: all tokens up to here, where the server says so.
+    fn choice(
+        &mut self,
+        said: &Members<'_>,
+        so_far: Option<u64>,
+    ) -> Option<StreamInferenceResponse> {
         let mut chunk = StreamInferenceResponse::default();
         let mut extra = Writer::new();
         let mut delta = Members::default();
@@ -125,7 +138,13 @@ impl Reader {
         chunk.extra_json = extra.end_if_any();
         let state = self.choices.entry(chunk.choice).or_default();
         let left = self.most - state.produced;
-        chunk.token_count = u32::try_from(count(&chunk).min(left)).unwrap_or(u32::MAX);
+        let count = match (count(&chunk), so_far) {
+            // What shows nothing is told with what comes next.
+            (0, _) => 0,
+            (_, Some(so_far)) => so_far.saturating_sub(state.produced),
+            (estimated, None) => estimated,
+        };
+        chunk.token_count = u32::try_from(count.min(left)).unwrap_or(u32::MAX);
         state.produced += u64::from(chunk.token_count);
         state.finished |= !chunk.finish_reason.is_empty();
         Some(chunk)
@@ -200,6 +219,23 @@ mod tests {
         }
         assert_eq!(counts, [2, 0]);
         assert_eq!(reader.unsaid_end().unwrap().finish_reason, "stop");
+    }
+
+    #[test]
+    fn where_the_server_counts_nothing_is_estimated() {
+        let mut reader = reader(Some(9)).counted();
+        let said = |text: &str, completion: u64| {
+            let choice = format!(r#"{{"index":0,"delta":{{"content":"{text}"}}}}"#);
+            let usage = control::units::Usage { prompt: Tokens(7), completion: Tokens(completion) };
+            (format!(r#"{{"choices":[{choice}]}}"#), usage)
+        };
+        let mut counts = Vec::new();
+        for (text, so_far) in [("incomprehensibilities", 1), ("", 2), ("a b c", 5), ("d", 12)] {
+            let (data, usage) = said(text, so_far);
+            let chunks = reader.read_data(data.as_bytes(), Some(usage)).unwrap();
+            counts.extend(chunks.iter().map(|chunk| chunk.token_count));
+        }
+        assert_eq!(counts, [1, 4, 4], "and never more than was allowed");
     }
 
     #[test]

@@ -28,12 +28,15 @@ use super::target::Target;
 use super::wire::Workers;
 use crate::seam::net::Connector;
 use crate::seam::{Network, WallClock};
+use crate::tls::{TlsError, chain as chain_of, private_key};
 
 /// How connections are made and kept. Timeouts of a single call are its [`Limits`](super::Limits).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
     /// A PEM file of certificate authorities to trust beside the public ones.
     pub extra_ca: Option<PathBuf>,
+    /// What is shown to servers that ask who calls: a certificate chain and its private key, PEM files.
+    pub own: Option<(PathBuf, PathBuf)>,
     /// How long an idle connection without TLS is kept.
     pub idle_plain: Duration,
     /// How long an idle connection with TLS, or of HTTP/2 by prior knowledge, is kept.
@@ -46,6 +49,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             extra_ca: None,
+            own: None,
             // Below the 5 s after which uvicorn (vLLM, SGLang) closes an idle connection.
             idle_plain: Duration::from_secs(4),
             // Below the 75 s of nginx and the 60 s of most cloud load balancers.
@@ -67,6 +71,9 @@ pub enum SetupError {
         /// What is wrong with it.
         why: String,
     },
+    /// Our own certificate, or its key, cannot be read.
+    #[error("{0}")]
+    Own(#[from] TlsError),
     /// The TLS library refused its set-up.
     #[error("cannot set up TLS: {0}")]
     Tls(#[from] rustls::Error),
@@ -98,7 +105,7 @@ impl Client {
     pub fn over(settings: &Settings, network: &Network) -> Result<Self, SetupError> {
         let connector = || connector(network);
         let roots = Arc::new(roots(settings)?);
-        let tls = tls_config(&roots)?;
+        let tls = tls_config(&roots, settings.own.as_ref())?;
         let any_version = HttpsConnectorBuilder::new()
             .with_tls_config(tls.clone())
             .https_or_http()
@@ -228,10 +235,16 @@ fn roots(settings: &Settings) -> Result<RootCertStore, SetupError> {
     Ok(roots)
 }
 
-fn tls_config(roots: &Arc<RootCertStore>) -> Result<ClientConfig, SetupError> {
+fn tls_config(
+    roots: &Arc<RootCertStore>,
+    own: Option<&(PathBuf, PathBuf)>,
+) -> Result<ClientConfig, SetupError> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    Ok(ClientConfig::builder_with_provider(provider)
+    let builder = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()?
-        .with_root_certificates(Arc::clone(roots))
-        .with_no_client_auth())
+        .with_root_certificates(Arc::clone(roots));
+    match own {
+        None => Ok(builder.with_no_client_auth()),
+        Some((cert, key)) => Ok(builder.with_client_auth_cert(chain_of(cert)?, private_key(key)?)?),
+    }
 }

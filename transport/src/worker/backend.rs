@@ -119,7 +119,7 @@ impl Backend {
         match self {
             Self::Echo(echo) => echo.fingerprint(model),
             Self::Hash(hash) => hash.fingerprint(model),
-            Self::OpenAi(_) => String::new(),
+            Self::OpenAi(server) => server.fingerprint(model),
         }
     }
 

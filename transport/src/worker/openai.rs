@@ -1,9 +1,13 @@
 //! The backend that passes on to an OpenAI-compatible server: vLLM, SGLang, llama.cpp, a provider.
 
+mod seam;
+
 use core::time::Duration;
 
+use control::outcome::Failure;
 use http::HeaderMap;
-use proto::inference::v1::StreamInferenceResponse;
+use proto::inference::v1::{StreamInferenceRequest, StreamInferenceResponse};
+use sha2::{Digest, Sha256};
 use tokio::time::Instant;
 use tonic::Status;
 
@@ -14,6 +18,7 @@ use crate::translate::{self, Reader};
 use crate::upstream::{
     Answer, Ask, Client, EventKind, Failed, Limits, Path, Secret, Settings, Target,
 };
+use seam::Seam;
 
 /// The server stands beside the worker: a connection takes no longer than this.
 const CONNECT_WITHIN: Duration = Duration::from_secs(2);
@@ -29,6 +34,8 @@ pub struct OpenAi {
     pub(super) target: Target,
     /// Its own name for the model, where that differs.
     model: Option<String>,
+    /// What it runs, where it continues the answers of others that run the same.
+    revision: Option<String>,
 }
 
 impl OpenAi {
@@ -50,7 +57,7 @@ impl OpenAi {
             return Err(BackendError::Worker);
         }
         let client = Client::over(&Settings::default(), network)?;
-        Ok(Self { client, target, model: None })
+        Ok(Self { client, target, model: None, revision: None })
     }
 
     /// Asks with a key.
@@ -69,18 +76,46 @@ impl OpenAi {
         self
     }
 
+    /// The server continues the last message of a conversation, the assistant's, where it is told to
+    /// (`continue_final_message`), and runs what `revision` names: weights, tokenizer, chat template. Whoever says so answers for
+    /// it: a server that does not would answer anew in the middle of an answer.
+    #[must_use]
+    pub fn continuing(mut self, revision: String) -> Self {
+        self.revision = Some(revision);
+        self
+    }
+
+    /// Equal for two servers that continue each other's answers; empty where this one continues none. The worker in Python
+    /// makes the same of the same.
+    pub(super) fn fingerprint(&self, model: &str) -> String {
+        let Some(revision) = &self.revision else { return String::new() };
+        let digest = Sha256::new().chain_update("prefix-1\0").chain_update(model);
+        let digest = digest.chain_update("\0").chain_update(revision).finalize();
+        digest[..8].iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
     /// Asks, and turns each event into chunks.
-    pub(super) async fn answer(&self, job: Job, out: &Out) -> Result<(), Halt> {
+    pub(super) async fn answer(&self, mut job: Job, out: &Out) -> Result<(), Halt> {
+        let mut seam = Seam::of(&mut job.ask)?;
+        if seam.is_some() && Seam::is_at_the_end(&job.ask) {
+            let finish_reason = "length".to_owned();
+            return out.say(StreamInferenceResponse { finish_reason, ..Default::default() }).await;
+        }
         let mut reader = Reader::new(job.ask.parameters.as_ref());
-        let mut stream = match self.client.call(&self.target, self.ask(&job)?, limits(&job)).await {
+        if self.counts(&job.ask) {
+            reader = reader.counted();
+        }
+        let asked = self.asked(&job.ask, seam.is_some())?;
+        let ask = self.ask(&job, asked);
+        let mut stream = match self.client.call(&self.target, ask, limits(&job)).await {
             Ok(Answer::Stream(stream)) => stream,
             Ok(Answer::Whole(_)) => return Err(Status::internal("no stream came").into()),
-            Err(failed) => return Err(self.refused(&failed)),
+            Err(failed) => return Err(refused(&failed, seam.is_some())),
         };
         // The last chunk of the answer waits for the bill, which comes behind it.
         let mut held: Option<StreamInferenceResponse> = None;
         while let Some(event) = stream.next().await {
-            let event = event.map_err(|failed| self.refused(&failed))?;
+            let event = event.map_err(|failed| refused(&failed, seam.is_some()))?;
             match event.kind {
                 EventKind::Done => break,
                 EventKind::Other => continue,
@@ -90,39 +125,92 @@ impl OpenAi {
                 | EventKind::Usage => {}
             }
             for chunk in reader.read(&event)? {
-                let ready =
-                    if chunk.finish_reason.is_empty() { Some(chunk) } else { held.replace(chunk) };
-                if let Some(chunk) = ready {
-                    out.say(chunk).await?;
+                for chunk in passed(seam.as_mut(), chunk, &reader)? {
+                    let ends = !chunk.finish_reason.is_empty();
+                    let ready = if ends { held.replace(chunk) } else { Some(chunk) };
+                    if let Some(chunk) = ready {
+                        out.say(chunk).await?;
+                    }
                 }
             }
         }
         let mut last = match held {
             Some(last) => last,
-            None => reader.unsaid_end().ok_or_else(|| Status::internal("the answer has no end"))?,
+            None => {
+                let end = reader.unsaid_end();
+                let end = end.ok_or_else(|| Status::internal("the answer has no end"))?;
+                let mut rest = passed(seam.as_mut(), end, &reader)?;
+                let last = rest.pop().ok_or_else(|| Status::internal("the answer has no end"))?;
+                for chunk in rest {
+                    out.say(chunk).await?;
+                }
+                last
+            }
         };
-        last.usage = reader.usage();
+        last.usage = match &seam {
+            Some(seam) => reader.usage().map(|told| seam.bill(told)),
+            None => reader.usage(),
+        };
         out.say(last).await
     }
 
-    fn ask(&self, job: &Job) -> Result<Ask, Status> {
+    /// Whether the server is asked to count the tokens as they come: what is before a seam is taken off what may still come.
+    fn counts(&self, ask: &StreamInferenceRequest) -> bool {
+        self.revision.is_some() && seam::is_continuable(ask.parameters.as_ref())
+    }
+
+    /// The body. What continues an answer is asked for as vLLM and SGLang take it.
+    fn asked(&self, ask: &StreamInferenceRequest, goes_on: bool) -> Result<String, Status> {
+        if !self.counts(ask) {
+            return translate::body(ask, self.model.as_deref());
+        }
+        let name = self.model.as_deref().unwrap_or(&ask.model);
+        let mut body = translate::writer(name, &ask.messages, ask.parameters.as_ref())?;
+        body.raw("stream", "true");
+        body.raw("stream_options", r#"{"include_usage":true,"continuous_usage_stats":true}"#);
+        if goes_on {
+            body.raw("continue_final_message", "true");
+            body.raw("add_generation_prompt", "false");
+        }
+        Ok(body.end())
+    }
+
+    fn ask(&self, job: &Job, body: String) -> Ask {
         let mut headers = HeaderMap::new();
         job.trace.write(&mut headers);
-        Ok(Ask {
+        Ask {
             resume: None,
             behalf: None,
             path: Path::ChatCompletions,
-            body: translate::body(&job.ask, self.model.as_deref())?.into(),
+            body: body.into(),
             stream: true,
             request_id: job.ask.request_id.clone(),
             headers,
-        })
+        }
     }
+}
 
-    fn refused(&self, failed: &Failed) -> Halt {
-        tracing::debug!("the backend failed: {failed}");
-        convert::status(failed).into()
+/// What can be said after another chunk; all of it, where nothing is continued.
+fn passed(
+    seam: Option<&mut Seam>,
+    chunk: StreamInferenceResponse,
+    reader: &Reader,
+) -> Result<Vec<StreamInferenceResponse>, Status> {
+    let Some(seam) = seam else { return Ok(vec![chunk]) };
+    seam.judge(reader.usage())?;
+    seam.pass(chunk)
+}
+
+fn refused(failed: &Failed, goes_on: bool) -> Halt {
+    tracing::debug!("the backend failed: {failed}");
+    if let Failure::ClientError(status) = failed.failure
+        && goes_on
+    {
+        // The caller's question was good enough for whoever began.
+        let words = format!("the backend does not take what continues an answer ({status})");
+        return Status::failed_precondition(words).into();
     }
+    convert::status(failed).into()
 }
 
 fn limits(job: &Job) -> Limits {

@@ -143,7 +143,7 @@ async fn the_servers_own_figures_are_passed_on() {
 }
 
 #[tokio::test]
-async fn an_answer_of_a_server_cannot_be_continued_yet_and_that_is_said() {
+async fn an_answer_of_a_server_cannot_be_continued_unless_that_was_declared_and_that_is_said() {
     let server = serve(vec![Step::send(&sse(BLOCKS)), Step::Close]).await;
     let worker = before(&server);
     let mut ask = question("hi", Parameters::default());

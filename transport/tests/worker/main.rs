@@ -11,6 +11,7 @@ mod gateway;
 mod lines;
 mod lying;
 mod outliving;
+mod prefixing;
 mod quic;
 mod quic_lines;
 mod reporting;

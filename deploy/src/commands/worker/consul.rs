@@ -30,8 +30,12 @@ pub enum ConsulError {
     TokenShown,
     #[error("{from}: {source}")]
     Token { from: &'static str, source: BadSecret },
-    #[error("--consul-ca: {0}")]
-    Authorities(#[from] SetupError),
+    #[error("--consul-ca, --consul-cert, --consul-key: {0}")]
+    Certificates(#[from] SetupError),
+    #[error(
+        "--consul-cert and --consul-key (CONSUL_CLIENT_CERT, CONSUL_CLIENT_KEY) go together: one of the two is missing"
+    )]
+    Half,
     #[error("{0} is of use with --consul alone: leave it out")]
     Idle(&'static str),
     #[error(
@@ -64,6 +68,7 @@ pub struct Wanted {
     addr: BaseUrl,
     token: Option<Secret>,
     ca: Option<PathBuf>,
+    own: Option<(PathBuf, PathBuf)>,
     instance: String,
     advertise: Option<Advertised>,
 }
@@ -88,6 +93,7 @@ impl Wanted {
             let idle = [
                 ("--consul-token", args.consul_token.is_some()),
                 ("--consul-ca", args.consul_ca.is_some()),
+                ("--consul-cert", args.consul_cert.is_some()),
                 ("--advertise", args.advertise.is_some()),
                 ("--instance-id", args.instance_id.is_some()),
             ];
@@ -97,7 +103,18 @@ impl Wanted {
         // As Consul's own tools write it.
         let url = if text.contains("://") { text.clone() } else { format!("http://{text}") };
         let addr = url.parse().map_err(|why| ConsulError::Url { from, text, why })?;
-        let ca = args.consul_ca.clone().or_else(|| Some(said(env, "CONSUL_CACERT")?.into()));
+        let file = |flag: &Option<PathBuf>, variable| {
+            flag.clone().or_else(|| Some(said(env, variable)?.into()))
+        };
+        let ca = file(&args.consul_ca, "CONSUL_CACERT");
+        let own = match (
+            file(&args.consul_cert, "CONSUL_CLIENT_CERT"),
+            file(&args.consul_key, "CONSUL_CLIENT_KEY"),
+        ) {
+            (Some(cert), Some(key)) => Some((cert, key)),
+            (None, None) => None,
+            (Some(_), None) | (None, Some(_)) => return Err(ConsulError::Half),
+        };
         let advertise = chosen(&args.advertise, "--advertise", "ADVERTISE_ADDR");
         let instance = match chosen(&args.instance_id, "--instance-id", "INSTANCE_ID") {
             Some((from, text)) => checked(from, text)?,
@@ -107,6 +124,7 @@ impl Wanted {
             addr,
             token: token(args, env)?,
             ca,
+            own,
             instance,
             advertise: advertise.map(|(from, text)| read(from, &text)).transpose()?,
         }))
@@ -135,7 +153,8 @@ impl Wanted {
         }
         let (instance, pin) = (self.instance, quic.map(|(_, pin)| pin));
         let what = Registration::new(instance, (&settings.model, &settings.backend), at, pin);
-        let client = Client::new(&ClientSettings { extra_ca: self.ca, ..Default::default() })?;
+        let (extra_ca, own) = (self.ca, self.own);
+        let client = Client::new(&ClientSettings { extra_ca, own, ..Default::default() })?;
         let token = self.token.as_ref().map(Secret::expose);
         Ok(Presence::start(Agent::new(client, self.addr, token, what)?, telemetry))
     }
@@ -277,6 +296,8 @@ mod tests {
         assert!(of_flags.addr.is_tls() && of_flags.instance == "w-2");
         assert_eq!(of_flags.advertise.unwrap().host, "h");
         assert!(wanted("", &Env::from_iter([("CONSUL_HTTP_ADDR", "")])).unwrap().is_none());
+        let half = [("CONSUL_HTTP_ADDR", "https://c"), ("CONSUL_CLIENT_KEY", "k.pem")];
+        assert!(wanted("", &Env::from_iter(half)).unwrap_err().contains("go together"));
         let one = wanted("--consul http://c", &Env::default()).unwrap().unwrap().instance;
         let other = wanted("--consul http://c", &Env::default()).unwrap().unwrap().instance;
         assert_ne!(one, other, "two workers on one machine");
@@ -293,6 +314,7 @@ mod tests {
             (empty.as_str(), "one line that is not empty"),
             ("--advertise h", "--consul alone"),
             ("--consul-token file:/x", "--consul alone"),
+            ("--consul-cert a --consul-key b", "--consul alone"),
             ("--consul http://c --instance-id a/b", "no other worker's"),
             ("--consul http://c --advertise 0.0.0.0:50055", "nobody can call that"),
             ("--consul http://c --advertise grpc://[::]:1", "nobody can call that"),

@@ -39,7 +39,7 @@ const ANSWER_BYTES_MAX: usize = 1 << 20;
 const WATCH_EVERY: Duration = Duration::from_secs(5);
 const WATCH_EVERY_AWAY: Duration = Duration::from_millis(500);
 /// The mark of no key: no text is known to have this hash.
-const NOBODY: Mark = [0; 32];
+pub(super) const NOBODY: Mark = [0; 32];
 /// The part of `/health` that speaks of this.
 const PART: &str = "auth";
 
@@ -84,7 +84,7 @@ enum Link {
 }
 
 /// What the role says of a key.
-enum Told {
+pub(super) enum Told {
     Known(Said, Duration),
     Refused(AuthError, Duration),
     /// What cannot be said of a key; why not. Who holds one that the role describes so must not be able to make all others
@@ -101,7 +101,7 @@ impl Desk {
         health: Arc<Health>,
     ) -> Arc<Self> {
         health.set_able(PART, false);
-        let client = AuthServiceClient::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX);
+        let client = client(channel);
         let state = State {
             book: Book::new(settings.grace),
             asking: HashMap::new(),
@@ -177,20 +177,7 @@ impl Desk {
 
     /// One question, within its deadline.
     async fn call(&self, mark: Mark, headers: HeaderMap) -> Result<Told, String> {
-        let question = AuthenticateRequest { key_sha256: mark.to_vec() };
-        let metadata = MetadataMap::from_headers(headers);
-        let mut request = Request::from_parts(metadata, Extensions::default(), question);
-        request.set_timeout(self.timeout);
-        let mut client = self.client.clone();
-        let told = match timeout(self.timeout, client.authenticate(request)).await {
-            Err(_) => Err(format!("no answer within {:?}", self.timeout)),
-            // Too large to be read: of another version, or a key that may call more models than anybody lists.
-            Ok(Err(status)) if status.code() == Code::OutOfRange => {
-                Ok(Told::Impossible(words(&status)))
-            }
-            Ok(Err(status)) => Err(words(&status)),
-            Ok(Ok(response)) => read(response.into_inner()),
-        };
+        let told = asked(self.client.clone(), mark, headers, self.timeout).await;
         let outcome = match &told {
             Ok(Told::Known(..)) => "known",
             Ok(Told::Refused(..)) => "unknown",
@@ -322,6 +309,33 @@ impl State {
         self.allowance = (left - f64::from(u8::from(admits)), now);
         admits
     }
+}
+
+/// One question, within its deadline: what the role says of a key, or why it says nothing.
+pub(super) async fn asked(
+    mut client: AuthServiceClient<Channel>,
+    mark: Mark,
+    headers: HeaderMap,
+    within: Duration,
+) -> Result<Told, String> {
+    let question = AuthenticateRequest { key_sha256: mark.to_vec() };
+    let metadata = MetadataMap::from_headers(headers);
+    let mut request = Request::from_parts(metadata, Extensions::default(), question);
+    request.set_timeout(within);
+    match timeout(within, client.authenticate(request)).await {
+        Err(_) => Err(format!("no answer within {within:?}")),
+        // Too large to be read: of another version, or a key that may call more models than anybody lists.
+        Ok(Err(status)) if status.code() == Code::OutOfRange => {
+            Ok(Told::Impossible(words(&status)))
+        }
+        Ok(Err(status)) => Err(words(&status)),
+        Ok(Ok(response)) => read(response.into_inner()),
+    }
+}
+
+/// Asks over `channel`.
+pub(super) fn client(channel: Channel) -> AuthServiceClient<Channel> {
+    AuthServiceClient::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX)
 }
 
 /// Asks whether the role is there, until nobody needs it: `/health` is right without traffic, and a role that is back is

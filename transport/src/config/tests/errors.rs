@@ -21,6 +21,14 @@ const TOLD: &[(&str, &str)] = &[
         "log:\n  level: info\n  level: debug",
         "p.yaml:4:3: log.level: given twice; the first is at line 3. Remove one of them",
     ),
+    (
+        "discovery: {consul: {addr: 'http://c:8500', ca: a.pem}}",
+        "p.yaml:2:45: discovery.consul.ca: is of use where `addr` is https:// alone: write that, or remove this",
+    ),
+    (
+        "discovery: {consul: {addr: 'https://c:8501', key: k.pem}}",
+        "p.yaml:2:46: discovery.consul.key: goes with `cert`, which is missing",
+    ),
     ("4: x", "p.yaml:2:1: a key is a text; write it in quotes"),
     (
         "log: {<<: {level: info}}",

@@ -158,6 +158,25 @@ fn an_address_in_the_environment_is_enough_to_share_the_ledger_and_a_password_is
 }
 
 #[test]
+fn certificates_for_consul_in_the_environment_count_where_it_is_asked_over_tls() {
+    let with = |addr| {
+        let env = [
+            ("CONSUL_HTTP_ADDR", addr),
+            ("CONSUL_CACERT", "ca.pem"),
+            ("CONSUL_CLIENT_CERT", "c.pem"),
+            ("CONSUL_CLIENT_KEY", "k.pem"),
+        ];
+        let env = env.into_iter().collect();
+        load(None, &Flags::default(), &env).unwrap().config.discovery.consul.unwrap()
+    };
+    let consul = with("https://c:8501");
+    assert_eq!(consul.ca, Some("ca.pem".into()));
+    assert_eq!(consul.own, Some(("c.pem".into(), "k.pem".into())));
+    let consul = with("c:8500");
+    assert_eq!((consul.ca, consul.own), (None, None));
+}
+
+#[test]
 fn with_nothing_said_the_demo_is_served_on_loopback() {
     let config = load(None, &Flags::default(), &Env::default()).unwrap().config;
     assert!(config.is_demo() && config.keys.is_empty());

@@ -12,7 +12,7 @@ use super::super::backend::Backend;
 use super::{TTL, service_name};
 use crate::quic::Pin;
 use crate::sources::Protocol;
-use crate::sources::consul::escaped;
+use crate::sources::consul::{Unproven, escaped};
 use crate::upstream::{BaseUrl, Client, Failed, Limits, Target};
 
 /// For each call, and each step of it on the network.
@@ -203,14 +203,24 @@ impl Agent {
                 )))
             }
             Ok(_) => Ok(()),
-            Err(failed) => Err(trouble(at, &failed)),
+            Err(failed) => Err(trouble(&self.target.base_url, &failed)),
         }
     }
 }
 
-fn trouble(at: &str, failed: &Failed) -> Trouble {
+fn trouble(addr: &BaseUrl, failed: &Failed) -> Trouble {
+    let at = addr.authority();
     let Some(said) = &failed.upstream else {
-        return Trouble::Down(format!("{at} does not answer: {failed}"));
+        let why = &failed.detail;
+        return Trouble::Down(match Unproven::of(addr, failed) {
+            Some(Unproven::They) => format!(
+                "{at} is not believed ({why}): name the authority of its certificate with --consul-ca or CONSUL_CACERT"
+            ),
+            Some(Unproven::We) => format!(
+                "{at} does not answer: {failed}; where it asks who calls, show it --consul-cert and --consul-key"
+            ),
+            None => format!("{at} does not answer: {failed}"),
+        });
     };
     let words = String::from_utf8_lossy(&said.body).to_lowercase();
     // An older agent says so in three ways, a newer one with 404.

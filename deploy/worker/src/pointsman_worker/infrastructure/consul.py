@@ -64,12 +64,17 @@ class Registration:
 
 
 class ConsulAgent:
-    """Speaks to one agent. Calls run in a thread and end within `CALL_SECONDS` for each step on the network."""
+    """Speaks to one agent. Calls run in a thread and end within `CALL_SECONDS` for each step on the network.
+
+    Raises `BadSettings` where its certificates cannot be read.
+    """
 
     def __init__(self, where: settings.Consul, what: Registration) -> None:
         self._url = urlsplit(where.url)
         self._token = where.token
         self._what = what
+        self._tls = _tls(where) if self._url.scheme == "https" else None
+        self._shows = bool(where.cert)
 
     async def register(self) -> None:
         """Makes the worker known; again is the same as once."""
@@ -93,8 +98,14 @@ class ConsulAgent:
     async def _put(self, path: str, body: dict[str, Any] | None) -> None:
         try:
             status, answer = await asyncio.to_thread(self._call, path, body)
+        except ssl.SSLCertVerificationError as error:
+            why = "its certificate proves nothing to us; CONSUL_CACERT names its authority"
+            raise RegistryDown(f"consul is not believed: {error.verify_message}: {why}") from error
         except (OSError, ValueError, http.client.HTTPException) as error:
-            raise RegistryDown(f"consul cannot be reached: {type(error).__name__}") from error
+            # It hears that we show nothing when the connection stands already, and closes it.
+            asked = self._tls is not None and not self._shows and not isinstance(error, ConnectionRefusedError)
+            hint = "; where it asks who calls, set CONSUL_CLIENT_CERT and CONSUL_CLIENT_KEY" if asked else ""
+            raise RegistryDown(f"consul cannot be reached: {type(error).__name__}{hint}") from error
         if status == 404 or (status == 500 and any(words in answer.lower() for words in UNKNOWN)):
             raise RegistryLost
         if status in (401, 403):
@@ -117,7 +128,24 @@ class ConsulAgent:
 
     def _connection(self) -> http.client.HTTPConnection:
         host = self._url.hostname or ""
-        if self._url.scheme == "https":
-            context = ssl.create_default_context()
-            return http.client.HTTPSConnection(host, self._url.port, timeout=CALL_SECONDS, context=context)
+        if self._tls is not None:
+            return http.client.HTTPSConnection(host, self._url.port, timeout=CALL_SECONDS, context=self._tls)
         return http.client.HTTPConnection(host, self._url.port or 8500, timeout=CALL_SECONDS)
+
+
+def _tls(where: settings.Consul) -> ssl.SSLContext:
+    """Whom an agent over TLS must prove to be, and what it is shown. Raises `BadSettings` naming the variable."""
+    context = ssl.create_default_context()
+    try:
+        if where.ca:
+            context.load_verify_locations(where.ca)
+    except (OSError, ssl.SSLError) as error:
+        raise settings.BadSettings(f"CONSUL_CACERT: no PEM file of authorities: {error.strerror or error}") from error
+    try:
+        if where.cert:
+            # A key behind a password would be asked for at a terminal that nobody sits at.
+            context.load_cert_chain(where.cert, where.key, password="")
+    except (OSError, ssl.SSLError) as error:
+        names = "CONSUL_CLIENT_CERT, CONSUL_CLIENT_KEY"
+        raise settings.BadSettings(f"{names}: no PEM files that fit: {error.strerror or error}") from error
+    return context

@@ -39,20 +39,31 @@ class Address:
 
 @dataclass(frozen=True, slots=True)
 class Consul:
-    """Where Consul's agent is. `token` may be empty."""
+    """Where Consul's agent is. What is empty is not used.
+
+    Over `https://`: `ca` is a PEM file of authorities to believe beside the system's own; `cert` and `key`, which come
+    together, are what an agent is shown that asks who calls.
+    """
 
     url: str
-    token: str
+    token: str = ""
+    ca: str = ""
+    cert: str = ""
+    key: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class OpenAI:
-    """Which OpenAI-compatible server to ask, for which model. `api_key` may be empty."""
+    """Which OpenAI-compatible server to ask, for which model. `api_key` may be empty.
+
+    `continues` names what the server runs, where it continues the answers of others that run the same; else empty.
+    """
 
     base_url: str
     api_key: str
     model: str
     idle_seconds: float
+    continues: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +117,7 @@ def read(environment: Mapping[str, str] | None = None) -> Settings:
             api_key=env.get("OPENAI_API_KEY", "", _secret),
             model=env.get("OPENAI_MODEL", model, _model),
             idle_seconds=env.get("OPENAI_IDLE_SECONDS", "120", _number(0.1, 86_400)),
+            continues=env.get("OPENAI_CONTINUES", "", _optional(_model)) or "",
         ),
         local=Local(
             path=env.get("MODEL_PATH", model, _model),
@@ -149,7 +161,13 @@ def _http(env: _Environment) -> tuple[Address, ...]:
 def _consul(env: _Environment) -> Consul | None:
     url = env.get("CONSUL_HTTP_ADDR", "", _optional(_consul_url))
     token = env.get("CONSUL_HTTP_TOKEN", "", _secret)
-    return Consul(url, token) if url else None
+    ca = env.get("CONSUL_CACERT", "", _plain)
+    cert = env.get("CONSUL_CLIENT_CERT", "", _plain)
+    key = env.get("CONSUL_CLIENT_KEY", "", _plain)
+    if url and bool(cert) != bool(key):
+        there, missing = ("CERT", "KEY") if cert else ("KEY", "CERT")
+        raise BadSettings(f"CONSUL_CLIENT_{there}: goes with CONSUL_CLIENT_{missing}, which is not set")
+    return Consul(url, token, ca, cert, key) if url else None
 
 
 def _model(text: str) -> str:

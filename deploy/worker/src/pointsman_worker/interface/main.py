@@ -55,6 +55,8 @@ def main() -> None:
         asyncio.run(Process(told, backend).run())
     except StartFailed as error:
         _fail(CANNOT_START, str(error))
+    except settings.BadSettings as error:
+        _fail(BAD_SETTINGS, str(error))
 
 
 def _probe(address: settings.Address) -> int:

@@ -10,9 +10,9 @@ from collections.abc import AsyncGenerator
 import httpx
 
 from pointsman_worker.domain.backend import Backend, Traits
-from pointsman_worker.domain.failures import BackendFailed, Unavailable
+from pointsman_worker.domain.failures import BackendFailed, CannotResume, InvalidQuestion, Unavailable
 from pointsman_worker.domain.model import Piece, Question
-from pointsman_worker.infrastructure.backends import openai_words, sse
+from pointsman_worker.infrastructure.backends import openai_seam, openai_words, sse
 from pointsman_worker.infrastructure.settings import OpenAI, Settings
 
 CONNECT_SECONDS = 5.0
@@ -25,11 +25,10 @@ CONNECTIONS_SPARE = 4
 
 
 class OpenAICompatible:
-    """Asks one server. It cannot continue an answer: the API takes no tokens of it."""
+    """Asks one server. It continues an answer where the operator says that the server does: `openai_seam` has how."""
 
-    traits = Traits("openai")
-
-    def __init__(self, settings: OpenAI, connections: int) -> None:
+    def __init__(self, settings: OpenAI, connections: int, model: str = "") -> None:
+        self.traits = Traits("openai", openai_seam.fingerprint(model, settings.continues))
         self._settings = settings
         self._client: httpx.AsyncClient | None = None
         self._connections = connections + CONNECTIONS_SPARE
@@ -71,15 +70,24 @@ class OpenAICompatible:
 
     async def generate(self, question: Question) -> AsyncGenerator[Piece, None]:
         """Streams a chat completion. Closing the generator closes the connection, and so stops the server."""
+        if question.resume and question.max_tokens_left == 0:
+            yield Piece(finish_reason="length")
+            return
         headers = {"traceparent": question.traceparent} if question.traceparent else {}
-        body = openai_words.body(question, self._settings.model)
+        seam = openai_seam.Seam(question) if self._settings.continues else None
+        body = openai_words.body(openai_seam.asked(question) if seam else question, self._settings.model)
         url = f"{self._settings.base_url}/chat/completions"
         try:
             async with self._ready().stream("POST", url, json=body, headers=headers) as answer:
                 await _check(answer)
-                async with contextlib.aclosing(_pieces(answer, question.parameters.choices)) as pieces:
+                async with contextlib.aclosing(_pieces(answer, question.parameters.choices, seam)) as pieces:
                     async for piece in pieces:
                         yield piece
+        except InvalidQuestion as error:
+            if not question.resume:
+                raise
+            # The caller's question was good enough for whoever began.
+            raise CannotResume("the backend does not take what continues an answer") from error
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
             raise Unavailable("the backend cannot be reached") from error
         except httpx.TimeoutException as error:
@@ -95,7 +103,7 @@ class OpenAICompatible:
 
 def build(settings: Settings) -> Backend:
     """Makes it."""
-    return OpenAICompatible(settings.openai, settings.concurrency)
+    return OpenAICompatible(settings.openai, settings.concurrency, settings.model)
 
 
 async def _check(answer: httpx.Response) -> None:
@@ -121,7 +129,7 @@ async def _error(answer: httpx.Response) -> object:
     return told.get("error", told) if isinstance(told, dict) else None
 
 
-async def _pieces(answer: httpx.Response, choices: int) -> AsyncGenerator[Piece, None]:
+async def _pieces(answer: httpx.Response, choices: int, seam: openai_seam.Seam | None) -> AsyncGenerator[Piece, None]:
     """The pieces of the stream, up to `[DONE]`, its end, or the bill not coming."""
     events = sse.events(answer.aiter_bytes())
     ended: set[int] = set()
@@ -137,7 +145,8 @@ async def _pieces(answer: httpx.Response, choices: int) -> AsyncGenerator[Piece,
             raise
         if data is None or data.strip() == "[DONE]":
             return
-        for piece in openai_words.pieces(data):
+        told = openai_words.pieces(data)
+        for piece in seam.pass_on(told) if seam else told:
             if piece.finish_reason:
                 ended.add(piece.choice)
             yield piece
