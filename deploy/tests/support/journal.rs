@@ -84,6 +84,7 @@ impl Told {
             Observation::Arrived { .. }
             | Observation::Granted { .. }
             | Observation::Picked { .. }
+            | Observation::Hedged { .. }
             | Observation::Nobody { .. }
             | Observation::Accepted { .. }
             | Observation::FirstToken { .. }
