@@ -71,11 +71,10 @@ class OpenAICompatible:
 
     async def generate(self, question: Question) -> AsyncGenerator[Piece, None]:
         """Streams a chat completion. Closing the generator closes the connection, and so stops the server."""
-        headers = {"traceparent": question.traceparent} if question.traceparent else {}
         body = openai_words.body(question, self._settings.model)
         url = f"{self._settings.base_url}/chat/completions"
         try:
-            async with self._ready().stream("POST", url, json=body, headers=headers) as answer:
+            async with self._ready().stream("POST", url, json=body, headers=dict(question.trace)) as answer:
                 await _check(answer)
                 async with contextlib.aclosing(_pieces(answer, question.parameters.choices)) as pieces:
                     async for piece in pieces:
