@@ -12,7 +12,7 @@ _STATE = re.compile(r"[ -~]{1,512}")
 
 
 def trace_headers(traceparent: str, tracestate: str) -> dict[str, str]:
-    """What to tell whoever is called: a `tracestate` as it came, where it can be one, and nothing without a `traceparent`."""
+    """What whoever is called hears: nothing without a `traceparent`; a `tracestate` as it came, where it can be one."""
     if not traceparent:
         return {}
     return {"traceparent": traceparent} | ({"tracestate": tracestate} if _STATE.fullmatch(tracestate) else {})
