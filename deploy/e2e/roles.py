@@ -6,6 +6,7 @@ from distributed import LIMIT, TENANT, Fleet, RustWorker
 from harness import Server, free_port, get, until
 
 CHATS, GATEWAYS = ("chat-1", "chat-2"), ("gateway-1", "gateway-2")
+METERED, RPM = "metered", 12  # A tenant, and its requests a minute.
 
 
 class Role(Server):
@@ -37,30 +38,32 @@ class Roles(Fleet):
         """A Rust worker that is called over QUIC."""
         return self.rust(name, model, backend, "--quic-listen", f"127.0.0.1:{free_port()}", *more)
 
-    def begin(self, digest, limit=LIMIT, rates=None, routing=None):
-        """Starts all of them, and waits until each can serve and knows every worker."""
+    def begin(self, digest, limit=LIMIT, metered=None):
+        """Starts all of them, and waits until each can serve and knows every worker. `metered` is the digest of a key
+        of a tenant that has `RPM` requests a minute."""
         keys = [{"name": "k", "hash": digest, "tenant": TENANT, "user": "ann"}]
-        config = {"tenants": {TENANT: {}}, "keys": keys}
+        keys += [{"name": "m", "hash": metered, "tenant": METERED}] if metered else []
+        config = {"tenants": {TENANT: {}, METERED: {}}, "keys": keys}
         self.auth = self.keep(Role(self, "auth", "auth", config, free_port()))
         ports = {name: free_port() for name in CHATS}
         for name in CHATS:
-            role = Role(self, "chat", name, self._shared(name, ports, limit, rates, routing), ports[name])
+            role = Role(self, "chat", name, self._shared(name, ports, limit), ports[name])
             self.chats[name] = self.keep(role)
         for name in GATEWAYS:
-            role = Role(self, "gateway", name, self._shared(name, ports, limit, rates, routing), free_port())
+            role = Role(self, "gateway", name, self._shared(name, ports, limit), free_port())
             self.gateways.append(self.keep(role))
         self.await_ready()
         return self.gateways
 
-    def _shared(self, name, ports, limit, rates, routing):
+    def _shared(self, name, ports, limit):
         """What gateway and chat roles read: each takes from it what it decides."""
         return {
             "data": {"dir": str(self.home / name), "redis": {"addr": f"127.0.0.1:{self.redis.port}"}},
             "auth": {"url": f"auth://127.0.0.1:{self.auth.rpc}"},
             "chats": [{"url": f"chat://127.0.0.1:{port}", "name": chat} for chat, port in ports.items()],
             "discovery": {"consul": {"addr": self.consul.url}},
-            "routing": {"breaker": {"ejection_base": "500ms", "slow_start": "0s"}, "max_retries": 3} | (routing or {}),
-            "tenants": {TENANT: {"daily_tokens": limit, **(rates or {})}},
+            "routing": {"breaker": {"ejection_base": "500ms", "slow_start": "0s"}, "max_retries": 3},
+            "tenants": {TENANT: {"daily_tokens": limit}, METERED: {"rpm": RPM}},
         }
 
     def await_ready(self):
@@ -79,9 +82,9 @@ class Roles(Fleet):
 
 
 def lines(process, message):
-    """The JSON lines of this kind that a process wrote."""
+    """The JSON lines of this kind that a process wrote; of any, where none is named."""
     told = [json.loads(line) for line in process.said().splitlines() if line.startswith("{")]
-    return [line for line in told if line["message"] == message]
+    return [line for line in told if message in (None, line["message"])]
 
 
 def answers(worker):

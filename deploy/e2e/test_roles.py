@@ -1,7 +1,10 @@
 """A process for each role, real servers and workers of every kind: one trace, one session's name in every log, clean
 figures, and sessions that are spread and stay."""
 
+import math
+import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx2
 import pytest
@@ -10,7 +13,7 @@ from collector import Collector
 from distributed import ONE, TWO
 from figures import check, page, value
 from harness import new_key, until
-from roles import Roles, answers, line_of, lines
+from roles import RPM, Roles, answers, line_of, lines
 
 QUIC = "model-quic"
 WORKERS = {ONE: ("grpc-a", "grpc-b"), QUIC: ("quic-a", "quic-b"), TWO: ("python-a",)}
@@ -24,7 +27,7 @@ SESSIONS = 200
 @pytest.fixture(scope="module")
 def fleet():
     """All of it, with a collector; nobody dies here."""
-    key, digest = new_key()
+    (key, digest), (metered, other) = new_key(), new_key()
     with Roles("roles") as fleet:
         fleet.collector = fleet.adopt(Collector(fleet))
         fleet.env = fleet.collector.env
@@ -34,8 +37,8 @@ def fleet():
             fleet.quic(name, QUIC)
         for name in WORKERS[TWO]:
             fleet.python(name, TWO)
-        fleet.begin(digest)
-        fleet.key = key
+        fleet.begin(digest, metered=other)
+        fleet.key, fleet.metered = key, metered
         yield fleet
 
 
@@ -93,6 +96,7 @@ def test_one_trace_goes_through_gateway_and_chat_role_to_the_worker(fleet, model
     services = [span.service for span in (served, to_chat, in_chat, to_worker, in_worker)]
     assert services == [gateway.name, gateway.name, chat_role.name, chat_role.name, "pointsman-worker"]
     for span in (served, to_chat, in_chat, to_worker, in_worker):
+        assert span.said["pointsman.outcome"] in ("completed", "ok"), span
         assert span.state == CALLER["tracestate"] and not span.failed, span
         assert (span.said["gen_ai.usage.output_tokens"], span.said["gen_ai.request.model"]) == (5, model), span
 
@@ -178,6 +182,23 @@ def test_sessions_are_spread_over_roles_and_workers_and_stay_with_both_gateways(
     # Of 200 fair draws, beyond 65 in 100 stands one of ten thousand.
     for of in (Counter(first.values()), Counter(worker for seen in named for worker in seen)):
         assert len(of) == 2 and max(of.values()) <= 0.65 * of.total(), of
+
+
+def test_two_gateway_roles_share_one_rate_to_the_request(fleet):
+    def status(number):
+        body = {"model": ONE, "max_tokens": 1, "messages": messages()}
+        url, headers = fleet.gateways[number % 2].url, {"authorization": f"Bearer {fleet.metered}"}
+        answer = httpx2.post(f"{url}/v1/chat/completions", json=body, headers=headers, timeout=30)
+        if answer.status_code == 429:
+            assert answer.json()["error"]["code"] == "rate_limited" and int(answer.headers["retry-after"]) >= 1
+        return answer.status_code
+
+    began = time.monotonic()
+    with ThreadPoolExecutor(6) as pool:
+        statuses = Counter(pool.map(status, range(3 * RPM)))
+    # One more with every whole share of a minute that passed meanwhile.
+    more = math.floor((time.monotonic() - began) * RPM / 60)
+    assert set(statuses) == {200, 429} and RPM <= statuses[200] <= RPM + more, statuses
 
 
 def test_the_official_client_is_served_by_every_gateway(fleet):

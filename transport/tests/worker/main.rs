@@ -13,6 +13,7 @@ mod lying;
 mod outliving;
 mod quic;
 mod quic_lines;
+mod reflecting;
 mod reporting;
 mod resuming;
 mod roles;
