@@ -15,7 +15,9 @@ class Role(Server):
     def __init__(self, world, role, name, config, rpc):
         self.rpc, self.config, admin = rpc, world.home / f"{name}.yaml", free_port()
         config["server"] = config.get("server", {}) | {"admin": {"addr": f"127.0.0.1:{admin}"}}
-        self.config.write_text(json.dumps({"version": 1, "log": {"level": "info", "format": "json"}, **config}, indent=1))
+        self.config.write_text(
+            json.dumps({"version": 1, "log": {"level": "info", "format": "json"}, **config}, indent=1)
+        )
         arguments = ["serve", "--role", role, "--listen", f"127.0.0.1:{rpc}", "--config", self.config]
         env = {**world.env, "OTEL_SERVICE_NAME": name}
         # A gateway's own port answers probes too; the others speak gRPC there.
@@ -92,11 +94,16 @@ def answers(worker):
     return lines(worker, "answer finished" if isinstance(worker, RustWorker) else "request")
 
 
-def line_of(of, **wanted):
-    """The one line in which all of this stands, once it is there."""
+def lines_with(of, **wanted):
+    """The lines in which all of this stands, once there is one."""
 
     def found():
         return [line for line in of() if all(line.get(name) == value for name, value in wanted.items())]
 
-    (line,) = until(f"a line with {wanted}", found)
+    return until(f"a line with {wanted}", found)
+
+
+def line_of(of, **wanted):
+    """The same where there is but one."""
+    (line,) = lines_with(of, **wanted)
     return line

@@ -8,6 +8,7 @@ from distributed import ONE, TWO, Fleet
 from figures import check, page, value
 from harness import new_key, until
 
+
 @pytest.fixture(scope="module")
 def pages():
     """A page of each role, after requests that went well, one that had to be tried again, and a registry that died."""
