@@ -50,7 +50,11 @@ async fn a_rate_is_one_for_both_gateways_and_not_one_each() {
                 in_vain += 1;
                 continue;
             }
-            other => panic!("{other:?}"),
+            other @ (Why::Plane(_)
+            | Why::Upstream { .. }
+            | Why::JournalUnavailable(_)
+            | Why::Draining
+            | Why::Session(_)) => panic!("{other:?}"),
         };
         assert_eq!((*unit, *limit), (RateUnit::Rpm, 10));
         assert!(
