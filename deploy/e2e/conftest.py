@@ -33,13 +33,6 @@ def client(three):
     return client_of(three.gateway)
 
 
-def pytest_terminal_summary(terminalreporter):
-    """Whatever was skipped is said at the end, with its reason, however quietly the tests run."""
-    skipped = terminalreporter.stats.get("skipped", [])
-    for reason in sorted({report.longrepr[2] for report in skipped}):
-        terminalreporter.write_line(f"!! SKIPPED: {reason.removeprefix('Skipped: ')}", red=True, bold=True)
-
-
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
     """Shows the end of every living process's log beside a failure."""
