@@ -27,6 +27,7 @@ class Span:
     trace: str
     id: str
     parent: str
+    state: str
     failed: bool
     seconds: float
     said: dict
@@ -46,6 +47,7 @@ def _span(service, wire):
         trace=wire.trace_id.hex(),
         id=wire.span_id.hex(),
         parent=wire.parent_span_id.hex(),
+        state=wire.trace_state,
         failed=wire.status.code == Status.STATUS_CODE_ERROR,
         seconds=(wire.end_time_unix_nano - wire.start_time_unix_nano) / 1e9,
         said=_values(wire.attributes),

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import random
 import re
 import shutil
 import socket
@@ -57,6 +58,12 @@ class Consul(Server):
         status, body = get(f"{self.url}/v1/health/service/llm-{model}?passing=true", headers=headers)
         listed = json.loads(body) if status == 200 else []
         return {entry["Service"]["ID"]: entry["Service"] for entry in listed}
+
+    def catalog(self, model):
+        """All instances of a model that it knows, well or not."""
+        status, body = get(f"{self.url}/v1/catalog/service/llm-{model}")
+        assert status == 200, body
+        return [entry["ServiceID"] for entry in json.loads(body)]
 
     def forget(self):
         """It comes back with nothing, as an agent does whose disk is gone."""
@@ -313,14 +320,18 @@ class Raw:
 
 
 class Spenders:
-    """Clients that ask until they are told that the limit is spent; each answer is timed and judged as it comes."""
+    """Clients that ask until they are told that the limit is spent; each answer is timed and judged as it comes.
+
+    A connection that breaks counts as status 0 where `mortal` says that it may."""
 
     REST = 0.02  # After a refusal.
 
-    def __init__(self, gateways, key, model, tokens, each=2):
+    def __init__(self, gateways, key, model, tokens, each=2, mortal=False):
         self._options = {"model": model, "max_tokens": tokens}
         self._lock, self._stop, self._last = threading.Lock(), threading.Event(), threading.Event()
         self.tokens, self.answered, self.slowest, self.statuses, self.crashes = 0, 0, 0.0, {}, []
+        self._numbers = itertools.count(random.randrange(1 << 32))
+        self._lost = openai.APIConnectionError if mortal else ()
         clients = [client_of(gateway, key=key) for gateway in gateways for _ in range(each)]
         self._threads = [threading.Thread(target=self._work, args=(client,), daemon=True) for client in clients]
 
@@ -341,6 +352,11 @@ class Spenders:
         goal = self.answered + count
         until(f"{count} more answers", lambda: self.answered >= goal or self.crashes)
 
+    @property
+    def failed(self):
+        """How many were neither answered nor told that the limit is spent."""
+        return sum(count for status, count in self.statuses.items() if status not in (200, 402))
+
     def finish(self):
         """From now on who is told that the limit is spent goes home; waits for all of them."""
         self._last.set()
@@ -357,9 +373,13 @@ class Spenders:
     def _ask(self, client):
         began, status, tokens = time.monotonic(), 200, 0
         try:
-            tokens = chat(client, **self._options).usage.total_tokens
+            # Each a session of its own: where roles are apart, they are spread by that.
+            named = {"X-Session-Id": f"spender-{next(self._numbers)}"}
+            tokens = chat(client, **self._options, extra_headers=named).usage.total_tokens
         except openai.APIStatusError as error:
             status = error.status_code
+        except self._lost:
+            status = 0
         took = time.monotonic() - began
         with self._lock:
             self.tokens, self.answered = self.tokens + tokens, self.answered + (status == 200)

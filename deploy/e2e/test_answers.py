@@ -115,8 +115,13 @@ def test_fields_nobody_has_heard_of_pass_both_ways(world):
 
 def test_our_clients_key_never_reaches_an_upstream(world):
     upstream = world.adopt(Scripted("plain", honest))
-    chat(client_of(world.serve(upstreams=[upstream.url]), key="pm-clients-own"))
-    assert "pm-clients-own" not in json.dumps(upstream.headers)
+    client = client_of(world.serve(upstreams=[upstream.url]), key="pm-clients-own")
+    forged = {"X-Session-Id": "session-of-ann", "X-Pointsman-Session": "sess_00f067aa0ba902b7"}
+    chat(client, extra_headers=forged)
+    told = json.dumps(upstream.headers).lower()
+    assert "pm-clients-own" not in told
+    # Workers of ours hear a session's hash; whoever else serves a model hears of no session at all.
+    assert "session-of-ann" not in told and "x-pointsman" not in told and "sess_" not in told, told
 
 
 def test_an_idempotency_key_asks_the_replica_once(world):

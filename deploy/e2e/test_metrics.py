@@ -1,29 +1,12 @@
 """What every role serves at `/metrics` is as Prometheus wants it, and says what operators ask for."""
 
 import itertools
-import shutil
-import subprocess
-import sys
 
 import pytest
 from asking import Streamed, chat, client_of, replica_of
 from distributed import ONE, TWO, Fleet
-from harness import get, new_key, until
-
-PROMTOOL_MAX = 30  # Seconds; it takes a fraction of one.
-
-
-def promtool():
-    """Prometheus' own checker, on the PATH."""
-    missing = "promtool is missing: `cargo xtask test --only servers` installs it, or put it on the PATH"
-    return shutil.which("promtool") or sys.exit(missing)
-
-
-def check(page):
-    """What `promtool check metrics` says of a page: nothing, where all is well."""
-    command = [promtool(), "check", "metrics"]
-    run = subprocess.run(command, input=page, capture_output=True, text=True, timeout=PROMTOOL_MAX, check=False)
-    return run.returncode, (run.stdout + run.stderr).strip()
+from figures import check, page, value
+from harness import new_key, until
 
 
 @pytest.fixture(scope="module")
@@ -63,19 +46,6 @@ def pages():
 def at_home(client):
     """Who answers one session."""
     return replica_of(client, model=ONE, extra_headers={"X-Session-Id": "s"})
-
-
-def page(url):
-    """What is served there."""
-    status, text = get(f"{url}/metrics")
-    assert status == 200, text
-    return text
-
-
-def value(text, series):
-    """The value of one series, or the sum of those of a name alone; 0 where there is none."""
-    lines = (line.rpartition(" ") for line in text.splitlines() if not line.startswith("#"))
-    return sum(float(number) for name, _, number in lines if series in (name, name.partition("{")[0]))
 
 
 def test_a_page_that_is_not_as_it_should_be_is_found():

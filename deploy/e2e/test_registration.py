@@ -1,4 +1,4 @@
-"""A Rust worker and a real Consul: it is listed while it serves, whatever becomes of the registry."""
+"""Workers and a real Consul: it is listed while it serves, whatever becomes of the registry."""
 
 import json
 import signal
@@ -8,7 +8,7 @@ import threading
 import programs
 import pytest
 from asking import Streamed, chat, client_of, raw_chat
-from distributed import ONE, Consul, Fleet, RustWorker
+from distributed import ONE, TWO, Consul, Fleet, RustWorker
 from harness import Server, binary, free_port, get, new_key, until
 
 ACL = 'acl { enabled = true default_policy = "deny" tokens { master = "%s" agent = "%s" } }'
@@ -57,6 +57,16 @@ def test_a_worker_is_listed_as_gateways_read_it_and_gone_before_its_last_stream_
     running.join(30)
     assert stream[0].whole and worker.wait() == 0, stream[0].error
     assert "left Consul" in worker.said()
+
+
+def test_a_python_worker_is_listed_while_it_serves_and_gone_when_it_has_left(fleet):
+    worker = fleet.python("two", TWO, "hash")
+    until("it is listed", lambda: fleet.consul.passing(TWO) == {"two"})
+    assert fleet.consul.services(TWO)["two"]["Port"] == worker.listens
+    assert worker.stop() == 0
+    # At once, and not when its last word has grown old.
+    assert fleet.consul.passing(TWO) == set()
+    assert fleet.consul.catalog(TWO) == []
 
 
 def test_a_registry_that_comes_late_dies_and_forgets_is_told_each_time(fleet):

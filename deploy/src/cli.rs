@@ -182,7 +182,7 @@ pub struct WorkerArgs {
     /// Default: ADVERTISE_ADDR, else the address that is listened on, else this machine's own; QUIC where that is served.
     #[arg(long, value_name = "ADDR")]
     pub advertise: Option<String>,
-    /// Its name in Consul, and what gateways call it. Default: INSTANCE_ID, else the machine's name and a draw.
+    /// Its name in Consul and in its log lines, and what gateways call it. Default: INSTANCE_ID, else the machine's name and a draw.
     #[arg(long, value_name = "NAME")]
     pub instance_id: Option<String>,
     /// The most answers at once; who comes then is told when to come back.

@@ -16,6 +16,7 @@ pub mod health;
 pub mod inspect;
 pub mod journal;
 pub mod keys;
+mod label;
 pub mod logs;
 mod members;
 pub mod quic;

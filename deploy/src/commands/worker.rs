@@ -19,7 +19,7 @@ use transport::worker::{
     Telemetry, serve_telling,
 };
 
-use self::consul::{ConsulError, Wanted};
+use self::consul::{ConsulError, Wanted, instance};
 use crate::cli::WorkerArgs;
 use crate::spans::{Spans, SpansError};
 
@@ -100,7 +100,8 @@ fn start(args: &WorkerArgs, env: &Env) -> Result<(), WorkerError> {
         grace: args.grace,
     };
     let (addr, metrics) = (address(args, env)?, metrics_address(args)?);
-    let wanted = Wanted::of(args, env)?;
+    let name = instance(args, env)?;
+    let wanted = Wanted::of(args, env, &name)?;
     let (tracing, odd) = Tracing::of_env(env)?;
     for warning in odd {
         tracing::warn!("{warning}");
@@ -108,7 +109,7 @@ fn start(args: &WorkerArgs, env: &Env) -> Result<(), WorkerError> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
         let spans = Spans::start(&tracing, "pointsman-worker", env)?;
-        let telemetry = Telemetry::new(&settings.model, spans.tracer());
+        let telemetry = Telemetry::new(&settings.model, spans.tracer()).named(&name);
         let pages = pages(metrics, &telemetry)?;
         let served = serve_on(addr, settings, (args, wanted), telemetry).await;
         drop(pages);

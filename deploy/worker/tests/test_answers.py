@@ -11,7 +11,7 @@ import grpc
 import pytest
 
 from pointsman.inference.v1 import inference_pb2 as wire
-from pointsman_worker.domain import failures
+from pointsman_worker.domain import failures, label
 from pointsman_worker.domain.backend import Traits
 from pointsman_worker.domain.model import Piece, Question, Usage
 
@@ -190,12 +190,30 @@ async def test_ids_and_traces_reach_the_record_cut_to_what_a_log_can_hold() -> N
     trace, span = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
     asked = request()
     asked.request_id = "r\n" + "x" * 500
-    metadata = (("x-session-id", "s-1"), ("traceparent", f"00-{trace}-{span}-01"))
+    keyed = "sess_00f067aa0ba902b7"
+    metadata = (
+        ("x-session-id", "s-1"),
+        ("x-pointsman-session", keyed),
+        ("x-pointsman-attempt", "3"),
+        ("traceparent", f"00-{trace}-{span}-01"),
+    )
     async with serving(echo()) as world:
         await world.ask(asked, metadata=metadata)
         await until(lambda: world.records)
         record = world.records[0]
-        assert (record.session_id, record.trace_id, record.span_id) == ("s-1", trace, span)
+        assert (record.session_id, record.trace_id, record.span_id) == (keyed, trace, span)
+        assert record.retries == 2
         assert record.request_id == "r" + "x" * 126
         assert record.first_token is not None
         assert 0 <= record.first_token <= record.duration
+
+
+async def test_what_may_be_a_sessions_own_name_comes_to_stand_nowhere() -> None:
+    for said in ("session-of-ann", "sess_short", "sess_00F067AA0BA902B7", "sess_00f067aa0ba902b7\n", ""):
+        assert label.session_id(said) == ""
+    assert [label.retries(said) for said in ("0", "-1", "1000", "", "one", "\u0661")] == [None] * 6
+    metadata = (("x-pointsman-session", "session-of-ann"), ("x-session-id", "s-1"), ("x-pointsman-attempt", "first"))
+    async with serving(echo()) as world:
+        await world.ask(request(), metadata=metadata)
+        await until(lambda: world.records)
+        assert (world.records[0].session_id, world.records[0].retries) == ("", None)

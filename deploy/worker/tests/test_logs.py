@@ -13,7 +13,7 @@ from pointsman_worker.domain.model import Usage
 from pointsman_worker.infrastructure import logs
 from pointsman_worker.infrastructure.metrics import Metrics
 
-RECORD = Record("r", "s", "t" * 32, "p" * 16, "ok", "", 5, 2, 1.5, 0.25, Usage(3, 7))
+RECORD = Record("r", "s", "t" * 32, "p" * 16, "ok", "", 5, 2, 1.5, 0.25, Usage(3, 7), retries=1)
 
 
 class Lines:
@@ -53,6 +53,7 @@ def test_a_request_is_one_json_line_with_what_is_known(lines: Lines) -> None:
         "span_id": "p" * 16,
         "ttft_ms": 250.0,
         "resumed_at": 2,
+        "retries": 1,
     }
 
 

@@ -66,7 +66,7 @@ async def test_the_question_is_asked_as_it_was_put() -> None:
     )
     async with fake_openai(says(*GOOD, DONE)) as fake, serving(backend(fake)) as world:
         trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
-        await world.ask(asked, metadata=(("traceparent", trace),))
+        await world.ask(asked, metadata=(("traceparent", trace), ("tracestate", "vendor=1,other=2")))
         assert fake.bodies == [
             {
                 "top_k": 5,
@@ -87,6 +87,7 @@ async def test_the_question_is_asked_as_it_was_put() -> None:
         ]
         assert fake.headers[0]["authorization"] == f"Bearer {KEY}"
         assert fake.headers[0]["traceparent"] == trace
+        assert fake.headers[0]["tracestate"] == "vendor=1,other=2"
 
 
 async def test_reasoning_calls_refusals_and_the_rest_each_have_their_place() -> None:

@@ -41,13 +41,15 @@ async def test_a_span_is_a_child_of_the_callers_and_its_ids_are_in_the_log(monke
     made, missing = spans.set_up(url, "demo", "echo", "w-1")
     assert missing == ""
     async with serving(echo(), spans=made) as world:
-        metadata = (("traceparent", f"00-{TRACE}-{CALLER}-01"), ("x-session-id", "s-1"))
+        parent = f"00-{TRACE}-{CALLER}-01"
+        metadata = (("traceparent", parent), ("tracestate", "vendor=1,other=2"), ("x-session-id", "s-1"))
         await world.ask(request("a b"), metadata=metadata)
         await world.fails(request(model="other"))
         await until(lambda: len(world.records) == 2)
         made.close()
         good, bad = sorted(collector.spans, key=lambda span: span.start_time_unix_nano)
         assert (good.name, good.trace_id.hex(), good.parent_span_id.hex()) == (spans.SPAN, TRACE, CALLER)
+        assert good.trace_state == "vendor=1,other=2"
         assert (world.records[0].trace_id, world.records[0].span_id) == (TRACE, good.span_id.hex())
         told = {pair.key: getattr(pair.value, pair.value.WhichOneof("value")) for pair in good.attributes}
         assert 0 < told.pop("gen_ai.response.time_to_first_chunk") < 5

@@ -11,6 +11,7 @@ use http::HeaderMap;
 
 use super::Parts;
 use crate::exchange::{Call, Operation};
+use crate::label::Label;
 use crate::trace::Trace;
 use crate::upstream::body::{CompletionMaxKey, Rewrite, rewrite};
 use crate::upstream::{
@@ -85,7 +86,8 @@ impl<'a> Run<'a> {
         let attempt_max = catalog.route(endpoint).and_then(|route| route.attempt_max);
         let silence = target.base_url.is_worker().then(|| catalog.silence(&self.call.model));
         let limits = self.limits(attempt_max, silence.flatten());
-        let ask = self.ask(rewritten.body);
+        let url = &target.base_url;
+        let ask = self.ask(rewritten.body, url.is_worker() && !url.is_chat());
         match self.chat.upstream.call(target, ask, limits).await? {
             Answer::Whole(whole) => Ok(Begun::Whole(self.whole(whole))),
             Answer::Stream(stream) => {
@@ -104,9 +106,14 @@ impl<'a> Run<'a> {
         }
     }
 
-    fn ask(&self, body: Bytes) -> Ask {
+    /// A worker of ours hears what its log says of the call; nobody else is told of a session.
+    fn ask(&self, body: Bytes, to_worker: bool) -> Ask {
         let mut headers = HeaderMap::new();
         self.trace.write(&mut headers);
+        if to_worker {
+            let session = self.call.session.as_ref().map(|session| session.key);
+            Label { session, attempt: Some(self.dispatch.number) }.write(&mut headers);
+        }
         Ask {
             path: match self.call.operation {
                 Operation::ChatCompletions => Path::ChatCompletions,

@@ -12,10 +12,11 @@ use http::{HeaderName, HeaderValue};
 use super::error::ApiError;
 use super::record::Record;
 use super::resumable::{self, OwnPlace};
+use super::rpc::{self, Called};
 use super::stream::Events;
 use super::{Shared, admit, head, refusal};
 use crate::exchange::{Chat, Operation, Reply, ReplyBody};
-use crate::trace::{Span, Tracer, key};
+use crate::trace::{Span, key};
 use crate::upstream::SESSION_ID;
 
 /// The plane's id of the request, or a local one.
@@ -32,7 +33,7 @@ pub(super) async fn answer<C: Chat>(
     request: Request,
 ) -> Response {
     let (parts, content) = request.into_parts();
-    let span = span(&shared.tracer, operation, &parts);
+    let span = span(&shared, operation, &parts);
     let mut record = Record::begin(Arc::clone(&shared.meters), shared.ids.mint(), span);
     let call =
         match admit::admit(&shared, (operation, is_stored), &parts, content, &mut record).await {
@@ -55,15 +56,26 @@ pub(super) async fn answer<C: Chat>(
     }
 }
 
-/// What the request is in a trace.
-fn span(tracer: &Tracer, operation: Operation, parts: &Parts) -> Span {
-    let (name, asked) = match operation {
-        Operation::ChatCompletions => ("gateway.chat_completion", "chat"),
-        Operation::Embeddings => ("gateway.embeddings", "embeddings"),
+/// What the request is in a trace: named after the gateway's work where it comes from outside, after the call where it
+/// comes by gRPC to where the work of the chat role is done, so that the two roles' spans of one trace are not called the same.
+fn span<C>(shared: &Shared<C>, operation: Operation, parts: &Parts) -> Span {
+    let called = parts.extensions.get::<Called>().copied();
+    let (name, asked) = match (operation, called.is_some() && !shared.edge) {
+        (Operation::ChatCompletions, false) => ("gateway.chat_completion", "chat"),
+        (Operation::ChatCompletions, true) => ("chat.stream_chat", "chat"),
+        (Operation::Embeddings, false) => ("gateway.embeddings", "embeddings"),
+        (Operation::Embeddings, true) => ("chat.embed", "embeddings"),
     };
-    let mut span = tracer.serve(name, head::incoming(&parts.headers));
-    if span.is_read() {
-        span.set(key::OPERATION, asked);
+    let mut span = shared.tracer.serve(name, head::incoming(&parts.headers));
+    if !span.is_read() {
+        return span;
+    }
+    span.set(key::OPERATION, asked);
+    if let Some(Called(method)) = called {
+        span.set(key::RPC_SYSTEM, "grpc");
+        span.set(key::RPC_SERVICE, rpc::SERVICE);
+        span.set(key::RPC_METHOD, method);
+    } else {
         span.set(key::HTTP_METHOD, "POST");
         // A route of this router, which has no parameters: nothing of a caller's own making.
         span.set(key::HTTP_ROUTE, parts.uri.path().to_owned());

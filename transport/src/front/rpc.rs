@@ -46,9 +46,14 @@ use crate::trace::Trace;
 use crate::translate;
 
 /// The name by which health is asked for.
-const SERVICE: &str = "pointsman.chat.v1.ChatService";
+pub(super) const SERVICE: &str = "pointsman.chat.v1.ChatService";
 /// The same of the ledger.
 const QUOTA_SERVICE: &str = "pointsman.quota.v1.QuotaService";
+
+/// Beside a request that came as a call of this method.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Called(pub &'static str);
+
 impl<C: Chat> Front<C> {
     /// Serves `ChatService`, and `QuotaService` where there is a till, on a port until `stopping` resolves; calls under way
     /// may then go on for `grace`.
@@ -111,7 +116,7 @@ impl<C> Rpc<C> {
     /// Through the routes of HTTP.
     async fn post(
         &self,
-        path: &'static str,
+        (method, path): (&'static str, &'static str),
         headers: HeaderMap,
         body: impl Into<Body>,
     ) -> HttpResponse<Body> {
@@ -119,6 +124,7 @@ impl<C> Rpc<C> {
         *request.method_mut() = http::Method::POST;
         *request.uri_mut() = http::Uri::from_static(path);
         *request.headers_mut() = headers;
+        request.extensions_mut().insert(Called(method));
         match self.router.clone().oneshot(request).await {
             Ok(response) => response,
             Err(never) => match never {},
@@ -143,7 +149,7 @@ impl<C: Chat> ChatService for Rpc<C> {
             translate::streamed(&mut body);
         }
         let path = if asked.stored { STORED } else { PLAIN };
-        let response = self.post(path, headers, body.end()).await;
+        let response = self.post(("StreamChat", path), headers, body.end()).await;
         if !response.status().is_success() {
             return Err(status::of_response(response).await);
         }
@@ -157,7 +163,7 @@ impl<C: Chat> ChatService for Rpc<C> {
         let (metadata, _, asked) = request.into_parts();
         let headers = headers(&metadata, &asked.session_id)?;
         let body = on_behalf_of(&asked.user_id, asked.body);
-        let response = self.post("/v1/embeddings", headers, body).await;
+        let response = self.post(("Embed", "/v1/embeddings"), headers, body).await;
         if !response.status().is_success() {
             return Err(status::of_response(response).await);
         }

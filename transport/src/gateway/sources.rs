@@ -134,24 +134,25 @@ impl Source {
                     self.keep(&gateway, instances).await;
                 }
                 Ok(Some(Told::Lost(why))) => {
+                    let said = self.note_lost(&gateway, &why);
                     if lost.is_none() {
-                        tracing::warn!(source = self.name, "a registry is lost: {why}");
+                        tracing::warn!(source = self.name, "a registry is lost: {why}; {said}");
                         let source = self.name.as_str().into();
                         gateway.driver.submit(Input::SourceLost { source });
                     }
-                    self.note_lost(&gateway, &why);
                     lost = Some(why);
                 }
                 Err(_) => {
                     if let Some(why) = &lost {
-                        self.note_lost(&gateway, why);
+                        let _ = self.note_lost(&gateway, why);
                     }
                 }
             }
         }
     }
 
-    fn note_lost(&self, gateway: &Gateway, why: &str) {
+    /// Tells health and metrics that it is not heard, and returns what stands meanwhile, and how old that is.
+    fn note_lost(&self, gateway: &Gateway, why: &str) -> String {
         let said = gateway.cache.listed(&self.name).map_or_else(
             || "it has never said who is there".to_owned(),
             |listed| {
@@ -162,6 +163,7 @@ impl Source {
             },
         );
         gateway.health.note(&self.part(), Some((false, format!("{why}; {said}"))));
+        said
     }
 
     async fn keep(&self, gateway: &Gateway, instances: Vec<Instance>) {

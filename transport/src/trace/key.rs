@@ -24,6 +24,12 @@ pub const SERVER_PORT: &str = "server.port";
 pub const HTTP_METHOD: &str = "http.request.method";
 /// The path, as the API names it.
 pub const HTTP_ROUTE: &str = "http.route";
+/// Of calls that come in over RPC: which kind.
+pub const RPC_SYSTEM: &str = "rpc.system";
+/// The service's full name.
+pub const RPC_SERVICE: &str = "rpc.service";
+/// The method's own.
+pub const RPC_METHOD: &str = "rpc.method";
 /// What was answered. 499: the client left.
 pub const HTTP_STATUS: &str = "http.response.status_code";
 /// The id in `x-request-id`, in the logs and for `explain`.

@@ -7,6 +7,7 @@ use tokio::sync::mpsc;
 use tonic::Status;
 
 use super::{Echo, Hash, OpenAi, writer};
+use crate::label::Label;
 use crate::trace::{Incoming, Trace};
 use crate::upstream::{BadSecret, BadUrl, SetupError};
 
@@ -83,11 +84,27 @@ impl Out {
     }
 }
 
+/// What a caller says of a call beside its question.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Caller {
+    /// Of its trace.
+    pub trace: Incoming,
+    /// For the log.
+    pub label: Label,
+}
+
+impl Caller {
+    /// Takes what `header` has.
+    pub fn read<'a>(header: impl Fn(&'static str) -> Option<&'a str> + Copy) -> Self {
+        Self { trace: Incoming::read(header), label: Label::read(header) }
+    }
+}
+
 /// A question that the backend has agreed to answer.
 pub(super) struct Job {
     pub ask: StreamInferenceRequest,
-    /// What the caller said of its trace.
-    pub caller: Incoming,
+    /// What the caller said of the call.
+    pub caller: Caller,
     /// Where in it the answer is written.
     pub trace: Trace,
     /// How long the caller waits, from now.
@@ -97,7 +114,7 @@ pub(super) struct Job {
 impl Job {
     pub fn new(
         ask: StreamInferenceRequest,
-        caller: Incoming,
+        caller: Caller,
         patience: core::time::Duration,
     ) -> Self {
         Self { ask, caller, trace: Trace::default(), patience }

@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::{Code, Status};
 
-use super::backend::Job;
+use super::backend::{Caller, Job};
 use super::incoming::CONNECTIONS_MAX;
 use super::service::{ANSWER_MAX, Service};
 use super::{CONNECTION_WINDOW, REQUEST_BYTES_MAX, STREAM_WINDOW};
@@ -28,7 +28,6 @@ use crate::quic::frame::{Broken, Frames, Kind, framed};
 use crate::quic::{Ends, Identity, IdentityError, Pin, code};
 use crate::seam::Datagrams;
 use crate::seam::datagram::Simulated;
-use crate::trace::Incoming;
 
 /// More than may run, so that refusals have a stream; fewer than over HTTP/2, because here each is paid for ahead, with
 /// some hundred bytes. Who opens more waits.
@@ -246,7 +245,7 @@ async fn asked(from: &mut Frames) -> Result<Asked, Status> {
         CallMethod::StreamInference => {
             let ask: StreamInferenceRequest = message(from, Kind::Message).await?;
             let patience = head.timeout_micros.map_or(ANSWER_MAX, Duration::from_micros);
-            let caller = Incoming::read(|name| head.metadata.get(name).map(String::as_str));
+            let caller = Caller::read(|name| head.metadata.get(name).map(String::as_str));
             Ok(Asked::Inference(Box::new(Job::new(ask, caller, patience))))
         }
         CallMethod::Describe => {

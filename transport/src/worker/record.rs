@@ -8,8 +8,10 @@ use proto::inference::v1::{StreamInferenceRequest, StreamInferenceResponse};
 use tokio::time::Instant;
 use tonic::{Code, Status};
 
+use super::backend::Caller;
 use super::telemetry::Telemetry;
-use crate::trace::{Incoming, Span, Trace, key};
+use crate::label::Label;
+use crate::trace::{Span, Trace, key};
 
 /// As much of a caller's id goes into a log.
 const ID_CHARS_MAX: usize = 128;
@@ -21,6 +23,7 @@ pub(super) struct Record {
     span: Span,
     began: Instant,
     request_id: String,
+    label: Label,
     ended: Option<Ended>,
 }
 
@@ -44,9 +47,9 @@ impl Record {
         telemetry: &Telemetry,
         backend: &'static str,
         ask: &StreamInferenceRequest,
-        caller: Incoming,
+        caller: Caller,
     ) -> Self {
-        let mut span = telemetry.tracer().serve("worker.stream_inference", caller);
+        let mut span = telemetry.tracer().serve("worker.stream_inference", caller.trace);
         let request_id: String =
             ask.request_id.chars().filter(|c| !c.is_control()).take(ID_CHARS_MAX).collect();
         if span.is_read() {
@@ -65,7 +68,7 @@ impl Record {
             resumed_at,
         };
         let (telemetry, began) = (telemetry.clone(), Instant::now());
-        Self { telemetry, span, began, request_id, ended: Some(ended) }
+        Self { telemetry, span, began, request_id, label: caller.label, ended: Some(ended) }
     }
 
     /// The place within its span.
@@ -102,7 +105,10 @@ impl Record {
         tracing::info!(
             request_id = self.request_id,
             trace_id = self.span.trace().id(),
+            session_id = self.label.session.map(tracing::field::debug),
             model = self.telemetry.model(),
+            instance_id = self.telemetry.instance(),
+            retries = self.label.retries(),
             outcome = ended.outcome,
             tokens = ended.tokens,
             resumed_at = ended.resumed_at,

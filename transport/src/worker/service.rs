@@ -10,12 +10,11 @@ use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status};
 
 use super::answer::Answer;
-use super::backend::{Backend, Job};
+use super::backend::{Backend, Caller, Job};
 use super::desk::Desk;
 use super::record::Record;
 use super::telemetry::Telemetry;
 use super::witness::Begun;
-use crate::trace::Incoming;
 
 pub(super) struct Service {
     model: String,
@@ -119,8 +118,7 @@ impl InferenceService for Service {
         request: Request<StreamInferenceRequest>,
     ) -> Result<Response<Answer>, Status> {
         let patience = patience(request.metadata())?.unwrap_or(ANSWER_MAX);
-        let said = |name| request.metadata().get(name)?.to_str().ok();
-        let caller = Incoming::read(said);
+        let caller = Caller::read(|name| request.metadata().get(name)?.to_str().ok());
         self.begin(Job::new(request.into_inner(), caller, patience)).map(Response::new)
     }
 

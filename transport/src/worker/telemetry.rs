@@ -40,6 +40,8 @@ pub struct Telemetry(Arc<Inner>, Option<Arc<dyn Witness>>);
 #[derive(Debug)]
 struct Inner {
     model: String,
+    /// Its name among all workers, in the log.
+    instance: OnceLock<String>,
     tracer: Tracer,
     registry: Registry,
     requests: Family<Outcome, Counter>,
@@ -85,6 +87,7 @@ impl Telemetry {
     pub fn new(model: &str, tracer: Tracer) -> Self {
         let mut inner = Inner {
             model: model.to_owned(),
+            instance: OnceLock::new(),
             tracer,
             registry: Registry::with_labels(
                 [("model".into(), model.to_owned().into())].into_iter(),
@@ -106,6 +109,13 @@ impl Telemetry {
         };
         inner.register();
         Self(Arc::new(inner), None)
+    }
+
+    /// The same under the name by which others know it, which its log lines then have. The first name stays.
+    #[must_use]
+    pub fn named(self, instance: &str) -> Self {
+        let _ = self.0.instance.set(instance.to_owned());
+        self
     }
 
     /// The pages for probes and scrapes: `/health`, `/ready` and `/metrics`.
@@ -134,6 +144,11 @@ impl Telemetry {
 
     pub(super) fn model(&self) -> &str {
         &self.0.model
+    }
+
+    /// As it was named.
+    pub(super) fn instance(&self) -> Option<&str> {
+        self.0.instance.get().map(String::as_str)
     }
 
     pub(super) fn tracer(&self) -> &Tracer {

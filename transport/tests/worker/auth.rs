@@ -21,6 +21,7 @@ use transport::quic;
 use transport::trace::Tracer;
 use transport::worker::Incoming;
 
+use crate::reflecting::tells_of_itself;
 use crate::world::{Answer, LONG, SECOND, Worker, World};
 
 /// An auth role, on a port that it keeps over its lives.
@@ -142,6 +143,23 @@ impl Fleet {
 
 fn key() -> Key {
     generate().unwrap().0
+}
+
+#[tokio::test]
+async fn its_port_tells_of_itself_and_a_question_that_is_none_is_counted() {
+    let auth = Auth::new(&[&generate().unwrap().0], "").await;
+    tells_of_itself(auth.addr, "pointsman.auth.v1.AuthService").await;
+    assert_eq!(auth.ask(vec![1; 31]).await.unwrap_err().code(), Code::InvalidArgument);
+    auth.ask(vec![1; 32]).await.unwrap();
+    auth.role.refuse("it has no keys".to_owned());
+    let figures = auth.role.figures();
+    for line in [
+        "pointsman_auth_errors_total{kind=\"malformed\"} 1",
+        "pointsman_auth_errors_total{kind=\"configuration\"} 1",
+        "pointsman_auth_answer_seconds_count 2",
+    ] {
+        assert!(figures.lines().any(|one| one == line), "{line} is not in\n{figures}");
+    }
 }
 
 #[tokio::test]

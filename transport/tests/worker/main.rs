@@ -14,6 +14,7 @@ mod outliving;
 mod prefixing;
 mod quic;
 mod quic_lines;
+mod reflecting;
 mod reporting;
 mod resuming;
 mod roles;

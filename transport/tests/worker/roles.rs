@@ -6,18 +6,26 @@ use proto::chat::v1::chat_service_client::ChatServiceClient;
 use proto::chat::v1::{ListModelsRequest, StreamChatRequest, StreamChatResponse};
 use proto::inference::v1::Parameters;
 use serde_json::json;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 use transport::config::Role;
 use transport::quic::{Identity, Pin};
 use transport::worker::{Backend, Hash};
 
-use crate::world::{LONG, SECOND, Worker, World, question, streamed, words};
+use crate::world::{Answer, LONG, SECOND, Worker, World, question, streamed, words};
 
 /// A chat role before one worker.
 async fn chat_before(worker: &Worker, more: &str) -> World {
-    let endpoint = format!("{{url: '{}', name: w0}}", worker.url());
+    chat_at(&format!("{{url: '{}', name: w0}}", worker.url()), more).await
+}
+
+fn owned((one, other): (&str, &str)) -> (String, String) {
+    (one.to_owned(), other.to_owned())
+}
+
+/// The same before this endpoint.
+async fn chat_at(endpoint: &str, more: &str) -> World {
     let text = format!(
         "server: {{grpc: {{addr: '127.0.0.1:0'}}}}\nmodels: {{m: {{endpoints: [{endpoint}]}}}}\n{more}"
     );
@@ -82,6 +90,10 @@ async fn through_two_roles_an_answer_is_what_it_is_through_one() {
     assert!(two.is_done() && two.told().len() > 40);
     let usage = |events: &[serde_json::Value]| events.last().unwrap()["usage"].clone();
     assert_eq!(usage(&two.events()), usage(&one.events()));
+    // It came to its end behind the gateway too: nobody left.
+    let counted = "gateway_requests_total{provider=\"pointsman\",model=\"m\",status=\"200\"} 1\n";
+    let figures = chat.get("/metrics").await;
+    assert!(figures.contains(counted) && !figures.contains("status=\"499\""), "{figures}");
     let (two, one) = (world.ask("hi", json!({})).await, alone.ask("hi", json!({})).await);
     assert_eq!(two.json()["choices"], one.json()["choices"], "{two:?}");
     assert!(world.get("/v1/models").await.contains("\"m\""));
@@ -237,6 +249,52 @@ async fn the_callers_own_key_is_judged_again_behind_the_gateway() {
         let bearer = format!("Bearer {}", key.expose());
         let asked = world.ask_with("hi", json!({}), &[("authorization", &bearer)]).await;
         assert_eq!(asked.status.as_u16(), status, "{asked:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_deadline_at_the_gateway_ends_the_answer_at_the_worker_behind_the_chat_role() {
+    let worker = Worker::echo(Duration::from_millis(50));
+    for over_quic in [false, true] {
+        let chat = match over_quic {
+            true => {
+                let (url, pin) = worker.over_quic().split_once('#').map(owned).unwrap();
+                chat_at(&format!("{{url: '{url}', name: w0, tls: {{pin: '{pin}'}}}}"), "").await
+            }
+            false => chat_before(&worker, "").await,
+        };
+        let world = gateway(&[&chat], "").await;
+        let head = [("x-request-timeout", "1.5")];
+        let began = Instant::now();
+        let asked = streamed(&words(1_200));
+        let response = world.begin_with("/v1/chat/completions", &asked, &head).await;
+        assert_eq!(response.status(), 200, "{response:?}");
+        worker.runs(1).await;
+        // The client stays, and reads on: it is the time that ends it.
+        let answer = tokio::time::timeout(LONG, Answer::of(response)).await.unwrap();
+        assert!(!answer.is_done() && answer.text.contains("\"error\""), "{}", answer.text);
+        worker.runs_within(0, SECOND).await;
+        let took = began.elapsed();
+        assert!(took > SECOND && took < 5 * SECOND, "{took:?} of 60 s over QUIC: {over_quic}");
+    }
+}
+
+#[tokio::test]
+async fn where_nobody_is_left_grpc_says_unavailable() {
+    let mut worker = Worker::echo(Duration::ZERO);
+    let chat = chat_before(&worker, "routing: {max_retries: 0}").await;
+    let front = "server: {grpc: {addr: '127.0.0.1:0'}}";
+    let world = gateway(&[&chat], front).await;
+    worker.kill();
+    for role in [&chat, &world] {
+        let mut client = client(role).await;
+        // The first may meet the connection's end.
+        let _ = collect(&mut client, Request::new(turn("hi", Parameters::default()))).await;
+        let refused = collect(&mut client, Request::new(turn("hi", Parameters::default()))).await;
+        let refused = refused.unwrap_err();
+        assert_eq!(refused.code(), Code::Unavailable, "{refused:?}");
+        assert_eq!(refused.metadata().get("pointsman-http-status").unwrap(), "503");
+        assert!(refused.metadata().contains_key("retry-after-ms"), "{refused:?}");
     }
 }
 

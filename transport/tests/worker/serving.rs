@@ -7,12 +7,9 @@ use tokio::time::{Instant, timeout};
 use tonic::{Code, Request};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
-use tonic_reflection::pb::v1::ServerReflectionRequest;
-use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
-use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
-use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
 use transport::worker::{Backend, Drained, Echo};
 
+use crate::reflecting::tells_of_itself;
 use crate::world::{LONG, SECOND, Worker, question, words};
 
 const SLOW: Duration = Duration::from_millis(50);
@@ -158,22 +155,7 @@ async fn what_cannot_be_asked_is_refused_by_name() {
 #[tokio::test]
 async fn health_and_reflection_answer() {
     let worker = Worker::echo(Duration::ZERO);
-    assert_eq!(health(&worker).await, 1, "SERVING");
-    let mut reflection = ServerReflectionClient::new(worker.channel().await);
-    let ask = ServerReflectionRequest {
-        host: String::new(),
-        message_request: Some(MessageRequest::ListServices(String::new())),
-    };
-    let asked = futures_util::stream::iter([ask]);
-    let mut told = reflection.server_reflection_info(asked).await.unwrap().into_inner();
-    let Some(MessageResponse::ListServicesResponse(list)) =
-        told.message().await.unwrap().unwrap().message_response
-    else {
-        panic!("no list");
-    };
-    let names: Vec<_> = list.service.iter().map(|service| service.name.as_str()).collect();
-    assert!(names.contains(&"pointsman.inference.v1.InferenceService"), "{names:?}");
-    assert!(names.contains(&"grpc.health.v1.Health"), "{names:?}");
+    tells_of_itself(worker.addr, "pointsman.inference.v1.InferenceService").await;
 }
 
 async fn health(worker: &Worker) -> i32 {

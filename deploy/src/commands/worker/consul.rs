@@ -83,19 +83,15 @@ struct Advertised {
 }
 
 impl Wanted {
-    /// What was asked for; nothing where no Consul was named.
-    pub fn of(args: &WorkerArgs, env: &Env) -> Result<Option<Self>, ConsulError> {
-        let chosen = |flag: &Option<String>, name, variable| {
-            let flag = flag.as_ref().map(|text| (name, text.clone()));
-            flag.or_else(|| Some((variable, said(env, variable)?.to_owned())))
-        };
+    /// What was asked for, under this name; nothing where no Consul was named.
+    pub fn of(args: &WorkerArgs, env: &Env, instance: &str) -> Result<Option<Self>, ConsulError> {
+        let chosen = |flag, name, variable| chosen(env, flag, (name, variable));
         let Some((from, text)) = chosen(&args.consul, "--consul", "CONSUL_HTTP_ADDR") else {
             let idle = [
                 ("--consul-token", args.consul_token.is_some()),
                 ("--consul-ca", args.consul_ca.is_some()),
                 ("--consul-cert", args.consul_cert.is_some()),
                 ("--advertise", args.advertise.is_some()),
-                ("--instance-id", args.instance_id.is_some()),
             ];
             let given = idle.into_iter().find(|(_, given)| *given);
             return given.map_or(Ok(None), |(flag, _)| Err(ConsulError::Idle(flag)));
@@ -116,16 +112,12 @@ impl Wanted {
             (Some(_), None) | (None, Some(_)) => return Err(ConsulError::Half),
         };
         let advertise = chosen(&args.advertise, "--advertise", "ADVERTISE_ADDR");
-        let instance = match chosen(&args.instance_id, "--instance-id", "INSTANCE_ID") {
-            Some((from, text)) => checked(from, text)?,
-            None => own_name(),
-        };
         Ok(Some(Self {
             addr,
             token: token(args, env)?,
             ca,
             own,
-            instance,
+            instance: instance.to_owned(),
             advertise: advertise.map(|(from, text)| read(from, &text)).transpose()?,
         }))
     }
@@ -181,6 +173,24 @@ fn checked(from: &'static str, text: String) -> Result<String, ConsulError> {
         return Err(ConsulError::Instance { from, text });
     }
     Ok(text)
+}
+
+/// The worker's name: as told, else a draw.
+pub fn instance(args: &WorkerArgs, env: &Env) -> Result<String, ConsulError> {
+    match chosen(env, &args.instance_id, ("--instance-id", "INSTANCE_ID")) {
+        Some((from, text)) => checked(from, text),
+        None => Ok(own_name()),
+    }
+}
+
+/// A flag, else a variable, and which of them it is.
+fn chosen(
+    env: &Env,
+    flag: &Option<String>,
+    (name, variable): (&'static str, &'static str),
+) -> Option<(&'static str, String)> {
+    let flag = flag.as_ref().map(|text| (name, text.clone()));
+    flag.or_else(|| Some((variable, said(env, variable)?.to_owned())))
 }
 
 /// The machine's name and a draw: two workers on one machine are two.
@@ -275,7 +285,9 @@ mod tests {
 
     fn wanted(line: &str, env: &Env) -> Result<Option<Wanted>, String> {
         let line = format!("--backend echo {line}");
-        Wanted::of(&args(line.trim()), env).map_err(|why| why.to_string())
+        let args = args(line.trim());
+        let wanted = instance(&args, env).and_then(|name| Wanted::of(&args, env, &name));
+        wanted.map_err(|why| why.to_string())
     }
 
     #[test]

@@ -33,6 +33,7 @@ pub(super) fn of(
         next: BTreeMap::new(),
         held: None,
         ready: VecDeque::new(),
+        done: false,
         over: false,
         whole,
     };
@@ -64,6 +65,8 @@ struct Pieces {
     /// The last chunk of the answer waits for the bill, which comes behind it.
     held: Option<Chunk>,
     ready: VecDeque<Result<Chunk, Status>>,
+    /// `[DONE]` was there. What the body has behind it is for its own end: dropped before, it would count as left.
+    done: bool,
     over: bool,
     /// No events come but one answer.
     whole: bool,
@@ -102,6 +105,7 @@ impl Pieces {
                 Ok(Some(event)) => self.read(&event),
                 Ok(None) => match self.body.next().await {
                     Some(Ok(bytes)) => self.events.insert(bytes),
+                    None if self.done => self.end(Ok(())),
                     Some(Err(_)) | None => self.end(Err(lost())),
                 },
                 Err(error) => self.end(Err(Status::internal(error.to_string()))),
@@ -112,7 +116,8 @@ impl Pieces {
     fn read(&mut self, event: &sse::Event) {
         let Some(data) = &event.data else { return };
         if &data[..] == b"[DONE]" {
-            return self.end(Ok(()));
+            self.done = true;
+            return;
         }
         let said: Said<'_> = serde_json::from_slice(data).unwrap_or(Said { error: None });
         if let Some(error) = said.error.filter(|error| error.get().starts_with('{')) {

@@ -13,7 +13,7 @@ class Record:
     """One request's story: no text of anybody, no key. Times in seconds.
 
     `outcome` is `ok`, `cancelled` or one of the outcomes in `domain.failures`; `cause` names the kind of an error and
-    where it was raised, never its text.
+    where it was raised, never its text. `session_id` is a keyed hash.
     """
 
     request_id: str = ""
@@ -28,6 +28,7 @@ class Record:
     first_token: float | None = None
     usage: Usage | None = None
     trace_flags: str = "01"
+    retries: int | None = None
 
 
 class Observer(Protocol):

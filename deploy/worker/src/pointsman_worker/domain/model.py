@@ -83,7 +83,8 @@ class Question:
     parameters: Parameters = field(default_factory=Parameters)
     resume: Resume | None = None
     request_id: str = ""
-    traceparent: str = ""
+    trace: Mapping[str, str] = field(default_factory=dict)
+    """The headers that whoever is called for it is to be told."""
 
     @property
     def max_tokens_left(self) -> int | None:

@@ -49,6 +49,8 @@ class RequestLog:
         }
         if record.first_token is not None:
             fields["ttft_ms"] = round(record.first_token * 1000, 1)
+        if record.retries is not None:
+            fields["retries"] = record.retries
         if record.resumed_at is not None:
             fields["resumed_at"] = record.resumed_at
         ours = record.outcome in ("backend_failed", "credentials_refused", "unavailable")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,7 +17,7 @@ class NoSpans:
     """Makes none."""
 
     @contextmanager
-    def span(self, traceparent: str, record: Record) -> Iterator[None]:
+    def span(self, caller: Mapping[str, str], record: Record) -> Iterator[None]:
         """Runs its body."""
         yield
 
@@ -52,9 +52,9 @@ class Spans:
         }
 
     @contextmanager
-    def span(self, traceparent: str, record: Record) -> Iterator[None]:
-        """Runs its body in a span, and puts the span's own ids into the record."""
-        context = self._propagate.TraceContextTextMapPropagator().extract({"traceparent": traceparent})
+    def span(self, caller: Mapping[str, str], record: Record) -> Iterator[None]:
+        """Runs its body in a span below the caller's, and puts the span's own ids into the record."""
+        context = self._propagate.TraceContextTextMapPropagator().extract(caller)
         kind = self._trace.SpanKind.SERVER
         span = self._tracer.start_span(SPAN, context=context, kind=kind, attributes=self._always)
         ids = span.get_span_context()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from pointsman.inference.v1 import inference_pb2 as wire
@@ -21,7 +22,7 @@ OURS = frozenset({"model", "messages", "max_tokens", "temperature", "top_p", "se
 """Fields with a place of their own: twice would be two answers to one question."""
 
 
-def question(request: wire.StreamInferenceRequest, traceparent: str) -> Question:
+def question(request: wire.StreamInferenceRequest, trace: Mapping[str, str]) -> Question:
     """The question. Raises `InvalidQuestion` that names the field."""
     return Question(
         model=request.model,
@@ -29,7 +30,7 @@ def question(request: wire.StreamInferenceRequest, traceparent: str) -> Question
         parameters=_parameters(request.parameters),
         resume=_resume(request.resume) if request.HasField("resume") else None,
         request_id=request.request_id,
-        traceparent=traceparent,
+        trace=trace,
     )
 
 

@@ -13,9 +13,9 @@ from pointsman.inference.v1 import inference_pb2_grpc as wire_grpc
 from pointsman_worker import __version__
 from pointsman_worker.application.inference import Inference
 from pointsman_worker.application.observer import Record
-from pointsman_worker.domain import failures
+from pointsman_worker.domain import failures, label
 from pointsman_worker.domain.model import Chunk
-from pointsman_worker.domain.tracing import trace_ids
+from pointsman_worker.domain.tracing import trace_headers, trace_ids
 from pointsman_worker.infrastructure.spans import NoSpans, Spans
 from pointsman_worker.interface import convert
 
@@ -52,7 +52,11 @@ class Servicer(wire_grpc.InferenceServiceServicer):
         backend before anything else happens.
         """
         metadata = _metadata(context)
-        record = Record(request_id=_loggable(request.request_id), session_id=_loggable(_session(metadata)))
+        record = Record(
+            request_id=_loggable(request.request_id),
+            session_id=label.session_id(metadata.get(label.SESSION, "")),
+            retries=label.retries(metadata.get(label.ATTEMPT, "")),
+        )
         traceparent = metadata.get("traceparent", "")
         record.trace_id, record.span_id = trace_ids(traceparent)
         record.trace_flags = traceparent[53:55] or record.trace_flags
@@ -61,8 +65,11 @@ class Servicer(wire_grpc.InferenceServiceServicer):
             await context.write(convert.response(chunk))
 
         try:
-            with self._spans.span(traceparent if record.trace_id else "", record):
-                await self._answer(request, context, send, record)
+            state = metadata.get("tracestate", "")
+            with self._spans.span(trace_headers(traceparent if record.trace_id else "", state), record):
+                # With spans, whoever is called hears of this worker's own.
+                own = f"00-{record.trace_id}-{record.span_id}-{record.trace_flags}" if record.trace_id else ""
+                await self._answer((request, trace_headers(own, state)), context, send, record)
         except failures.Failure as failure:
             await _abort(context, failure)
 
@@ -79,10 +86,11 @@ class Servicer(wire_grpc.InferenceServiceServicer):
             version=__version__,
         )
 
-    async def _answer(self, request: wire.StreamInferenceRequest, context: Context, send: Any, record: Record) -> None:
-        traceparent = f"00-{record.trace_id}-{record.span_id}-{record.trace_flags}" if record.trace_id else ""
+    async def _answer(
+        self, asked: tuple[wire.StreamInferenceRequest, dict[str, str]], context: Context, send: Any, record: Record
+    ) -> None:
         try:
-            question = convert.question(request, traceparent)
+            question = convert.question(*asked)
         except failures.InvalidQuestion as failure:
             self._worker.refused(record, failure)
             raise
@@ -101,10 +109,6 @@ async def _abort(context: Context, failure: failures.Failure) -> NoReturn:
 def _metadata(context: Context) -> dict[str, str]:
     """The caller's metadata that is text."""
     return {name: value for name, value in context.invocation_metadata() or () if isinstance(value, str)}
-
-
-def _session(metadata: Mapping[str, str]) -> str:
-    return metadata.get("x-session-id") or metadata.get("session-id") or ""
 
 
 def _loggable(text: str) -> str:

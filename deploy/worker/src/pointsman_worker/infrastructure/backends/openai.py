@@ -73,12 +73,11 @@ class OpenAICompatible:
         if question.resume and question.max_tokens_left == 0:
             yield Piece(finish_reason="length")
             return
-        headers = {"traceparent": question.traceparent} if question.traceparent else {}
         seam = openai_seam.Seam(question) if self._settings.continues else None
         body = openai_words.body(openai_seam.asked(question) if seam else question, self._settings.model)
         url = f"{self._settings.base_url}/chat/completions"
         try:
-            async with self._ready().stream("POST", url, json=body, headers=headers) as answer:
+            async with self._ready().stream("POST", url, json=body, headers=dict(question.trace)) as answer:
                 await _check(answer)
                 async with contextlib.aclosing(_pieces(answer, question.parameters.choices, seam)) as pieces:
                     async for piece in pieces:
