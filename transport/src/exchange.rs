@@ -208,6 +208,35 @@ pub enum Part {
     Unrecorded(End),
 }
 
+/// A seam in a stream: there it broke off, and another replica went on.
+///
+/// Over HTTP it is a comment, which clients pass over; our own roles tell it each other as a message.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Resumed {
+    /// So many tokens had been delivered: the place of the first that followed.
+    pub from: Tokens,
+    /// The name of the replica that went on.
+    pub replica: String,
+}
+
+impl Resumed {
+    /// As a comment of the stream. A name that would be more than one line is left out.
+    #[must_use]
+    pub fn comment(&self) -> Bytes {
+        let Self { from, replica } = self;
+        let name = if replica.contains(char::is_control) { "another" } else { replica };
+        format!(": resumed after {} tokens by {name}\n\n", from.0).into()
+    }
+
+    /// Reads such a comment; `None` for any other.
+    #[must_use]
+    pub fn read(comment: &[u8]) -> Option<Self> {
+        let text = core::str::from_utf8(comment).ok()?.trim_end_matches(['\r', '\n']);
+        let (from, replica) = text.strip_prefix(": resumed after ")?.split_once(" tokens by ")?;
+        Some(Self { from: Tokens(from.parse().ok()?), replica: replica.to_owned() })
+    }
+}
+
 /// How an answer ended, for the log line and the metrics.
 #[derive(Clone, Debug)]
 pub struct End {
@@ -301,4 +330,21 @@ pub struct Checks {
     /// One line per part: name, healthy, what a reader should know (which endpoint is ejected and why, which
     /// configuration was refused).
     pub parts: Vec<(String, bool, String)>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_seam_is_read_as_it_is_written_and_stays_one_line() {
+        let seam = Resumed { from: Tokens(43), replica: "one-a tokens by b".to_owned() };
+        assert_eq!(&seam.comment()[..], b": resumed after 43 tokens by one-a tokens by b\n\n");
+        assert_eq!(Resumed::read(&seam.comment()), Some(seam));
+        let odd = Resumed { from: Tokens(1), replica: "a\n\ndata: [DONE]".to_owned() };
+        assert_eq!(&odd.comment()[..], b": resumed after 1 tokens by another\n\n");
+        for other in [&b": keep-alive\n\n"[..], b": resumed after x tokens by a\n\n", b"\xff"] {
+            assert_eq!(Resumed::read(other), None);
+        }
+    }
 }

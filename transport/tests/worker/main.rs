@@ -16,6 +16,7 @@ mod quic_lines;
 mod reporting;
 mod resuming;
 mod roles;
+mod seams;
 mod services;
 mod serving;
 mod skewed;

@@ -247,7 +247,7 @@ async fn a_gateway_understands_chat_roles_of_other_versions() {
             let begun = begun.then(|| Begun { replica: "w7".to_owned(), ..Begun::default() });
             let usage = Usage { prompt_tokens: 3, completion_tokens: 1, cached_tokens: 0 };
             let chunk = Chunk { usage: Some(usage), ..said(0, "a", "stop") };
-            let piece = StreamChatResponse { begun, chunk: Some(chunk) };
+            let piece = StreamChatResponse { begun, chunk: Some(chunk), ..Default::default() };
             let models = ListModelsResponse { models: vec![model.clone()] };
             let write = |message: &dyn Fn() -> (Vec<u8>, Vec<u8>)| {
                 let (plain, with_more) = message();
@@ -273,7 +273,8 @@ async fn a_gateway_understands_chat_roles_of_other_versions() {
 async fn a_chat_role_that_keeps_no_sessions_is_not_believed_a_turn_of_one() {
     let script = |method: &str| {
         let begun = Some(Begun { replica: "w7".to_owned(), ..Begun::default() });
-        let piece = StreamChatResponse { begun, chunk: Some(said(0, "a", "stop")) };
+        let piece =
+            StreamChatResponse { begun, chunk: Some(said(0, "a", "stop")), ..Default::default() };
         let model = Model { name: "m".to_owned(), owned_by: "us".to_owned() };
         match method {
             "StreamChat" => Some(vec![piece.encode_to_vec()]),

@@ -1,6 +1,7 @@
 //! Workers that can be killed, and gateways in front of them.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -313,6 +314,11 @@ impl World {
         });
         let (_served, text) = ([served, over_grpc].map(AbortOnDropHandle::new), told.to_owned());
         Self { home, gateway, addr, rpc, quota, _served, text }
+    }
+
+    /// Its data directory.
+    pub fn data(&self) -> PathBuf {
+        self.home.path().join("data")
     }
 
     /// Asks, and returns with the head.

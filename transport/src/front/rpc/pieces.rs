@@ -13,6 +13,7 @@ use serde_json::value::RawValue;
 use tonic::Status;
 
 use super::status;
+use crate::exchange::Resumed;
 use crate::front::answer::{ATTEMPTS, REPLICA, REQUEST_ID};
 use crate::sse;
 use crate::translate::Reader;
@@ -30,6 +31,7 @@ pub(super) fn of(
         events: sse::Parser::default(),
         reader: Reader::new(said),
         begun: Some(begun(&head.headers)),
+        resumed: None,
         next: BTreeMap::new(),
         held: None,
         ready: VecDeque::new(),
@@ -59,6 +61,8 @@ struct Pieces {
     reader: Reader,
     /// Told with the first piece.
     begun: Option<Begun>,
+    /// Told with the first piece behind it.
+    resumed: Option<Resumed>,
     /// The place of each choice's next token.
     next: BTreeMap<u32, u64>,
     /// The last chunk of the answer waits for the bill, which comes behind it.
@@ -100,7 +104,10 @@ impl Pieces {
     }
 
     fn read(&mut self, event: &sse::Event) {
-        let Some(data) = &event.data else { return };
+        let Some(data) = &event.data else {
+            self.resumed = Resumed::read(&event.raw).or(self.resumed.take());
+            return;
+        };
         if &data[..] == b"[DONE]" {
             return self.end(Ok(()));
         }
@@ -153,7 +160,8 @@ impl Pieces {
         let next = self.next.entry(chunk.choice).or_default();
         chunk.seq = *next;
         *next += u64::from(chunk.token_count);
-        StreamChatResponse { begun: self.begun.take(), chunk: Some(chunk) }
+        let resumed = self.resumed.take().map(crate::convert::resumed_said);
+        StreamChatResponse { begun: self.begun.take(), chunk: Some(chunk), resumed }
     }
 }
 

@@ -17,7 +17,7 @@ use tonic::{Code, Response, Streaming};
 
 use super::{grpc, refusal};
 use crate::convert;
-use crate::exchange::{Behalf, SessionAnswer, SessionAsk};
+use crate::exchange::{Behalf, Resumed, SessionAnswer, SessionAsk};
 use crate::upstream::Limits;
 use crate::upstream::failed::Failed;
 
@@ -29,6 +29,8 @@ pub(super) struct Answer {
     stored: bool,
     /// Who answers there, once that is told.
     pub begun: Option<Begun>,
+    /// It went on at another replica, with the piece that came last: still to be told.
+    pub resumed: Option<Resumed>,
 }
 
 impl Answer {
@@ -36,7 +38,8 @@ impl Answer {
     pub async fn next(&mut self, begun: bool, limits: &Limits) -> Result<Option<Chunk>, Failed> {
         let piece = self.pieces.message().await;
         let piece = piece.map_err(|status| refusal::of_chat(&status, begun, limits))?;
-        let Some(StreamChatResponse { begun, chunk }) = piece else { return Ok(None) };
+        let Some(StreamChatResponse { begun, chunk, resumed }) = piece else { return Ok(None) };
+        self.resumed = resumed.map(convert::resumed).or(self.resumed.take());
         self.begun = begun.or_else(|| self.begun.take());
         let session = self.begun.as_ref().map_or("", |begun| &begun.session_id);
         if self.stored && session.is_empty() {
@@ -101,7 +104,7 @@ pub(super) async fn ask(
     let request = grpc::request(headers, question, limits);
     let asked = service(channel, limits).stream_chat(request).await;
     let pieces = asked.map_err(|status| refusal::of_chat(&status, false, limits))?.into_inner();
-    Ok(Answer { pieces, stored, begun: None })
+    Ok(Answer { pieces, stored, begun: None, resumed: None })
 }
 
 /// Asks which models may be asked. It continues nobody's streams: who continues them is decided there.

@@ -50,7 +50,7 @@ pub(in crate::upstream) struct WireStream {
     tally: Tally,
     patience: Patience,
     limits: Limits,
-    /// Events that are known and not yet asked for: at the end, the bill and `[DONE]`.
+    /// Events that are known and not yet asked for: what follows a seam; at the end, the bill and `[DONE]`.
     ready: VecDeque<Event>,
     received: usize,
     headers: HeaderMap,
@@ -101,10 +101,14 @@ impl WireStream {
             }
             match self.chunk().await? {
                 Ok(None) => self.end(),
-                Ok(Some((chunk, first))) => match self.event(chunk, first) {
-                    Ok(event) => return Some(Ok(event)),
-                    Err(failed) => return Some(Err(self.broken(failed))),
-                },
+                Ok(Some((chunk, first))) => {
+                    let seam = self.seam();
+                    self.ready.extend(seam);
+                    match self.event(chunk, first) {
+                        Ok(event) => self.ready.push_back(event),
+                        Err(failed) => return Some(Err(self.broken(failed))),
+                    }
+                }
                 Err(failed) => return Some(Err(failed)),
             }
         }
@@ -177,6 +181,13 @@ impl WireStream {
             EventKind::Finish
         };
         Ok(Event { raw, kind, usage: None, piece: piece(chunk) })
+    }
+
+    /// The comment that the answer went on at another replica behind the chat role, before what follows it.
+    fn seam(&mut self) -> Option<Event> {
+        let Some(Chunks::Chat(answer)) = &mut self.chunks else { return None };
+        let raw = answer.resumed.take()?.comment();
+        Some(Event { raw, kind: EventKind::Other, usage: None, piece: None })
     }
 
     fn end(&mut self) {
