@@ -12,11 +12,12 @@ use control::id::{Principal, RequestId};
 use control::outcome::Failure;
 use control::plane::{Idempotency, Outcome, Refusal, Session};
 use control::units::{Tokens, Usage};
+use futures_util::stream::BoxStream;
 use tokio::sync::mpsc;
 
 use crate::sessions::{HistoryLine, MessageInfo, Owner, PageOf, Paged, SessionError, SessionInfo};
 use crate::trace::Trace;
-use crate::upstream::{Secret, UpstreamError};
+use crate::upstream::{Failed, Secret, UpstreamError};
 
 /// Which of the OpenAI endpoints is asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,6 +87,33 @@ pub struct Behalf {
     pub idempotency_key: Option<String>,
     /// The session is to be kept there.
     pub stored: bool,
+    /// The stream is to outlive the connection it is opened on.
+    pub resumable: bool,
+    /// One of its events is to tell the usage: its client asked for that.
+    pub usage_event: bool,
+}
+
+/// A stream that is to be gone on with where it is kept: at another of our roles.
+#[derive(Clone, Debug)]
+pub struct ResumeCall {
+    /// What it is called.
+    pub id: String,
+    /// The last event that the client has.
+    pub after: u64,
+    /// The key that was shown.
+    pub key: Option<Secret>,
+}
+
+/// What is known there of such a stream.
+pub enum Rest {
+    /// What follows, in whole events, to the last. An error: it broke off.
+    Events(BoxStream<'static, Result<Bytes, Failed>>),
+    /// Nothing follows.
+    Complete,
+    /// Nobody has it.
+    Unknown,
+    /// Nobody who could be asked has it.
+    Away,
 }
 
 /// What is asked about stored sessions.
@@ -148,6 +176,8 @@ pub struct Reply {
     pub body: ReplyBody,
     /// The stored session that it is a turn of.
     pub session: Option<Arc<str>>,
+    /// What a stream is called that another of our roles keeps: its bytes are numbered events already.
+    pub kept: Option<Arc<str>>,
 }
 
 /// An answer's body.
@@ -297,6 +327,12 @@ pub trait Chat: Send + Sync + 'static {
     ) -> impl Future<Output = Result<SessionAnswer, Why>> + Send {
         drop(call);
         async { Err(Why::Session(SessionError::Off)) }
+    }
+
+    /// Goes on with a stream that another of our roles keeps. A chat role that leaves none to others knows none.
+    fn resume(&self, call: ResumeCall) -> impl Future<Output = Result<Rest, Why>> + Send {
+        drop(call);
+        async { Ok(Rest::Unknown) }
     }
 
     /// Public model names with who provides them, sorted by name.

@@ -210,6 +210,10 @@ impl Pump {
             }
             EventKind::Usage | EventKind::Opening | EventKind::Finish | EventKind::Other => {}
         }
+        // What has several chunks for one event is passed on with the last.
+        if event.raw.is_empty() {
+            return None;
+        }
         let raw = self.story.pass(event.raw);
         let stop = tokio::select! {
             biased;

@@ -8,6 +8,7 @@ mod discovering;
 mod embedding;
 mod failing;
 mod gateway;
+mod kept;
 mod lines;
 mod lying;
 mod outliving;
