@@ -28,8 +28,8 @@ use tokio::sync::mpsc;
 use crate::catalog::SharedCatalog;
 use crate::driver::{Driver, Named, Order};
 use crate::exchange::{
-    Call, Chat, Checks, End, Model, Refused, Reply, ReplyBody, SessionAnswer, SessionCall, Tally,
-    Why,
+    Call, Chat, Checks, End, Model, Refused, Reply, ReplyBody, Rest, ResumeCall, SessionAnswer,
+    SessionCall, Tally, Why,
 };
 use crate::front::exposition;
 use crate::health::Health;
@@ -144,6 +144,10 @@ impl Chat for Local {
         stored::asked(&self.0, call).await
     }
 
+    async fn resume(&self, call: ResumeCall) -> Result<Rest, Why> {
+        distant::resumed(&self.0, &call).await
+    }
+
     fn models(&self) -> Vec<Model> {
         self.0.catalog.load().models()
     }
@@ -227,13 +231,14 @@ impl Request {
                 span.begins(&opened.opening);
                 self.written(opened.committed_at).await?;
                 let session = self.announced(opened.session.take());
+                let kept = opened.kept.take();
                 let content_type = opened.content_type.clone();
                 let tally = Tally::new(self.call.prompt);
                 let story = Story::new(self.turn.take(), session.clone());
                 let parts =
                     pump::start(self, &dispatch, (*opened, story), Arc::clone(&tally), span);
                 let body = ReplyBody::Stream { parts, tally };
-                Ok(Some(Reply { session, ..self.reply(&dispatch, content_type, body) }))
+                Ok(Some(Reply { session, kept, ..self.reply(&dispatch, content_type, body) }))
             }
         }
     }
@@ -332,6 +337,7 @@ impl Request {
             content_type,
             body,
             session: None,
+            kept: None,
         }
     }
 }

@@ -1,6 +1,7 @@
 //! From what people and wires write to what the plane takes. The only place that does.
 
 mod sessions;
+mod streams;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -34,6 +35,7 @@ pub(crate) use sessions::{
     history_answer, line_said, message_said, messages_answer, session_answer, session_said,
     sessions_answer,
 };
+pub(crate) use streams::{resumed, resumed_said};
 
 /// Endpoints without a stated maximum take what comes: how much that may be is said for connections, models and accounts.
 const NO_LIMIT: u32 = u32::MAX;

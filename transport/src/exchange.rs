@@ -12,11 +12,12 @@ use control::id::{Principal, RequestId};
 use control::outcome::Failure;
 use control::plane::{Idempotency, Outcome, Refusal, Session};
 use control::units::{Tokens, Usage};
+use futures_util::stream::BoxStream;
 use tokio::sync::mpsc;
 
 use crate::sessions::{HistoryLine, MessageInfo, Owner, PageOf, Paged, SessionError, SessionInfo};
 use crate::trace::Trace;
-use crate::upstream::{Secret, UpstreamError};
+use crate::upstream::{Failed, Secret, UpstreamError};
 
 /// Which of the OpenAI endpoints is asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,6 +87,33 @@ pub struct Behalf {
     pub idempotency_key: Option<String>,
     /// The session is to be kept there.
     pub stored: bool,
+    /// The stream is to outlive the connection it is opened on.
+    pub resumable: bool,
+    /// One of its events is to tell the usage: its client asked for that.
+    pub usage_event: bool,
+}
+
+/// A stream that is to be gone on with where it is kept: at another of our roles.
+#[derive(Clone, Debug)]
+pub struct ResumeCall {
+    /// What it is called.
+    pub id: String,
+    /// The last event that the client has.
+    pub after: u64,
+    /// The key that was shown.
+    pub key: Option<Secret>,
+}
+
+/// What is known there of such a stream.
+pub enum Rest {
+    /// What follows, in whole events, to the last. An error: it broke off.
+    Events(BoxStream<'static, Result<Bytes, Failed>>),
+    /// Nothing follows.
+    Complete,
+    /// Nobody has it.
+    Unknown,
+    /// Nobody who could be asked has it.
+    Away,
 }
 
 /// What is asked about stored sessions.
@@ -148,6 +176,8 @@ pub struct Reply {
     pub body: ReplyBody,
     /// The stored session that it is a turn of.
     pub session: Option<Arc<str>>,
+    /// What a stream is called that another of our roles keeps: its bytes are numbered events already.
+    pub kept: Option<Arc<str>>,
 }
 
 /// An answer's body.
@@ -206,6 +236,35 @@ pub enum Part {
     /// The stream is over, and its settlement could not be written to the journal: the front says so and ends without
     /// `[DONE]`.
     Unrecorded(End),
+}
+
+/// A seam in a stream: there it broke off, and another replica went on.
+///
+/// Over HTTP it is a comment, which clients pass over; our own roles tell it each other as a message.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Resumed {
+    /// So many tokens had been delivered: the place of the first that followed.
+    pub from: Tokens,
+    /// The name of the replica that went on.
+    pub replica: String,
+}
+
+impl Resumed {
+    /// As a comment of the stream. A name that would be more than one line is left out.
+    #[must_use]
+    pub fn comment(&self) -> Bytes {
+        let Self { from, replica } = self;
+        let name = if replica.contains(char::is_control) { "another" } else { replica };
+        format!(": resumed after {} tokens by {name}\n\n", from.0).into()
+    }
+
+    /// Reads such a comment; `None` for any other.
+    #[must_use]
+    pub fn read(comment: &[u8]) -> Option<Self> {
+        let text = core::str::from_utf8(comment).ok()?.trim_end_matches(['\r', '\n']);
+        let (from, replica) = text.strip_prefix(": resumed after ")?.split_once(" tokens by ")?;
+        Some(Self { from: Tokens(from.parse().ok()?), replica: replica.to_owned() })
+    }
 }
 
 /// How an answer ended, for the log line and the metrics.
@@ -270,6 +329,12 @@ pub trait Chat: Send + Sync + 'static {
         async { Err(Why::Session(SessionError::Off)) }
     }
 
+    /// Goes on with a stream that another of our roles keeps. A chat role that leaves none to others knows none.
+    fn resume(&self, call: ResumeCall) -> impl Future<Output = Result<Rest, Why>> + Send {
+        drop(call);
+        async { Ok(Rest::Unknown) }
+    }
+
     /// Public model names with who provides them, sorted by name.
     fn models(&self) -> Vec<Model>;
 
@@ -301,4 +366,21 @@ pub struct Checks {
     /// One line per part: name, healthy, what a reader should know (which endpoint is ejected and why, which
     /// configuration was refused).
     pub parts: Vec<(String, bool, String)>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_seam_is_read_as_it_is_written_and_stays_one_line() {
+        let seam = Resumed { from: Tokens(43), replica: "one-a tokens by b".to_owned() };
+        assert_eq!(&seam.comment()[..], b": resumed after 43 tokens by one-a tokens by b\n\n");
+        assert_eq!(Resumed::read(&seam.comment()), Some(seam));
+        let odd = Resumed { from: Tokens(1), replica: "a\n\ndata: [DONE]".to_owned() };
+        assert_eq!(&odd.comment()[..], b": resumed after 1 tokens by another\n\n");
+        for other in [&b": keep-alive\n\n"[..], b": resumed after x tokens by a\n\n", b"\xff"] {
+            assert_eq!(Resumed::read(other), None);
+        }
+    }
 }

@@ -171,7 +171,7 @@ impl Gateway {
         );
         let socket = config.server.admin.socket.clone();
         let auth = auth_of(config, &upstream, &accounts, &health)?;
-        let streams = streams::of(config, joined.as_ref(), &health);
+        let streams = streams::of(config, joined.as_ref(), &health, &world)?;
         // Above all that the plane has believed: the calendar may have been set back since.
         let version = AtomicU64::new(driver.look(|plane| plane.version_max()));
         let gateway = Arc::new(Self {

@@ -184,6 +184,12 @@ impl Streams {
         Self::over(limits, None, String::new(), None)
     }
 
+    /// The same, where others ask this process for its streams: `life` tells them from those of the next.
+    #[must_use]
+    pub fn named(limits: Limits, life: u64) -> Arc<Self> {
+        Self::over(limits, None, format!("{life:016x}"), None)
+    }
+
     /// Streams that every gateway over this log can resume. `life` is a number that no other process, and no other life of
     /// this one, has: gateways mint the same request ids, and a stream must be one.
     #[must_use]
@@ -238,20 +244,35 @@ impl Streams {
     /// # Errors
     /// [`Missed`].
     pub async fn resume(&self, id: &str, whose: Whose, after: u64) -> Result<Reader, Missed> {
+        let resumed = self.find(id, whose, after).await;
+        self.meters.resumed(&resumed);
+        resumed
+    }
+
+    /// The same, uncounted: where it is not found, others may have it.
+    pub(crate) async fn find(&self, id: &str, whose: Whose, after: u64) -> Result<Reader, Missed> {
         let kept = {
             let mut shelf = self.shelf();
             shelf.expire(self.limits.kept);
             shelf.streams.get(id).cloned()
         };
-        let resumed = match (kept, &self.shared) {
+        match (kept, &self.shared) {
             (Some(kept), shared) => Self::resume_here(kept, shared.as_ref(), whose, after).await,
             (None, Some(log)) => {
                 Distant::attach(Arc::clone(log), id, whose, after).await.map(Reader::elsewhere)
             }
             (None, None) => Err(Missed::Unknown),
-        };
-        self.meters.resumed(&resumed);
-        resumed
+        }
+    }
+
+    /// Counts what became of one.
+    pub(crate) fn resumed(&self, resumed: &Result<Reader, Missed>) {
+        self.meters.resumed(resumed);
+    }
+
+    /// And one that another process goes on with.
+    pub(crate) fn passed_on(&self) {
+        self.meters.passed_on();
     }
 
     async fn resume_here(
@@ -361,9 +382,9 @@ impl Place {
         scribe: Box<dyn Scribe>,
     ) -> Reader {
         let streams = Arc::clone(&self.0);
-        let id = match &streams.shared {
-            Some(_) => format!("{request}.{}", streams.name),
-            None => request.to_string(),
+        let id = match &*streams.name {
+            "" => request.to_string(),
+            name => format!("{request}.{name}"),
         };
         let Limits { entries_max, bytes_max, .. } = streams.limits;
         let bounds = Bounds { entries_max, bytes_max };

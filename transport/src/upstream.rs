@@ -66,8 +66,8 @@ use stream::SseStream;
 pub use stream::{Event, EventKind, Piece, Stream};
 pub use target::{BadSecret, BadUrl, BaseUrl, Secret, Target};
 pub use whole::Whole;
-pub(crate) use wire::SESSION_ID;
 pub use wire::WorkerLoad;
+pub(crate) use wire::{SESSION_ID, STREAM_ID};
 
 /// Which operation of the API is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -11,7 +11,7 @@ use crate::Machine;
 use crate::id::SessionKey;
 use crate::outcome::Failure;
 use crate::plane::tests::chaos::Chaos;
-use crate::plane::tests::world::{Ask, World, spec};
+use crate::plane::tests::world::{Ask, World, alike, failed, spec};
 use crate::plane::{ControlPlane, Durable, Effect, Input};
 use crate::registry::EndpointSpec;
 
@@ -194,6 +194,29 @@ fn an_explanation_names_who_was_picked_and_why_what_failed_and_what_was_charged(
             &format!("{second} is the home of session sess_0000000000000001 now"),
             "prompt 10 tokens, completion 5 tokens",
             "answered whole; charged 15 tokens ($0.000015)",
+        ],
+    );
+}
+
+#[test]
+fn an_explanation_says_from_which_token_on_another_went_on() {
+    let mut world = World::new();
+    world.listed(["a", "b"].map(|name| alike(name, 7)).to_vec());
+    let caller = world.ask(Ask::resumable());
+    let first = String::from(world.at(caller));
+    world.first_token(caller);
+    world.end(caller, failed(Failure::Truncated, 20));
+    let second = String::from(world.at(caller));
+    world.complete(caller, 40);
+    assert_ne!(first, second);
+    told_in_order(
+        &world.explain(caller),
+        &[
+            &format!("attempt 1 -> {first}"),
+            &format!("{first} failed after"),
+            "another attempt at once, from token 20 on",
+            &format!("attempt 2 -> {second}"),
+            "answered whole; charged 50 tokens",
         ],
     );
 }

@@ -10,12 +10,13 @@ use control::units::Usage;
 use http::HeaderMap;
 
 use super::Parts;
-use crate::exchange::{Call, Operation};
+use crate::exchange::{Behalf, Call, Operation};
 use crate::label::Label;
 use crate::trace::Trace;
 use crate::upstream::body::{CompletionMaxKey, Rewrite, rewrite};
 use crate::upstream::{
-    Answer, Ask, Event, EventKind, Failed, Limits, Path, Resume, SESSION_ID, Stream, Whole,
+    Answer, Ask, Event, EventKind, Failed, Limits, Path, Resume, SESSION_ID, STREAM_ID, Stream,
+    Whole,
 };
 
 /// Bytes of a stream held back until its first token: a role announcement and some comments. More than that without a
@@ -53,6 +54,8 @@ pub(super) struct Opened {
     pub committed_at: u64,
     /// The stored session, where the chat role that answers keeps one.
     pub session: Option<Arc<str>>,
+    /// What it is called, where the chat role that answers keeps it.
+    pub kept: Option<Arc<str>>,
 }
 
 /// What an attempt needs.
@@ -87,7 +90,8 @@ impl<'a> Run<'a> {
         let silence = target.base_url.is_worker().then(|| catalog.silence(&self.call.model));
         let limits = self.limits(attempt_max, silence.flatten());
         let url = &target.base_url;
-        let ask = self.ask(rewritten.body, url.is_worker() && !url.is_chat());
+        let to_worker = url.is_worker() && !url.is_chat();
+        let ask = self.ask(rewritten.body, rewritten.usage_asked, to_worker);
         match self.chat.upstream.call(target, ask, limits).await? {
             Answer::Whole(whole) => Ok(Begun::Whole(self.whole(whole))),
             Answer::Stream(stream) => {
@@ -107,13 +111,15 @@ impl<'a> Run<'a> {
     }
 
     /// A worker of ours hears what its log says of the call; nobody else is told of a session.
-    fn ask(&self, body: Bytes, to_worker: bool) -> Ask {
+    fn ask(&self, body: Bytes, usage_event: bool, to_worker: bool) -> Ask {
         let mut headers = HeaderMap::new();
         self.trace.write(&mut headers);
         if to_worker {
             let session = self.call.session.as_ref().map(|session| session.key);
             Label { session, attempt: Some(self.dispatch.number) }.write(&mut headers);
         }
+        let behalf = self.call.behalf.clone();
+        let behalf = behalf.map(|behalf| Box::new(Behalf { usage_event, ..*behalf }));
         Ask {
             path: match self.call.operation {
                 Operation::ChatCompletions => Path::ChatCompletions,
@@ -124,7 +130,7 @@ impl<'a> Run<'a> {
             request_id: self.dispatch.request.to_string(),
             headers,
             resume: self.resume.clone(),
-            behalf: self.call.behalf.clone(),
+            behalf,
         }
     }
 
@@ -177,8 +183,8 @@ impl<'a> Run<'a> {
         }
         let committed_at = self.chat.driver.submit(Input::FirstToken { attempt });
         let content_type = content_type(stream.headers());
-        let session = self.session(stream.headers());
-        Ok(Opened { stream, content_type, opening, usage_wanted, committed_at, session })
+        let (session, kept) = (self.session(stream.headers()), self.kept(stream.headers()));
+        Ok(Opened { stream, content_type, opening, usage_wanted, committed_at, session, kept })
     }
 
     /// Only a chat role is believed this.
@@ -186,6 +192,12 @@ impl<'a> Run<'a> {
         let keeps = self.call.behalf.as_ref().is_some_and(|behalf| behalf.stored);
         let said = headers.get(SESSION_ID).filter(|_| keeps)?;
         said.to_str().ok().map(Arc::from)
+    }
+
+    /// And this, where it was asked for.
+    fn kept(&self, headers: &HeaderMap) -> Option<Arc<str>> {
+        let wanted = self.call.behalf.as_ref().is_some_and(|behalf| behalf.resumable);
+        headers.get(STREAM_ID).filter(|_| wanted)?.to_str().ok().map(Arc::from)
     }
 }
 

@@ -73,6 +73,7 @@ impl Answers {
             content_type: answer.content_type.clone(),
             body: ReplyBody::Whole { bytes: answer.body.clone(), end: answer.end.clone() },
             session: answer.session.clone(),
+            kept: None,
         })
     }
 }
@@ -101,6 +102,7 @@ mod tests {
             content_type: "application/json".into(),
             body: ReplyBody::Whole { bytes: vec![0; size].into(), end },
             session: None,
+            kept: None,
         }
     }
 

@@ -1,11 +1,13 @@
-//! Sessions that a chat role elsewhere keeps: asked for there, answered in its words.
+//! What a chat role elsewhere keeps, sessions and streams: asked for there, answered in its words.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
+use control::outcome::Failure;
+
 use super::Parts;
-use crate::exchange::{SessionAnswer, SessionCall, Why};
+use crate::exchange::{Rest, ResumeCall, SessionAnswer, SessionCall, Why};
 use crate::sessions::SessionError;
 use crate::upstream::Limits;
 
@@ -21,15 +23,7 @@ pub(super) async fn asked(parts: &Parts, call: SessionCall) -> Result<SessionAns
     let SessionCall { ask, behalf, .. } = call;
     let behalf = behalf.map(|behalf| *behalf).unwrap_or_default();
     let catalog = parts.catalog.load_full();
-    let now = Instant::now();
-    let limits = Limits {
-        connect: CONNECT_WITHIN,
-        first_token: ANSWER_WITHIN,
-        between_tokens: ANSWER_WITHIN,
-        whole_answer: ANSWER_WITHIN,
-        deadline: now + ANSWER_WITHIN,
-        answer_bytes_max: ANSWER_BYTES_MAX,
-    };
+    let limits = limits();
     let chats = catalog.routes().filter(|(_, route)| route.target.base_url.is_chat());
     for (name, route) in chats {
         let asked = (ask.clone(), behalf.clone());
@@ -44,4 +38,43 @@ pub(super) async fn asked(parts: &Parts, call: SessionCall) -> Result<SessionAns
         tracing::debug!(instance_id = name, "not asked about sessions: {}", failed.failure);
     }
     Err(Why::Session(SessionError::Store("no chat role answers".to_owned())))
+}
+
+/// Asks one chat role after another for the rest of a stream, until one has it: nobody else knows where it was opened.
+pub(super) async fn resumed(parts: &Parts, call: &ResumeCall) -> Result<Rest, Why> {
+    let catalog = parts.catalog.load_full();
+    let chats = catalog.routes().filter(|(_, route)| route.target.base_url.is_chat());
+    let mut is_certain = true;
+    for (name, route) in chats {
+        let failed = match parts.upstream.resume(&route.target, call.clone(), limits()).await {
+            Ok(rest) => return Ok(rest),
+            Err(failed) => failed,
+        };
+        let said = failed.upstream.filter(|said| said.verdict.is_some());
+        match (failed.failure, said) {
+            (Failure::ClientError(404), _) => {}
+            // Whoever else has it would say the same of this key, and of this number.
+            (failure @ Failure::ClientError(400..=499), Some(said)) => {
+                return Err(Why::Upstream { failure, said });
+            }
+            // One of a version that keeps none.
+            (Failure::Status(501), _) => {}
+            (failure, _) => {
+                is_certain = false;
+                tracing::debug!(instance_id = name, "not asked about a stream: {failure}");
+            }
+        }
+    }
+    Ok(if is_certain { Rest::Unknown } else { Rest::Away })
+}
+
+fn limits() -> Limits {
+    Limits {
+        connect: CONNECT_WITHIN,
+        first_token: ANSWER_WITHIN,
+        between_tokens: ANSWER_WITHIN,
+        whole_answer: ANSWER_WITHIN,
+        deadline: Instant::now() + ANSWER_WITHIN,
+        answer_bytes_max: ANSWER_BYTES_MAX,
+    }
 }

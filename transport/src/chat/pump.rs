@@ -22,7 +22,7 @@ use super::span::AttemptSpan;
 use super::stored::Story;
 use super::{Leaving, Parts, Request};
 use crate::driver::Order;
-use crate::exchange::{Call, End, Part, Tally};
+use crate::exchange::{Call, End, Part, Resumed, Tally};
 use crate::upstream::{Event, EventKind, Failed, Stream};
 
 /// Events between upstream and client. Enough to ride out a scheduling hiccup, few enough to mean backpressure.
@@ -140,7 +140,7 @@ impl Pump {
             return Stop::Broken(lost());
         };
         let delivered = resume.seq;
-        let seam = format!(": resumed after {} tokens by {}\n\n", delivered.0, self.endpoint);
+        let seam = Resumed { from: delivered, replica: self.endpoint.clone() }.comment();
         self.span = AttemptSpan::new(call, dispatch, &self.chat.catalog.load());
         let trace = self.span.trace().clone();
         let run = Run::new(&self.chat, call, dispatch, &trace).resuming(resume);
@@ -160,7 +160,7 @@ impl Pump {
                 );
                 self.span.begins(&opened.opening);
                 self.span.seam(delivered);
-                if self.parts.send(Part::Bytes(seam.into())).await.is_err() {
+                if self.parts.send(Part::Bytes(seam)).await.is_err() {
                     return Stop::Gone;
                 }
                 // The answer has begun: whoever goes on does not announce it again.
@@ -209,6 +209,10 @@ impl Pump {
                 self.mark();
             }
             EventKind::Usage | EventKind::Opening | EventKind::Finish | EventKind::Other => {}
+        }
+        // What has several chunks for one event is passed on with the last.
+        if event.raw.is_empty() {
+            return None;
         }
         let raw = self.story.pass(event.raw);
         let stop = tokio::select! {

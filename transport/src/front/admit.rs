@@ -183,6 +183,8 @@ fn behalf(head: &Head, asked: &Ask<'_>, stored: bool) -> Behalf {
         user: asked.user_id.clone(),
         idempotency_key: head.idempotency_key.clone(),
         stored,
+        // What is known only later.
+        ..Behalf::default()
     }
 }
 

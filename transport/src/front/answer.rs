@@ -35,12 +35,12 @@ pub(super) async fn answer<C: Chat>(
     let (parts, content) = request.into_parts();
     let span = span(&shared, operation, &parts);
     let mut record = Record::begin(Arc::clone(&shared.meters), shared.ids.mint(), span);
-    let call =
+    let mut call =
         match admit::admit(&shared, (operation, is_stored), &parts, content, &mut record).await {
             Ok(call) => call,
             Err(error) => return refuse(error, record),
         };
-    let place = match resumable::place(&shared.streams, &parts.headers, &call) {
+    let place = match resumable::place(&shared.streams, &parts.headers, &mut call) {
         Ok(place) => place,
         Err(error) => return refuse(error, record),
     };
@@ -111,11 +111,14 @@ async fn accept(reply: Reply, mut record: Record, place: Option<OwnPlace>) -> Re
             let mut response = Response::new(Body::empty());
             name(&mut response, &record);
             be_events(&mut response);
-            match place {
-                Some(place) => {
+            match (place, reply.kept) {
+                (Some(place), None) => {
                     place.open(reply.request, parts, record).await.answer(&mut response);
                 }
-                None => *response.body_mut() = Body::new(Events::new(parts, record)),
+                (_, kept) => {
+                    kept.iter().for_each(|id| resumable::name_kept(&mut response, id));
+                    *response.body_mut() = Body::new(Events::new(parts, record));
+                }
             }
             response
         }

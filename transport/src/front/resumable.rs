@@ -6,9 +6,13 @@
 //! `GET /v1/streams/{id}` is what a browser's `EventSource` and its kind do by themselves: the same address again, with
 //! `Last-Event-ID`. Where both that header and the query's `last_event_id` come, the header counts, because those clients
 //! repeat the query they began with.
+//!
+//! **At the edge** the chat role keeps a stream, because a gateway's death is to cost its client nothing: there the events are
+//! numbered, and here they pass as they are. A stream that is neither here nor in a shared log is asked for there. A chat role
+//! of an earlier version keeps none; then the place that was found here is taken.
 
 use std::convert::Infallible;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use axum::body::Body;
@@ -16,22 +20,23 @@ use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use control::id::RequestId;
-use futures_util::stream::unfold;
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri};
+use control::units::Usage;
+use futures_util::stream::{BoxStream, StreamExt, unfold};
+use http::{HeaderMap, HeaderValue, StatusCode, Uri};
 use tokio::sync::mpsc::Receiver;
 
 use super::answer::{REQUEST_ID, be_events};
 use super::error::{self, ApiError};
 use super::record::Record;
-use super::{Shared, head, stream};
-use crate::exchange::{Call, Chat, Part};
+use super::{Shared, head, refusal, stream};
+use crate::exchange::{Call, Chat, Part, Rest, ResumeCall};
+use crate::redis::StoreError;
 use crate::streams::{Full, Last, Missed, Next, Place, Reach, Reader, Scribe, Streams, Whose};
 use crate::trace::Trace;
+use crate::upstream::{Failed, STREAM_ID, Secret};
 
 /// Asks for a resumable stream; in the answer, says where it can be resumed.
-const RESUMABLE: &str = "x-pointsman-resumable";
-/// What a resumable stream is called.
-const STREAM_ID: HeaderName = HeaderName::from_static("x-pointsman-stream-id");
+pub(super) const RESUMABLE: &str = "x-pointsman-resumable";
 
 /// Longer than any id that is given out.
 const ID_MAX: usize = 96;
@@ -49,7 +54,7 @@ pub(super) struct OwnPlace {
 pub(super) fn place(
     streams: &Arc<Streams>,
     headers: &HeaderMap,
-    call: &Call,
+    call: &mut Call,
 ) -> Result<Option<OwnPlace>, ApiError> {
     let wanted = match head::single(headers, RESUMABLE)? {
         None => false,
@@ -70,7 +75,27 @@ pub(super) fn place(
         error::new(StatusCode::SERVICE_UNAVAILABLE, error::SERVER, "streams_full", words)
             .retry_after(SOON)
     })?;
+    if let Some(behalf) = &mut call.behalf {
+        behalf.resumable = true;
+    }
     Ok(Some(OwnPlace { place, whose: Whose::from(&call.principal) }))
+}
+
+/// Names a stream that the chat role keeps: every gateway asks there.
+pub(super) fn name_kept(response: &mut Response, id: &str) {
+    name(response, id, Reach::AnyGateway);
+}
+
+fn name(response: &mut Response, id: &str, reach: Reach) {
+    let where_to = match reach {
+        Reach::AnyGateway => "any-gateway",
+        Reach::ThisGateway => "this-gateway",
+    };
+    let headers = response.headers_mut();
+    headers.insert(RESUMABLE, HeaderValue::from_static(where_to));
+    if let Ok(id) = HeaderValue::from_str(id) {
+        headers.insert(STREAM_ID, id);
+    }
 }
 
 impl OwnPlace {
@@ -81,10 +106,11 @@ impl OwnPlace {
         parts: Receiver<Part>,
         record: Record,
     ) -> Opened {
-        let scribe = Box::new(Telling(record));
+        let bill = Bill::default();
+        let scribe = Box::new(Telling(record, bill.clone()));
         let mut reader = self.place.open(request, self.whose, parts, scribe);
         let reach = reader.reach().await;
-        Opened { reader, reach }
+        Opened { reader, reach, bill }
     }
 }
 
@@ -92,20 +118,24 @@ impl OwnPlace {
 pub(super) struct Opened {
     reader: Reader,
     reach: Reach,
+    bill: Bill,
+}
+
+/// What a stream came to, known when its last event is written: for whoever tells it in other words than events.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Bill(Arc<OnceLock<Usage>>);
+
+impl Bill {
+    pub(super) fn usage(&self) -> Option<Usage> {
+        self.0.get().copied()
+    }
 }
 
 impl Opened {
     /// Becomes a response's body, and is named in its head.
     pub(super) fn answer(self, response: &mut Response) {
-        let headers = response.headers_mut();
-        let where_to = match self.reach {
-            Reach::AnyGateway => "any-gateway",
-            Reach::ThisGateway => "this-gateway",
-        };
-        headers.insert(HeaderName::from_static(RESUMABLE), HeaderValue::from_static(where_to));
-        if let Ok(id) = HeaderValue::from_str(self.reader.id()) {
-            headers.insert(STREAM_ID, id);
-        }
+        name(response, self.reader.id(), self.reach);
+        response.extensions_mut().insert(self.bill);
         let events = unfold(Some(self.reader), |reader| async move {
             let mut reader = reader?;
             let (bytes, reader) = match reader.next().await {
@@ -142,7 +172,7 @@ fn last_words(cut: &Next) -> Bytes {
         Next::Bytes(_) | Next::Over | Next::Lost => server(
             StatusCode::BAD_GATEWAY,
             "stream_gateway_lost",
-            "The gateway that ran this answer gives no sign of life. What arrived is all that is known of it; send the request \
+            "The process that ran this answer gives no sign of life. What arrived is all that is known of it; send the request \
              again."
                 .to_owned(),
         ),
@@ -151,7 +181,7 @@ fn last_words(cut: &Next) -> Bytes {
 }
 
 /// Writes the request's log line and the stream's last event.
-struct Telling(Record);
+struct Telling(Record, Bill);
 
 impl Scribe for Telling {
     fn end(&mut self, last: &Last) -> Option<String> {
@@ -159,6 +189,10 @@ impl Scribe for Telling {
             // The record ends as that of a client that left, with what was generated.
             error::new(status, error::SERVER, code, words)
         };
+        if let Last::End(end) = last {
+            // Once: a stream ends once.
+            let _ = self.1.0.set(end.usage);
+        }
         let error = match last {
             Last::End(end) => stream::ended(&mut self.0, end)?,
             Last::Unrecorded(end) => stream::unrecorded(&mut self.0, end),
@@ -202,9 +236,8 @@ async fn resumed<C: Chat>(
     let bearer = head::bearer(headers)?;
     let caller = shared.auth.authenticate(bearer.as_deref(), None, &Trace::default()).await?;
     let after = last_event_id(headers, query)?;
-    let is_id = |byte: u8| byte.is_ascii_alphanumeric() || b"_-.".contains(&byte);
-    if id.len() > ID_MAX || !id.bytes().all(is_id) {
-        return Err(missed(&Missed::Unknown, after));
+    if !is_id(id) {
+        return Err(unknown());
     }
     let whose = Whose::from(&caller.principal);
     let mut response = Response::new(Body::empty());
@@ -213,18 +246,54 @@ async fn resumed<C: Chat>(
     if let Ok(value) = HeaderValue::from_str(request_id) {
         response.headers_mut().insert(REQUEST_ID, value);
     }
-    match shared.streams.resume(id, whose, after).await {
+    let mut found = shared.streams.find(id, whose, after).await;
+    if shared.edge && matches!(found, Err(Missed::Unknown | Missed::Away(_))) {
+        let key = bearer.as_deref().and_then(|key| Secret::new(key).ok());
+        let call = ResumeCall { id: id.to_owned(), after, key };
+        match shared.chat.resume(call).await.map_err(|why| refusal::of_why(why, 0))? {
+            Rest::Events(events) => {
+                shared.streams.passed_on();
+                tracing::info!(request_id, after, here = false, "stream resumed");
+                be_events(&mut response);
+                name_kept(&mut response, id);
+                *response.body_mut() = passed_on(events);
+                return Ok(response);
+            }
+            Rest::Complete => found = Err(Missed::Complete),
+            Rest::Away => found = Err(Missed::Away(StoreError::Away("a chat role".to_owned()))),
+            Rest::Unknown => {}
+        }
+    }
+    shared.streams.resumed(&found);
+    match found {
         Ok(mut reader) => {
             tracing::info!(request_id, after, here = reader.is_here(), "stream resumed");
             be_events(&mut response);
             let reach = reader.reach().await;
-            Opened { reader, reach }.answer(&mut response);
+            Opened { reader, reach, bill: Bill::default() }.answer(&mut response);
         }
         // What tells an `EventSource` not to come again.
         Err(Missed::Complete) => *response.status_mut() = StatusCode::NO_CONTENT,
         Err(why) => return Err(missed(&why, after)),
     }
     Ok(response)
+}
+
+/// Whether a stream could be called that.
+pub(super) fn is_id(id: &str) -> bool {
+    let known = |byte: u8| byte.is_ascii_alphanumeric() || b"_-.".contains(&byte);
+    id.len() <= ID_MAX && id.bytes().all(known)
+}
+
+/// Events from where the stream is kept. Where whoever keeps it falls silent, the client is told as everywhere.
+fn passed_on(events: BoxStream<'static, Result<Bytes, Failed>>) -> Body {
+    let events = events.map(|next| {
+        Ok::<_, Infallible>(next.unwrap_or_else(|failed| {
+            tracing::debug!("a stream that is kept elsewhere broke off: {failed}");
+            last_words(&Next::Lost)
+        }))
+    });
+    Body::from_stream(events)
 }
 
 /// The last event the client has; 0 where it has none.
@@ -240,13 +309,15 @@ fn last_event_id(headers: &HeaderMap, query: Option<&str>) -> Result<u64, ApiErr
     })
 }
 
+pub(super) fn unknown() -> ApiError {
+    let words = "There is no such stream for this API key. A resumable stream is known by its x-pointsman-stream-id until \
+                 some time after its end; send the request again.";
+    error::new(StatusCode::NOT_FOUND, error::INVALID, "stream_not_found", words)
+}
+
 fn missed(why: &Missed, after: u64) -> ApiError {
     match why {
-        Missed::Unknown | Missed::Complete => {
-            let words = "There is no such stream for this API key. A resumable stream is known by its \
-                         x-pointsman-stream-id until some time after its end; send the request again.";
-            error::new(StatusCode::NOT_FOUND, error::INVALID, "stream_not_found", words)
-        }
+        Missed::Unknown | Missed::Complete => unknown(),
         Missed::Beyond { head } => {
             let words = format!(
                 "The stream has {head} events, and Last-Event-ID says {after}. Resume from an id that arrived; if {after} \
@@ -266,7 +337,8 @@ fn missed(why: &Missed, after: u64) -> ApiError {
                 .param("last_event_id")
         }
         Missed::Away(_) => {
-            let words = "The log of streams does not answer, so nobody can tell whether this one is there. Try again.";
+            let words = "The log of streams, or a role that may keep this one, does not answer, so nobody can tell whether it \
+                         is there. Try again.";
             let code = "stream_log_unavailable";
             error::new(StatusCode::SERVICE_UNAVAILABLE, error::SERVER, code, words)
                 .retry_after(SOON)

@@ -13,6 +13,7 @@ mod pieces;
 mod quota;
 mod sessions;
 pub(crate) mod status;
+mod streams;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,13 +22,14 @@ use axum::Router;
 use axum::body::Body;
 use futures_util::stream::BoxStream;
 use http::header::{CONTENT_TYPE, HeaderName, HeaderValue};
-use http::{HeaderMap, Request as HttpRequest, Response as HttpResponse};
+use http::{HeaderMap, Method, Request as HttpRequest, Response as HttpResponse, Uri};
 use proto::chat::v1::chat_service_server::{ChatService, ChatServiceServer};
 use proto::chat::v1::{
     ClearSessionRequest, ClearSessionResponse, EmbedRequest, EmbedResponse, GetHistoryRequest,
     GetHistoryResponse, GetSessionMessagesRequest, GetSessionMessagesResponse, GetSessionRequest,
     GetSessionResponse, ListModelsRequest, ListModelsResponse, ListSessionsRequest,
-    ListSessionsResponse, Model as ModelSaid, StreamChatRequest, StreamChatResponse,
+    ListSessionsResponse, Model as ModelSaid, Resumable, ResumeStreamRequest, ResumeStreamResponse,
+    StreamChatRequest, StreamChatResponse,
 };
 use proto::quota::v1::quota_service_server::QuotaServiceServer;
 use tonic::metadata::MetadataMap;
@@ -39,6 +41,7 @@ pub(crate) use door::serve_routes;
 pub use door::{RpcDoor, RpcError};
 
 use super::error::ApiError;
+use super::resumable::RESUMABLE;
 use super::{Front, Shared, head, routes};
 use crate::exchange::Chat;
 use crate::members::{Members, Writer};
@@ -120,9 +123,19 @@ impl<C> Rpc<C> {
         headers: HeaderMap,
         body: impl Into<Body>,
     ) -> HttpResponse<Body> {
+        self.send(Method::POST, Uri::from_static(path), headers, body).await
+    }
+
+    async fn send(
+        &self,
+        method: Method,
+        uri: Uri,
+        headers: HeaderMap,
+        body: impl Into<Body>,
+    ) -> HttpResponse<Body> {
         let mut request = HttpRequest::new(body.into());
-        *request.method_mut() = http::Method::POST;
-        *request.uri_mut() = http::Uri::from_static(path);
+        *request.method_mut() = method;
+        *request.uri_mut() = uri;
         *request.headers_mut() = headers;
         request.extensions_mut().insert(Called(method));
         match self.router.clone().oneshot(request).await {
@@ -141,12 +154,17 @@ impl<C: Chat> ChatService for Rpc<C> {
         request: Request<StreamChatRequest>,
     ) -> Result<Response<Self::StreamChatStream>, Status> {
         let (metadata, _, asked) = request.into_parts();
-        let headers = headers(&metadata, &asked.session_id)?;
+        let mut headers = headers(&metadata, &asked.session_id)?;
         let said = asked.parameters.as_ref();
         let mut body = translate::writer(&asked.model, &asked.messages, said)?;
         body.text("user_id", &asked.user_id);
-        if !asked.whole {
-            translate::streamed(&mut body);
+        match asked.resumable.filter(|_| !asked.whole) {
+            Some(Resumable { usage_event }) => {
+                headers.insert(RESUMABLE, HeaderValue::from_static("true"));
+                translate::streamed(&mut body, usage_event);
+            }
+            None if !asked.whole => translate::streamed(&mut body, true),
+            None => {}
         }
         let path = if asked.stored { STORED } else { PLAIN };
         let response = self.post(("StreamChat", path), headers, body.end()).await;
@@ -154,6 +172,17 @@ impl<C: Chat> ChatService for Rpc<C> {
             return Err(status::of_response(response).await);
         }
         Ok(Response::new(pieces::of(response, said, asked.whole)))
+    }
+
+    type ResumeStreamStream = BoxStream<'static, Result<ResumeStreamResponse, Status>>;
+
+    async fn resume_stream(
+        &self,
+        request: Request<ResumeStreamRequest>,
+    ) -> Result<Response<Self::ResumeStreamStream>, Status> {
+        let headers = passed(request.metadata());
+        let response = self.send(Method::GET, streams::path(request.get_ref())?, headers, ()).await;
+        streams::of(response).await.map(Response::new)
     }
 
     async fn embed(

@@ -91,6 +91,10 @@ impl Meters {
         self.resumed.get_or_create(&Labelled { outcome }).inc();
     }
 
+    pub fn passed_on(&self) {
+        self.resumed.get_or_create(&Labelled { outcome: "elsewhere" }).inc();
+    }
+
     pub fn ended(&self, last: &Last) {
         let outcome = match last {
             Last::End(End { outcome: control::plane::Outcome::Completed, .. }) => "completed",

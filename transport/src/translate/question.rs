@@ -28,14 +28,16 @@ const OURS_IN_MESSAGE: [&str; 5] = ["role", "content", "name", "tool_call_id", "
 pub(crate) fn body(ask: &StreamInferenceRequest, model: Option<&str>) -> Result<String, Status> {
     let said = ask.parameters.as_ref();
     let mut body = writer(model.unwrap_or(&ask.model), &ask.messages, said)?;
-    streamed(&mut body);
+    streamed(&mut body, true);
     Ok(body.end())
 }
 
-/// Asks for a stream, with its usage.
-pub(crate) fn streamed(body: &mut Writer) {
+/// Asks for a stream, and for an event with its usage where it is to have one.
+pub(crate) fn streamed(body: &mut Writer, usage_event: bool) {
     body.raw("stream", "true");
-    body.raw("stream_options", r#"{"include_usage":true}"#);
+    if usage_event {
+        body.raw("stream_options", r#"{"include_usage":true}"#);
+    }
 }
 
 /// The body without a word on how the answer is to come; more can be written to it.

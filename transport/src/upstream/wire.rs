@@ -18,6 +18,7 @@
 mod chat;
 mod chunks;
 mod grpc;
+mod kept;
 mod line;
 mod question;
 mod quic;
@@ -42,13 +43,16 @@ use super::target::Target;
 use super::whole::{Whole, judge};
 use super::{Answer, Ask, Limits, Path, laid_over, late};
 use crate::convert;
-use crate::exchange::{Behalf, SessionAnswer, SessionAsk};
+use crate::exchange::{Behalf, Rest, ResumeCall, SessionAnswer, SessionAsk};
 pub(super) use line::Workers;
 use line::{Line, Road};
 pub(super) use stream::WireStream;
 
 /// Where an answer's head names the stored session that it is a turn of.
 pub(crate) const SESSION_ID: HeaderName = HeaderName::from_static("x-session-id");
+
+/// And what a stream is called that the chat role keeps.
+pub(crate) const STREAM_ID: HeaderName = HeaderName::from_static("x-pointsman-stream-id");
 
 /// How busy a worker says it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,6 +83,32 @@ impl Client {
         asked: (SessionAsk, Behalf),
         limits: Limits,
     ) -> Result<SessionAnswer, Failed> {
+        let ask = move |channel: Channel, headers| async move {
+            chat::sessions(&channel, headers, asked, &limits).await
+        };
+        self.of_chat(target, ask, limits).await
+    }
+
+    /// Asks the chat role at `target` for the rest of a stream, and returns when it has said what it knows.
+    pub(crate) async fn resume(
+        &self,
+        target: &Target,
+        call: ResumeCall,
+        limits: Limits,
+    ) -> Result<Rest, Failed> {
+        let ask = move |channel: Channel, headers| async move {
+            kept::resume(&channel, headers, call, &limits).await
+        };
+        self.of_chat(target, ask, limits).await
+    }
+
+    /// A question to the chat role at `target`, which waits for the connection no longer than it may.
+    async fn of_chat<T, F: Future<Output = Result<T, Failed>>>(
+        &self,
+        target: &Target,
+        ask: impl FnOnce(Channel, HeaderMap) -> F,
+        limits: Limits,
+    ) -> Result<T, Failed> {
         let line = self.workers.line(target)?;
         let line::Road::Chat(channel) = line.road() else {
             return Err(Failed::new(Failure::Connect, "the endpoint is no chat role"));
@@ -86,7 +116,7 @@ impl Client {
         let dialing = line.dial();
         let headers = headers(target, HeaderMap::new(), "");
         let due = Instant::now() + limits.connect;
-        let mut asking = Box::pin(chat::sessions(channel, headers, asked, &limits));
+        let mut asking = Box::pin(ask(channel.clone(), headers));
         let late = || Failed::new(Failure::Connect, "not in time");
         let said = match timeout_at(due, &mut asking).await {
             Ok(said) => said,

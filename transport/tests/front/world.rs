@@ -68,6 +68,7 @@ impl Chat for Scripted {
             content_type: if stream { "text/event-stream" } else { "application/json" }.to_owned(),
             body,
             session: None,
+            kept: None,
         };
         match act {
             Act::Whole(text) => Ok(reply(ReplyBody::Whole {

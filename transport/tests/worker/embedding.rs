@@ -13,7 +13,8 @@ use proto::chat::v1::{
     ClearSessionRequest, ClearSessionResponse, EmbedRequest, EmbedResponse, GetHistoryRequest,
     GetHistoryResponse, GetSessionMessagesRequest, GetSessionMessagesResponse, GetSessionRequest,
     GetSessionResponse, ListModelsRequest, ListModelsResponse, ListSessionsRequest,
-    ListSessionsResponse, Model, StreamChatRequest, StreamChatResponse,
+    ListSessionsResponse, Model, ResumeStreamRequest, ResumeStreamResponse, StreamChatRequest,
+    StreamChatResponse,
 };
 use serde_json::{Value, json};
 use tokio_util::task::AbortOnDropHandle;
@@ -155,6 +156,15 @@ impl ChatService for Before {
         _: Request<StreamChatRequest>,
     ) -> Result<Answered<Self::StreamChatStream>, Status> {
         Err(Status::unimplemented(""))
+    }
+
+    type ResumeStreamStream = BoxStream<'static, Result<ResumeStreamResponse, Status>>;
+
+    async fn resume_stream(
+        &self,
+        _: Request<ResumeStreamRequest>,
+    ) -> Said<Self::ResumeStreamStream> {
+        missing()
     }
 
     async fn embed(&self, _: Request<EmbedRequest>) -> Said<EmbedResponse> {

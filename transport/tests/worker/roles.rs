@@ -16,7 +16,7 @@ use transport::worker::{Backend, Hash};
 use crate::world::{Answer, LONG, SECOND, Worker, World, question, streamed, words};
 
 /// A chat role before one worker.
-async fn chat_before(worker: &Worker, more: &str) -> World {
+pub async fn chat_before(worker: &Worker, more: &str) -> World {
     chat_at(&format!("{{url: '{}', name: w0}}", worker.url()), more).await
 }
 
@@ -37,12 +37,12 @@ async fn channel(chat: &World) -> Channel {
     channel.connect().await.unwrap()
 }
 
-async fn client(chat: &World) -> ChatServiceClient<Channel> {
+pub async fn client(chat: &World) -> ChatServiceClient<Channel> {
     ChatServiceClient::new(channel(chat).await)
 }
 
 /// A gateway role before chat roles named `c0`, `c1`.
-async fn gateway(chats: &[&World], more: &str) -> World {
+pub async fn gateway(chats: &[&World], more: &str) -> World {
     let chats = chats.iter().enumerate();
     let chats =
         chats.map(|(at, chat)| format!("{{url: 'chat://{}', name: c{at}}}", chat.rpc.unwrap()));
@@ -55,7 +55,7 @@ fn hashing() -> Worker {
 }
 
 /// A turn over gRPC.
-fn turn(text: &str, parameters: Parameters) -> StreamChatRequest {
+pub fn turn(text: &str, parameters: Parameters) -> StreamChatRequest {
     let asked = question(text, parameters);
     StreamChatRequest {
         model: asked.model,
@@ -355,7 +355,7 @@ async fn between_roles_tls_believes_whom_it_is_told_to() {
 }
 
 #[tokio::test]
-async fn a_resumable_stream_is_kept_by_the_role_in_front() {
+async fn a_resumable_stream_is_kept_behind_the_role_in_front() {
     let worker = hashing();
     let chat = chat_before(&worker, "").await;
     let world = gateway(&[&chat], "").await;
@@ -363,6 +363,8 @@ async fn a_resumable_stream_is_kept_by_the_role_in_front() {
     let head = [("x-pointsman-resumable", "true")];
     let answer = world.ask_with("hi", more, &head).await;
     assert!(answer.status == 200 && answer.is_done(), "{answer:?}");
+    let kept = |metrics: String| metrics.contains("\npointsman_streams_kept 1\n");
+    assert!(!kept(world.get("/metrics").await) && kept(chat.get("/metrics").await));
     let again = world.get(&format!("/v1/streams/{}", answer.header("x-pointsman-stream-id"))).await;
     assert_eq!(again, answer.text, "kept otherwise than told");
 }

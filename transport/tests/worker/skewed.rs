@@ -247,7 +247,7 @@ async fn a_gateway_understands_chat_roles_of_other_versions() {
             let begun = begun.then(|| Begun { replica: "w7".to_owned(), ..Begun::default() });
             let usage = Usage { prompt_tokens: 3, completion_tokens: 1, cached_tokens: 0 };
             let chunk = Chunk { usage: Some(usage), ..said(0, "a", "stop") };
-            let piece = StreamChatResponse { begun, chunk: Some(chunk) };
+            let piece = StreamChatResponse { begun, chunk: Some(chunk), ..Default::default() };
             let models = ListModelsResponse { models: vec![model.clone()] };
             let write = |message: &dyn Fn() -> (Vec<u8>, Vec<u8>)| {
                 let (plain, with_more) = message();
@@ -269,19 +269,22 @@ async fn a_gateway_understands_chat_roles_of_other_versions() {
     }
 }
 
+/// What a chat role of an earlier version says, which keeps neither sessions nor streams.
+fn earlier(method: &str) -> Option<Vec<Vec<u8>>> {
+    let begun = Some(Begun { replica: "w7".to_owned(), ..Begun::default() });
+    let piece =
+        StreamChatResponse { begun, chunk: Some(said(0, "a", "stop")), ..Default::default() };
+    let model = Model { name: "m".to_owned(), owned_by: "us".to_owned() };
+    match method {
+        "StreamChat" => Some(vec![piece.encode_to_vec()]),
+        "ListModels" => Some(vec![ListModelsResponse { models: vec![model] }.encode_to_vec()]),
+        _ => None,
+    }
+}
+
 #[tokio::test]
 async fn a_chat_role_that_keeps_no_sessions_is_not_believed_a_turn_of_one() {
-    let script = |method: &str| {
-        let begun = Some(Begun { replica: "w7".to_owned(), ..Begun::default() });
-        let piece = StreamChatResponse { begun, chunk: Some(said(0, "a", "stop")) };
-        let model = Model { name: "m".to_owned(), owned_by: "us".to_owned() };
-        match method {
-            "StreamChat" => Some(vec![piece.encode_to_vec()]),
-            "ListModels" => Some(vec![ListModelsResponse { models: vec![model] }.encode_to_vec()]),
-            _ => None,
-        }
-    };
-    let (addr, asked) = speaking(Arc::new(script)).await;
+    let (addr, asked) = speaking(Arc::new(earlier)).await;
     let world = gateway(&addr).await;
     for stream in [true, false] {
         let turn = json!({
@@ -295,6 +298,25 @@ async fn a_chat_role_that_keeps_no_sessions_is_not_believed_a_turn_of_one() {
     }
     assert_eq!(asked.lock().unwrap().len(), 2, "nobody asks again");
     assert_eq!(world.ask("hi", json!({})).await.status, 200, "it answers what it can");
+}
+
+#[tokio::test]
+async fn a_stream_that_an_older_chat_role_does_not_keep_is_kept_in_front_of_it() {
+    let (addr, asked) = speaking(Arc::new(earlier)).await;
+    let world = gateway(&addr).await;
+    let head = [("x-pointsman-resumable", "true")];
+    let answer = world.ask_with("hi", json!({"stream": true}), &head).await;
+    assert_eq!(answer.header("x-pointsman-resumable"), "this-gateway", "{answer:?}");
+    assert!(
+        answer.status == 200 && answer.is_done() && answer.text.starts_with("id: 1\n"),
+        "{answer:?}"
+    );
+    let question = asked.lock().unwrap().last().cloned().unwrap();
+    assert!(StreamChatRequest::decode(question).unwrap().resumable.is_some(), "it was asked to");
+    let path = format!("/v1/streams/{}", answer.header("x-pointsman-stream-id"));
+    assert_eq!(world.get(&path).await, answer.text);
+    // It cannot be asked for streams, so it has none.
+    assert_eq!(world.get_with(&format!("{path}0"), &[]).await.status, 404);
 }
 
 #[tokio::test]

@@ -1,6 +1,7 @@
 //! Workers that can be killed, and gateways in front of them.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -315,6 +316,11 @@ impl World {
         Self { home, gateway, addr, rpc, quota, _served, text }
     }
 
+    /// Its data directory.
+    pub fn data(&self) -> PathBuf {
+        self.home.path().join("data")
+    }
+
     /// Asks, and returns with the head.
     pub async fn begin(&self, path: &str, body: &Value) -> http::Response<Body> {
         self.begin_with(path, body, &[]).await
@@ -347,11 +353,16 @@ impl World {
     }
 
     pub async fn get(&self, path: &str) -> String {
-        let url = format!("http://{}{path}", self.addr);
+        self.get_with(path, &[]).await.text
+    }
+
+    pub async fn get_with(&self, path: &str, headers: &[(&str, &str)]) -> Answer {
+        let request = Request::get(format!("http://{}{path}", self.addr));
+        let request =
+            headers.iter().fold(request, |request, (name, value)| request.header(*name, *value));
         let client: Client<HttpConnector, Full<Bytes>> =
             Client::builder(TokioExecutor::new()).build_http();
-        let request = Request::get(url).body(Full::default()).unwrap();
-        Answer::of(client.request(request).await.unwrap()).await.text
+        Answer::of(client.request(request.body(Full::default()).unwrap()).await.unwrap()).await
     }
 }
 

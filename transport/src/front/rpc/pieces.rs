@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use axum::body::{Body, BodyDataStream};
+use bytes::Bytes;
 use futures_util::stream::{BoxStream, StreamExt, unfold};
 use http::header::HeaderName;
 use http::{HeaderMap, Response};
@@ -13,10 +14,12 @@ use serde_json::value::RawValue;
 use tonic::Status;
 
 use super::status;
+use crate::exchange::Resumed;
 use crate::front::answer::{ATTEMPTS, REPLICA, REQUEST_ID};
+use crate::front::resumable::Bill;
 use crate::sse;
 use crate::translate::Reader;
-use crate::upstream::{SESSION_ID, usage_in};
+use crate::upstream::{SESSION_ID, STREAM_ID, usage_in};
 
 /// The pieces of an answer. Dropping them ends the request, as a client does that leaves.
 pub(super) fn of(
@@ -30,10 +33,13 @@ pub(super) fn of(
         events: sse::Parser::default(),
         reader: Reader::new(said),
         begun: Some(begun(&head.headers)),
+        resumed: None,
         next: BTreeMap::new(),
+        is_kept: head.headers.contains_key(STREAM_ID),
+        bill: head.extensions.get().cloned().unwrap_or_default(),
         held: None,
         ready: VecDeque::new(),
-        done: false,
+        at_end: false,
         over: false,
         whole,
     };
@@ -51,6 +57,7 @@ pub(super) fn begun(headers: &HeaderMap) -> Begun {
         replica: text(REPLICA),
         attempts: text(ATTEMPTS).parse().unwrap_or_default(),
         session_id: text(SESSION_ID),
+        stream_id: text(STREAM_ID),
     }
 }
 
@@ -60,13 +67,19 @@ struct Pieces {
     reader: Reader,
     /// Told with the first piece.
     begun: Option<Begun>,
+    /// Told with the first piece behind it.
+    resumed: Option<Resumed>,
     /// The place of each choice's next token.
     next: BTreeMap<u32, u64>,
-    /// The last chunk of the answer waits for the bill, which comes behind it.
+    /// It is a resumable stream, whose events are told as they are kept, each with the last of its chunks.
+    is_kept: bool,
+    /// What that came to, once it is over.
+    bill: Bill,
+    /// The last chunk of any other answer waits for the bill, which comes behind it.
     held: Option<Chunk>,
-    ready: VecDeque<Result<Chunk, Status>>,
+    ready: VecDeque<Result<(Chunk, Bytes), Status>>,
     /// `[DONE]` was there. What the body has behind it is for its own end: dropped before, it would count as left.
-    done: bool,
+    at_end: bool,
     over: bool,
     /// No events come but one answer.
     whole: bool,
@@ -92,7 +105,7 @@ impl Pieces {
     async fn next(&mut self) -> Option<Result<StreamChatResponse, Status>> {
         loop {
             if let Some(chunk) = self.ready.pop_front() {
-                return Some(chunk.map(|chunk| self.piece(chunk)));
+                return Some(chunk.map(|(chunk, event)| self.piece(chunk, event)));
             }
             if self.over {
                 return None;
@@ -105,7 +118,7 @@ impl Pieces {
                 Ok(Some(event)) => self.read(&event),
                 Ok(None) => match self.body.next().await {
                     Some(Ok(bytes)) => self.events.insert(bytes),
-                    None if self.done => self.end(Ok(())),
+                    None if self.at_end => self.end(Ok(())),
                     Some(Err(_)) | None => self.end(Err(lost())),
                 },
                 Err(error) => self.end(Err(Status::internal(error.to_string()))),
@@ -114,18 +127,47 @@ impl Pieces {
     }
 
     fn read(&mut self, event: &sse::Event) {
-        let Some(data) = &event.data else { return };
+        let Some(data) = &event.data else {
+            self.resumed = Resumed::read(&event.raw).or(self.resumed.take());
+            return;
+        };
         if &data[..] == b"[DONE]" {
-            self.done = true;
+            if self.is_kept {
+                self.done(&event.raw);
+            }
+            self.at_end = true;
             return;
         }
         let said: Said<'_> = serde_json::from_slice(data).unwrap_or(Said { error: None });
         if let Some(error) = said.error.filter(|error| error.get().starts_with('{')) {
             return self.end(Err(status::of_event(error.get())));
         }
-        if let Err(status) = self.take(data) {
+        let taken = if self.is_kept { self.keep(data, &event.raw) } else { self.take(data) };
+        if let Err(status) = taken {
             self.end(Err(status));
         }
+    }
+
+    /// An event of a stream that is kept: nothing of it waits for what follows, or it would be shown without its number.
+    fn keep(&mut self, data: &[u8], event: &Bytes) -> Result<(), Status> {
+        let usage = usage_in(data);
+        let mut chunks = self.reader.read_data(data, usage)?;
+        let mut last = chunks.pop().unwrap_or_default();
+        if usage.is_some() {
+            last.usage = self.reader.usage();
+        }
+        self.ready.extend(chunks.into_iter().map(|chunk| Ok((chunk, Bytes::new()))));
+        self.ready.push_back(Ok((last, event.clone())));
+        Ok(())
+    }
+
+    /// Its end. The usage is told here, too: its client may not have asked for it.
+    fn done(&mut self, event: &Bytes) {
+        self.over = true;
+        let mut last = self.reader.unsaid_end().unwrap_or_default();
+        let bill = || self.bill.usage().map(|usage| crate::convert::usage_said(usage, 0));
+        last.usage = self.reader.usage().or_else(bill);
+        self.ready.push_back(Ok((last, event.clone())));
     }
 
     /// All of an answer that comes at once.
@@ -142,7 +184,7 @@ impl Pieces {
         for chunk in self.reader.read_data(data, usage_in(data))? {
             let ends = !chunk.finish_reason.is_empty();
             let ready = if ends { self.held.replace(chunk) } else { Some(chunk) };
-            self.ready.extend(ready.map(Ok));
+            self.ready.extend(ready.map(|chunk| Ok((chunk, Bytes::new()))));
         }
         Ok(())
     }
@@ -152,28 +194,30 @@ impl Pieces {
         self.over = true;
         match how {
             Err(status) => {
-                self.ready.extend(self.held.take().map(Ok));
+                self.ready.extend(self.held.take().map(|held| Ok((held, Bytes::new()))));
                 self.ready.push_back(Err(status));
             }
             Ok(()) => {
                 let last = self.held.take().or_else(|| self.reader.unsaid_end());
                 let mut last = last.unwrap_or_default();
                 last.usage = self.reader.usage();
-                self.ready.push_back(Ok(last));
+                self.ready.push_back(Ok((last, Bytes::new())));
             }
         }
     }
 
-    fn piece(&mut self, mut chunk: Chunk) -> StreamChatResponse {
+    fn piece(&mut self, mut chunk: Chunk, event: Bytes) -> StreamChatResponse {
         let next = self.next.entry(chunk.choice).or_default();
         chunk.seq = *next;
         *next += u64::from(chunk.token_count);
-        StreamChatResponse { begun: self.begun.take(), chunk: Some(chunk) }
+        let resumed = self.resumed.take().map(crate::convert::resumed_said);
+        let (begun, event) = (self.begun.take(), event.into());
+        StreamChatResponse { begun, chunk: Some(chunk), resumed, event }
     }
 }
 
 /// The body ended without `[DONE]` and without a word.
-fn lost() -> Status {
+pub(super) fn lost() -> Status {
     let error = r#"{"message":"The answer broke off. Send the request again.","type":"server_error","code":"answer_lost","param":null}"#;
     status::of_event(error)
 }

@@ -7,7 +7,7 @@ use proto::chat::v1::chat_service_client::ChatServiceClient;
 use proto::chat::v1::{
     Begun, ClearSessionRequest, EmbedRequest, EmbedResponse, GetHistoryRequest,
     GetSessionMessagesRequest, GetSessionRequest, ListModelsRequest, ListSessionsRequest,
-    StreamChatRequest, StreamChatResponse,
+    Resumable, StreamChatRequest, StreamChatResponse,
 };
 use proto::inference::v1::{
     DescribeResponse, StreamInferenceRequest, StreamInferenceResponse as Chunk,
@@ -17,7 +17,7 @@ use tonic::{Code, Response, Streaming};
 
 use super::{grpc, refusal};
 use crate::convert;
-use crate::exchange::{Behalf, SessionAnswer, SessionAsk};
+use crate::exchange::{Behalf, Resumed, SessionAnswer, SessionAsk};
 use crate::upstream::Limits;
 use crate::upstream::failed::Failed;
 
@@ -27,16 +27,31 @@ pub(super) struct Answer {
     pieces: Streaming<StreamChatResponse>,
     /// It is a turn of a stored session.
     stored: bool,
+    /// It was to be kept there.
+    resumable: bool,
     /// Who answers there, once that is told.
     pub begun: Option<Begun>,
+    /// It went on at another replica, with the piece that came last: still to be told.
+    pub resumed: Option<Resumed>,
+    /// The event that the piece that came last is the last of, as it is kept there.
+    pub event: Bytes,
 }
 
 impl Answer {
+    /// What the stream is called, where it is kept there as it was asked for.
+    pub fn stream_id(&self) -> Option<&str> {
+        let id = self.begun.as_ref().map(|begun| &*begun.stream_id);
+        id.filter(|id| self.resumable && !id.is_empty())
+    }
+
     /// The next one; `None` at a clean end. Cancel-safe.
     pub async fn next(&mut self, begun: bool, limits: &Limits) -> Result<Option<Chunk>, Failed> {
         let piece = self.pieces.message().await;
         let piece = piece.map_err(|status| refusal::of_chat(&status, begun, limits))?;
-        let Some(StreamChatResponse { begun, chunk }) = piece else { return Ok(None) };
+        let Some(piece) = piece else { return Ok(None) };
+        let StreamChatResponse { begun, chunk, resumed, event } = piece;
+        self.resumed = resumed.map(convert::resumed).or(self.resumed.take());
+        self.event = if self.resumable { event.into() } else { Bytes::new() };
         self.begun = begun.or_else(|| self.begun.take());
         let session = self.begun.as_ref().map_or("", |begun| &begun.session_id);
         if self.stored && session.is_empty() {
@@ -49,7 +64,7 @@ impl Answer {
     }
 }
 
-fn service(channel: &Channel, limits: &Limits) -> ChatServiceClient<Channel> {
+pub(super) fn service(channel: &Channel, limits: &Limits) -> ChatServiceClient<Channel> {
     ChatServiceClient::new(channel.clone())
         .max_decoding_message_size(limits.answer_bytes_max)
         .max_encoding_message_size(usize::MAX)
@@ -57,8 +72,8 @@ fn service(channel: &Channel, limits: &Limits) -> ChatServiceClient<Channel> {
 
 /// The headers of a call, and what of its caller stands in the message: session and user.
 fn shown(headers: &mut HeaderMap, behalf: Option<Box<Behalf>>) -> (String, String) {
-    let Behalf { key, session, user, idempotency_key, stored: _ } =
-        behalf.map(|behalf| *behalf).unwrap_or_default();
+    let behalf = behalf.map(|behalf| *behalf).unwrap_or_default();
+    let Behalf { key, session, user, idempotency_key, .. } = behalf;
     let idempotency_key = idempotency_key.filter(|_| !control::planted!(KeyNotPassedOn));
     let idempotency_key = idempotency_key.and_then(|key| HeaderValue::from_str(&key).ok());
     headers.extend(idempotency_key.map(|key| (HeaderName::from_static("idempotency-key"), key)));
@@ -96,13 +111,24 @@ pub(super) async fn ask(
 ) -> Result<Answer, Failed> {
     let StreamInferenceRequest { model, messages, parameters, .. } = question;
     let stored = behalf.as_ref().is_some_and(|behalf| behalf.stored);
+    let resumable = behalf.as_ref().filter(|behalf| behalf.resumable && !whole);
+    let resumable = resumable.map(|behalf| Resumable { usage_event: behalf.usage_event });
     let (session_id, user_id) = shown(&mut headers, behalf);
-    let question =
-        StreamChatRequest { model, messages, parameters, session_id, user_id, whole, stored };
+    let question = StreamChatRequest {
+        model,
+        messages,
+        parameters,
+        session_id,
+        user_id,
+        whole,
+        stored,
+        resumable,
+    };
     let request = grpc::request(headers, question, limits);
     let asked = service(channel, limits).stream_chat(request).await;
     let pieces = asked.map_err(|status| refusal::of_chat(&status, false, limits))?.into_inner();
-    Ok(Answer { pieces, stored, begun: None })
+    let resumable = resumable.is_some();
+    Ok(Answer { pieces, stored, resumable, begun: None, resumed: None, event: Bytes::new() })
 }
 
 /// Asks which models may be asked. It continues nobody's streams: who continues them is decided there.

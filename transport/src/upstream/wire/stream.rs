@@ -13,9 +13,11 @@ use control::units::{Tokens, Usage};
 
 use super::Asking;
 use super::chunks::{self, Chunks};
+use super::kept;
 use super::line::Line;
 use super::tally::{Tally, has_text, is_silent};
 use super::text::Envelope;
+use crate::convert;
 use crate::upstream::failed::Failed;
 use crate::upstream::stream::{DONE, Event, EventKind, Piece};
 use crate::upstream::timer::Patience;
@@ -50,12 +52,16 @@ pub(in crate::upstream) struct WireStream {
     tally: Tally,
     patience: Patience,
     limits: Limits,
-    /// Events that are known and not yet asked for: at the end, the bill and `[DONE]`.
+    /// Events that are known and not yet asked for: what follows a seam; at the end, the bill and `[DONE]`.
     ready: VecDeque<Event>,
     received: usize,
     headers: HeaderMap,
     /// What the first chunk said of it.
     fingerprint: String,
+    /// The chat role keeps it: what it tells are events already.
+    is_kept: bool,
+    /// Its `[DONE]`, until the call has ended well.
+    done: Option<Event>,
 }
 
 impl WireStream {
@@ -77,10 +83,15 @@ impl WireStream {
             let session = HeaderValue::from_str(&begun.session_id).ok();
             let session = session.filter(|session| !session.is_empty());
             headers.extend(session.map(|session| (super::SESSION_ID, session)));
+            let stream = answer.stream_id().and_then(|id| HeaderValue::from_str(id).ok());
+            headers.extend(stream.map(|stream| (super::STREAM_ID, stream)));
         }
+        let is_kept = headers.contains_key(super::STREAM_ID);
         let fingerprint = opened.first.fingerprint.clone();
         Self {
             fingerprint,
+            is_kept,
+            done: None,
             chunks: Some(opened.rest),
             first: Some(opened.first),
             line,
@@ -101,10 +112,15 @@ impl WireStream {
             }
             match self.chunk().await? {
                 Ok(None) => self.end(),
-                Ok(Some((chunk, first))) => match self.event(chunk, first) {
-                    Ok(event) => return Some(Ok(event)),
-                    Err(failed) => return Some(Err(self.broken(failed))),
-                },
+                Ok(Some((chunk, first))) => {
+                    let seam = self.seam();
+                    self.ready.extend(seam);
+                    match self.event(chunk, first) {
+                        Ok(event) if event.kind == EventKind::Done => self.done = Some(event),
+                        Ok(event) => self.ready.push_back(event),
+                        Err(failed) => return Some(Err(self.broken(failed))),
+                    }
+                }
                 Err(failed) => return Some(Err(failed)),
             }
         }
@@ -144,6 +160,9 @@ impl WireStream {
                 self.patience.moved();
                 return Ok(Some((chunk, first)));
             }
+            if self.has_event() {
+                return Ok(Some((chunk, first)));
+            }
         }
     }
 
@@ -166,20 +185,49 @@ impl WireStream {
         Ok(chunk)
     }
 
-    fn event(&self, chunk: Chunk, first: bool) -> Result<Event, Failed> {
+    fn event(&mut self, chunk: Chunk, first: bool) -> Result<Event, Failed> {
+        if self.is_kept {
+            return Ok(self.kept(&chunk));
+        }
         let raw = self.envelope.event(&chunk, first)?;
-        let count = Tokens(u64::from(chunk.token_count));
-        let kind = if count > Tokens::ZERO || has_text(&chunk) {
-            EventKind::Tokens { count }
-        } else if chunk.finish_reason.is_empty() {
-            EventKind::Opening
+        Ok(Event { raw, kind: kind(&chunk), usage: None, piece: piece(chunk) })
+    }
+
+    /// The event as the chat role keeps it: whoever resumes the stream sees the same, under the same number. None is left
+    /// out, not even one that brings nothing but the usage.
+    fn kept(&mut self, chunk: &Chunk) -> Event {
+        let raw = self.take_event();
+        let usage = chunk.usage.as_ref().and_then(convert::usage).map(|(usage, _)| usage);
+        let kind = if kept::is_done(&raw) {
+            EventKind::Done
+        } else if is_silent(chunk) {
+            EventKind::Other
         } else {
-            EventKind::Finish
+            kind(chunk)
         };
-        Ok(Event { raw, kind, usage: None, piece: piece(chunk) })
+        Event { raw, kind, usage, piece: None }
+    }
+
+    fn has_event(&self) -> bool {
+        matches!(&self.chunks, Some(Chunks::Chat(answer)) if !answer.event.is_empty())
+    }
+
+    fn take_event(&mut self) -> Bytes {
+        let Some(Chunks::Chat(answer)) = &mut self.chunks else { return Bytes::new() };
+        core::mem::take(&mut answer.event)
+    }
+
+    /// The comment that the answer went on at another replica behind the chat role, before what follows it.
+    fn seam(&mut self) -> Option<Event> {
+        let Some(Chunks::Chat(answer)) = &mut self.chunks else { return None };
+        let raw = answer.resumed.take()?.comment();
+        Some(Event { raw, kind: EventKind::Other, usage: None, piece: None })
     }
 
     fn end(&mut self) {
+        if let Some(done) = self.done.take() {
+            return self.ready.push_back(done);
+        }
         if let Some(usage) = self.tally.usage() {
             let raw = self.envelope.bill(usage, self.tally.cached);
             self.ready.push_back(Event {
@@ -226,6 +274,17 @@ impl WireStream {
 
     pub(in crate::upstream) fn headers(&self) -> &HeaderMap {
         &self.headers
+    }
+}
+
+fn kind(chunk: &Chunk) -> EventKind {
+    let count = Tokens(u64::from(chunk.token_count));
+    if count > Tokens::ZERO || has_text(chunk) {
+        EventKind::Tokens { count }
+    } else if chunk.finish_reason.is_empty() {
+        EventKind::Opening
+    } else {
+        EventKind::Finish
     }
 }
 
