@@ -104,6 +104,7 @@ impl Obstacle {
             | StartError::Upstream(_)
             | StartError::Socket { .. }
             | StartError::Auth(_)
+            | StartError::Consul(_)
             | StartError::Entropy(_) => Self::Other,
         }
     }

@@ -119,17 +119,17 @@ impl<C> Rpc<C> {
     /// Through the routes of HTTP.
     async fn post(
         &self,
-        (method, path): (&'static str, &'static str),
+        (called, path): (&'static str, &'static str),
         headers: HeaderMap,
         body: impl Into<Body>,
     ) -> HttpResponse<Body> {
-        self.send(Method::POST, Uri::from_static(path), headers, body).await
+        self.send(called, (Method::POST, Uri::from_static(path)), headers, body).await
     }
 
     async fn send(
         &self,
-        method: Method,
-        uri: Uri,
+        called: &'static str,
+        (method, uri): (Method, Uri),
         headers: HeaderMap,
         body: impl Into<Body>,
     ) -> HttpResponse<Body> {
@@ -137,7 +137,7 @@ impl<C> Rpc<C> {
         *request.method_mut() = method;
         *request.uri_mut() = uri;
         *request.headers_mut() = headers;
-        request.extensions_mut().insert(Called(method));
+        request.extensions_mut().insert(Called(called));
         match self.router.clone().oneshot(request).await {
             Ok(response) => response,
             Err(never) => match never {},
@@ -181,7 +181,8 @@ impl<C: Chat> ChatService for Rpc<C> {
         request: Request<ResumeStreamRequest>,
     ) -> Result<Response<Self::ResumeStreamStream>, Status> {
         let headers = passed(request.metadata());
-        let response = self.send(Method::GET, streams::path(request.get_ref())?, headers, ()).await;
+        let asked = (Method::GET, streams::path(request.get_ref())?);
+        let response = self.send("ResumeStream", asked, headers, ()).await;
         streams::of(response).await.map(Response::new)
     }
 
