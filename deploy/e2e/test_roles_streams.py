@@ -129,3 +129,24 @@ def test_a_chat_role_is_killed_and_its_client_gets_all_it_was_sent_and_an_honest
     until("the killed one settles what it sent", lambda: roles.redis.balance()[1] == 0, 60)
     spent, _ = roles.settled()
     assert 20 <= spent <= len(stream.pieces) + 60, spent
+
+
+def test_while_redis_is_away_the_other_gateway_finds_the_stream_where_it_is_kept(roles):
+    first, second = roles.fronts
+    whole = Raw(second, roles.key, ONE, QUESTION, TOKENS)
+    stream = Resumable(first, roles.key, ONE, QUESTION, TOKENS)
+
+    def lose_redis_at_ten(stream):
+        if len(stream.pieces) == 10:
+            roles.redis.kill()
+        return len(stream.pieces) >= 30
+
+    stream.read(lose_redis_at_ten)
+    stream.at(second).read(after(50))
+    assert stream.where == "any-gateway" and stream.dones == 0, "it runs on"
+    stream.at(first).read()
+    assert stream.dones == 1 and not stream.errors, stream.errors
+    assert "".join(stream.pieces) == "".join(whole.pieces) and stream.usage == whole.usage
+    roles.redis.start()
+    until("both are settled", lambda: roles.redis.balance()[0] == 2 * whole.usage["total_tokens"], 60)
+    assert roles.settled() == (2 * whole.usage["total_tokens"], 0)

@@ -21,8 +21,11 @@
 //! **One reader.** Who comes back takes over: the earlier reader's body ends with an error event. Readers are told apart by
 //! an epoch that only grows, kept in Redis where gateways share one, so that of two readers on two gateways one wins.
 //!
-//! **When the gateway dies**, nobody writes on. A reader elsewhere is given all that was shown and then an error event,
-//! some seconds after the gateway's last sign of life: never a clean end.
+//! **Where it is kept.** In the process that runs the attempts: the gateway of `--role all`, the chat role behind a gateway
+//! role, which is then no more than a pipe and may die (`front::resumable`).
+//!
+//! **When that process dies**, nobody writes on. A reader elsewhere is given all that was shown and then an error event,
+//! some seconds after its last sign of life: never a clean end.
 
 mod distant;
 mod keeper;
