@@ -86,7 +86,6 @@ impl Told {
             | Observation::Picked { .. }
             | Observation::Hedged { .. }
             | Observation::Nobody { .. }
-            | Observation::Hedged { .. }
             | Observation::Accepted { .. }
             | Observation::FirstToken { .. }
             | Observation::Ended { .. }

@@ -154,10 +154,10 @@ mod tests {
             assert!(plan.operations.iter().all(|asked| plan.is_door(asked.gateway)));
             assert!(!plan.consul && plan.tenants_of(plan.gateways) == 0);
             let doors: Vec<_> = across(&plan, 0).map(gateway).collect();
-            cut += usize::from(plan.faults.iter().any(|timed| match &timed.fault {
-                Fault::Cut { a, b } => doors.contains(a) || doors.contains(b),
-                _ => false,
-            }));
+            let is_there = |name: &String| doors.contains(name);
+            cut += usize::from(plan.faults.iter().any(
+                |timed| matches!(&timed.fault, Fault::Cut { a, b } if is_there(a) || is_there(b)),
+            ));
         }
         assert!((30..80).contains(&count), "{count} of 200 plans have doors");
         assert!(cut > 5, "{cut} of them cut a door off");

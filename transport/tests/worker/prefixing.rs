@@ -77,14 +77,14 @@ async fn complete(State((manner, delay, asked)): Known, Json(body): Json<Value>)
         let error = json!({"error": {"message": "extra fields not permitted"}});
         return (StatusCode::BAD_REQUEST, Json(error)).into_response();
     }
-    let prefix = match manner {
-        Manner::Continues | Manner::Uncounted | Manner::Strict if goes_on => {
-            assert_eq!(body["add_generation_prompt"], json!(false));
-            let last = body["messages"].as_array().unwrap().last().unwrap();
-            assert_eq!(last["role"], "assistant");
-            last["content"].as_str().unwrap().to_owned()
-        }
-        _ => String::new(),
+    let anew = matches!(manner, Manner::BeginsAnew | Manner::BeginsAnewUncounted);
+    let prefix = if goes_on && !anew {
+        assert_eq!(body["add_generation_prompt"], json!(false));
+        let last = body["messages"].as_array().unwrap().last().unwrap();
+        assert_eq!(last["role"], "assistant");
+        last["content"].as_str().unwrap().to_owned()
+    } else {
+        String::new()
     };
     let counts = matches!(manner, Manner::Continues | Manner::BeginsAnew)
         && body["stream_options"]["continuous_usage_stats"] == json!(true);
