@@ -8,10 +8,11 @@
 //!
 //! To simulate the gateway's parts one by one was rejected: the faults that matter lie between them.
 //!
-//! **Determinism.** A run is one thread, with seeded entropy, simulated clocks and biased selects, and depends on nothing
-//! that its process did before: each call of [`run`] starts a thread of its own. So a process may run any number of plans, and
-//! the trace's hash is the same in every process. Calls from several threads take turns: a swarm on several cores starts
-//! a process for each.
+//! **Determinism.** A run is one thread of its own, with seeded entropy, simulated clocks and biased selects; so the trace's
+//! hash is the same in every process whose first run it is. One thing outlives a run: tokio counts the seeds that it gives out
+//! in a process, and by them a `watch` chooses which of its receivers it wakes first. A later run of the same process
+//! is therefore as good a world, and may be another. Calls from several threads take turns: a swarm on
+//! several cores starts a process for each.
 //!
 //! What it does not cover: TLS over TCP, more than one thread, the operating system's sockets and files, sled, the admin
 //! socket; and turmoil's network delivers in whole ticks and never sends again what a cut link lost. Turmoil cannot stop a
