@@ -58,6 +58,8 @@ pub enum Failure {
     Garbage,
     /// The answer is larger than the stated maximum.
     TooLarge,
+    /// It is healthy, and does not go on with what another began: perhaps somebody else does.
+    CannotResume,
 }
 
 /// Which of the timeouts passed.
@@ -113,9 +115,10 @@ impl Failure {
             | Self::Garbage => Verdict::Failure,
             Self::Backpressure(_) => Verdict::Backpressure,
             // A deadline the client chose says nothing about the replica; a too large answer may be what was asked for.
-            Self::Timeout(Stage::Deadline) | Self::ClientError(_) | Self::TooLarge => {
-                Verdict::Neutral
-            }
+            Self::Timeout(Stage::Deadline)
+            | Self::ClientError(_)
+            | Self::TooLarge
+            | Self::CannotResume => Verdict::Neutral,
             Self::EndpointFault(fault) => Verdict::Fault(fault),
         }
     }
@@ -137,6 +140,7 @@ impl Failure {
             Self::ErrorInAnswer => "error_in_answer",
             Self::Garbage => "garbage",
             Self::TooLarge => "too_large",
+            Self::CannotResume => "cannot_resume",
         }
     }
 
@@ -175,6 +179,7 @@ impl fmt::Display for Failure {
             Self::ErrorInAnswer => f.write_str("an error inside the answer"),
             Self::Garbage => f.write_str("the answer was not understood"),
             Self::TooLarge => f.write_str("the answer was larger than allowed"),
+            Self::CannotResume => f.write_str("it cannot go on with what another began"),
         }
     }
 }
@@ -201,6 +206,12 @@ mod tests {
         assert_eq!(Failure::Backpressure(429).verdict(), Verdict::Backpressure);
         assert_eq!(Failure::ClientError(400).verdict(), Verdict::Neutral);
         assert_eq!(Failure::Timeout(Stage::Deadline).verdict(), Verdict::Neutral);
+    }
+
+    #[test]
+    fn who_cannot_go_on_with_anothers_answer_is_healthy_and_somebody_else_is_asked() {
+        assert_eq!(Failure::CannotResume.verdict(), Verdict::Neutral);
+        assert!(Failure::CannotResume.retryable());
     }
 
     #[test]

@@ -115,15 +115,23 @@ class Network:
     def _forget_the_dead(self):
         for line in self._run_ip("netns", "list").splitlines():
             space = line.split()[0] if line.strip() else ""
-            owner = NAMESPACE.match(space)
-            if owner and not Path("/proc", owner.group(1)).exists():
+            if _is_left_over(space):
                 self._run_ip("netns", "del", space)
+        for place in Path("/etc/netns").glob("*"):
+            if _is_left_over(place.name):
+                shutil.rmtree(place, ignore_errors=True)
 
     def _rule(self, text):
         return _run([self._ip, "netns", "exec", self._switch, self._nft, "-f", "-"], text)
 
     def _run_ip(self, *words):
         return _run([self._ip, *words])
+
+
+def _is_left_over(space):
+    """Whether it is a space of a run that is gone."""
+    owner = NAMESPACE.match(space)
+    return bool(owner) and not Path("/proc", owner.group(1)).exists()
 
 
 def _program(name, package):

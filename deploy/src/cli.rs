@@ -173,10 +173,10 @@ pub struct WorkerArgs {
     #[arg(long, value_name = "FILE")]
     pub consul_ca: Option<PathBuf>,
     /// What is shown to an agent that asks who calls, PEM. Default: CONSUL_CLIENT_CERT.
-    #[arg(long, value_name = "FILE", requires = "consul_key")]
+    #[arg(long, value_name = "FILE")]
     pub consul_cert: Option<PathBuf>,
     /// Its private key, PEM. Default: CONSUL_CLIENT_KEY.
-    #[arg(long, value_name = "FILE", requires = "consul_cert")]
+    #[arg(long, value_name = "FILE")]
     pub consul_key: Option<PathBuf>,
     /// Where others reach it: HOST, HOST:PORT, or the same behind grpc:// or quic:// to say which door is registered.
     /// Default: ADVERTISE_ADDR, else the address that is listened on, else this machine's own; QUIC where that is served.

@@ -363,6 +363,8 @@ pub(crate) fn failure(code: Code, comes_back: bool, begun: bool) -> Failure {
         Code::Unavailable if comes_back => Failure::Backpressure(503),
         // Our own side says so, of a message above the limit.
         Code::OutOfRange => Failure::TooLarge,
+        // What a worker says that is asked to go on with an answer, and cannot.
+        Code::FailedPrecondition => Failure::CannotResume,
         Code::Cancelled | Code::Unavailable if begun => Failure::Truncated,
         Code::Cancelled => Failure::ConnectionLost,
         Code::Unavailable => Failure::Status(502),
@@ -372,7 +374,6 @@ pub(crate) fn failure(code: Code, comes_back: bool, begun: bool) -> Failure {
         Code::Ok
         | Code::Unknown
         | Code::AlreadyExists
-        | Code::FailedPrecondition
         | Code::Aborted
         | Code::Internal
         | Code::DataLoss => Failure::Status(500),

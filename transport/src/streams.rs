@@ -273,6 +273,11 @@ impl Streams {
         self.meters.resumed(resumed);
     }
 
+    /// One that the process which keeps it refused.
+    pub(crate) fn refused_elsewhere(&self) {
+        self.meters.refused_elsewhere();
+    }
+
     /// And one that another process goes on with.
     pub(crate) fn passed_on(&self) {
         self.meters.passed_on();

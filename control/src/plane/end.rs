@@ -430,7 +430,8 @@ fn load_signal(exit: &Exit) -> Signal {
             | Failure::Truncated
             | Failure::ErrorInAnswer
             | Failure::Garbage
-            | Failure::TooLarge => Signal::Neutral,
+            | Failure::TooLarge
+            | Failure::CannotResume => Signal::Neutral,
         },
         Exit::Answered { .. } | Exit::Refused(_) => Signal::Neutral,
     }

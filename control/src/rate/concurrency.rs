@@ -109,7 +109,8 @@ impl Signal {
                 | Failure::Truncated
                 | Failure::ErrorInAnswer
                 | Failure::Garbage
-                | Failure::TooLarge => Self::Neutral,
+                | Failure::TooLarge
+                | Failure::CannotResume => Self::Neutral,
             },
             AttemptEnd::Cancelled { .. } => Self::Neutral,
         }

@@ -15,6 +15,10 @@ use crate::upstream::Limits;
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 /// To a connection.
 const CONNECT_WITHIN: Duration = Duration::from_secs(2);
+/// The same of a stream, which is looked for at one after another while its grace runs: to the first word of one of them, and
+/// to that of whoever has it.
+const STREAM_WITHIN: Duration = Duration::from_secs(2);
+const STREAMS_WITHIN: Duration = Duration::from_secs(8);
 /// A page of the longest messages that may be stored.
 const ANSWER_BYTES_MAX: usize = 64 << 20;
 
@@ -23,7 +27,7 @@ pub(super) async fn asked(parts: &Parts, call: SessionCall) -> Result<SessionAns
     let SessionCall { ask, behalf, .. } = call;
     let behalf = behalf.map(|behalf| *behalf).unwrap_or_default();
     let catalog = parts.catalog.load_full();
-    let limits = limits();
+    let limits = limits(Instant::now() + ANSWER_WITHIN);
     let chats = catalog.routes().filter(|(_, route)| route.target.base_url.is_chat());
     for (name, route) in chats {
         let asked = (ask.clone(), behalf.clone());
@@ -44,18 +48,20 @@ pub(super) async fn asked(parts: &Parts, call: SessionCall) -> Result<SessionAns
 pub(super) async fn resumed(parts: &Parts, call: &ResumeCall) -> Result<Rest, Why> {
     let catalog = parts.catalog.load_full();
     let chats = catalog.routes().filter(|(_, route)| route.target.base_url.is_chat());
-    let mut is_certain = true;
+    let (mut is_certain, mut refused) = (true, None);
+    let last = Instant::now() + STREAMS_WITHIN;
     for (name, route) in chats {
-        let failed = match parts.upstream.resume(&route.target, call.clone(), limits()).await {
+        let limits = limits(last.min(Instant::now() + STREAM_WITHIN));
+        let failed = match parts.upstream.resume(&route.target, call.clone(), limits).await {
             Ok(rest) => return Ok(rest),
             Err(failed) => failed,
         };
         let said = failed.upstream.filter(|said| said.verdict.is_some());
         match (failed.failure, said) {
             (Failure::ClientError(404), _) => {}
-            // Whoever else has it would say the same of this key, and of this number.
+            // It may have read a log that is behind; or its keys. Who runs the stream says otherwise.
             (failure @ Failure::ClientError(400..=499), Some(said)) => {
-                return Err(Why::Upstream { failure, said });
+                refused = refused.or(Some(Why::Upstream { failure, said }));
             }
             // One of a version that keeps none.
             (Failure::Status(501), _) => {}
@@ -65,16 +71,20 @@ pub(super) async fn resumed(parts: &Parts, call: &ResumeCall) -> Result<Rest, Wh
             }
         }
     }
-    Ok(if is_certain { Rest::Unknown } else { Rest::Away })
+    match (is_certain, refused) {
+        (false, _) => Ok(Rest::Away),
+        (true, Some(why)) => Err(why),
+        (true, None) => Ok(Rest::Unknown),
+    }
 }
 
-fn limits() -> Limits {
+fn limits(deadline: Instant) -> Limits {
     Limits {
         connect: CONNECT_WITHIN,
         first_token: ANSWER_WITHIN,
         between_tokens: ANSWER_WITHIN,
         whole_answer: ANSWER_WITHIN,
-        deadline: Instant::now() + ANSWER_WITHIN,
+        deadline,
         answer_bytes_max: ANSWER_BYTES_MAX,
     }
 }

@@ -40,7 +40,7 @@ pub(super) async fn answer<C: Chat>(
             Ok(call) => call,
             Err(error) => return refuse(error, record),
         };
-    let place = match resumable::place(&shared.streams, &parts.headers, &mut call) {
+    let place = match resumable::place(&shared.streams, &parts, &mut call) {
         Ok(place) => place,
         Err(error) => return refuse(error, record),
     };
@@ -116,8 +116,8 @@ async fn accept(reply: Reply, mut record: Record, place: Option<OwnPlace>) -> Re
                     place.open(reply.request, parts, record).await.answer(&mut response);
                 }
                 (_, kept) => {
-                    kept.iter().for_each(|id| resumable::name_kept(&mut response, id));
-                    *response.body_mut() = Body::new(Events::new(parts, record));
+                    let bill = kept.map(|id| resumable::name_opened(&mut response, &id));
+                    *response.body_mut() = Body::new(Events::new(parts, record, bill));
                 }
             }
             response

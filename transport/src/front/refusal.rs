@@ -160,7 +160,9 @@ fn of_failure(failure: Failure, attempts: u32, wait: Option<Duration>) -> ApiErr
             .retry_after(wait.unwrap_or(WAIT_UNKNOWN)),
         Failure::ConnectionLost => bad_gateway("replica_lost"),
         Failure::Status(_) => bad_gateway("replica_failed"),
-        Failure::Truncated | Failure::ErrorInAnswer => bad_gateway("replica_broke_off"),
+        Failure::Truncated | Failure::ErrorInAnswer | Failure::CannotResume => {
+            bad_gateway("replica_broke_off")
+        }
         Failure::Garbage => bad_gateway("replica_not_understood"),
         Failure::Timeout(Stage::FirstToken | Stage::BetweenTokens | Stage::Deadline) => {
             let advice = "Ask for less, or send a larger x-request-timeout.";

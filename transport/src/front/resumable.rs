@@ -22,12 +22,14 @@ use bytes::Bytes;
 use control::id::RequestId;
 use control::units::Usage;
 use futures_util::stream::{BoxStream, StreamExt, unfold};
+use http::request::Parts;
 use http::{HeaderMap, HeaderValue, StatusCode, Uri};
 use tokio::sync::mpsc::Receiver;
 
 use super::answer::{REQUEST_ID, be_events};
 use super::error::{self, ApiError};
 use super::record::Record;
+use super::rpc::Called;
 use super::{Shared, head, refusal, stream};
 use crate::exchange::{Call, Chat, Part, Rest, ResumeCall};
 use crate::redis::StoreError;
@@ -53,10 +55,10 @@ pub(super) struct OwnPlace {
 /// Finds a place, before anything is spent.
 pub(super) fn place(
     streams: &Arc<Streams>,
-    headers: &HeaderMap,
+    parts: &Parts,
     call: &mut Call,
 ) -> Result<Option<OwnPlace>, ApiError> {
-    let wanted = match head::single(headers, RESUMABLE)? {
+    let wanted = match head::single(&parts.headers, RESUMABLE)? {
         None => false,
         Some(word) if word.eq_ignore_ascii_case("true") => true,
         Some(word) if word.eq_ignore_ascii_case("false") => false,
@@ -68,6 +70,19 @@ pub(super) fn place(
     if !(wanted && call.stream) {
         return Ok(None);
     }
+    // A gateway shows its caller's key here, where none is known: all its callers would be one, who may read every stream. It
+    // keeps the stream itself, as before a role that keeps none.
+    let is_called = parts.extensions.get::<Called>().is_some();
+    let shows_key = call.principal.key.is_none() && head::bearer(&parts.headers)?.is_some();
+    if is_called && shows_key && call.behalf.is_none() {
+        return Ok(None);
+    }
+    if let Some(behalf) = &mut call.behalf {
+        behalf.resumable = true;
+        // Without a place here, only a chat role of an earlier version leaves the stream unkept.
+        let place = streams.reserve().ok();
+        return Ok(place.map(|place| OwnPlace { place, whose: Whose::from(&call.principal) }));
+    }
     let place = streams.reserve().map_err(|Full| {
         let words = format!(
             "As many resumable streams run here as may. Try again shortly, or send the request without '{RESUMABLE}'."
@@ -75,15 +90,20 @@ pub(super) fn place(
         error::new(StatusCode::SERVICE_UNAVAILABLE, error::SERVER, "streams_full", words)
             .retry_after(SOON)
     })?;
-    if let Some(behalf) = &mut call.behalf {
-        behalf.resumable = true;
-    }
     Ok(Some(OwnPlace { place, whose: Whose::from(&call.principal) }))
 }
 
 /// Names a stream that the chat role keeps: every gateway asks there.
 pub(super) fn name_kept(response: &mut Response, id: &str) {
     name(response, id, Reach::AnyGateway);
+}
+
+/// The same of one that is opened here. Returns where its bill is to be put.
+pub(super) fn name_opened(response: &mut Response, id: &str) -> Bill {
+    name_kept(response, id);
+    let bill = Bill::default();
+    response.extensions_mut().insert(bill.clone());
+    bill
 }
 
 fn name(response: &mut Response, id: &str, reach: Reach) {
@@ -126,6 +146,11 @@ pub(super) struct Opened {
 pub(super) struct Bill(Arc<OnceLock<Usage>>);
 
 impl Bill {
+    /// Once: a stream ends once.
+    pub(super) fn set(&self, usage: Usage) {
+        let _ = self.0.set(usage);
+    }
+
     pub(super) fn usage(&self) -> Option<Usage> {
         self.0.get().copied()
     }
@@ -190,8 +215,7 @@ impl Scribe for Telling {
             error::new(status, error::SERVER, code, words)
         };
         if let Last::End(end) = last {
-            // Once: a stream ends once.
-            let _ = self.1.0.set(end.usage);
+            self.1.set(end.usage);
         }
         let error = match last {
             Last::End(end) => stream::ended(&mut self.0, end)?,
@@ -247,10 +271,13 @@ async fn resumed<C: Chat>(
         response.headers_mut().insert(REQUEST_ID, value);
     }
     let mut found = shared.streams.find(id, whose, after).await;
-    if shared.edge && matches!(found, Err(Missed::Unknown | Missed::Away(_))) {
+    // The log that gateways share may be behind the chat role that fills it.
+    if shared.edge && !matches!(found, Ok(_) | Err(Missed::Complete)) {
         let key = bearer.as_deref().and_then(|key| Secret::new(key).ok());
         let call = ResumeCall { id: id.to_owned(), after, key };
-        match shared.chat.resume(call).await.map_err(|why| refusal::of_why(why, 0))? {
+        let rest =
+            shared.chat.resume(call).await.inspect_err(|_| shared.streams.refused_elsewhere());
+        match rest.map_err(|why| refusal::of_why(why, 0))? {
             Rest::Events(events) => {
                 shared.streams.passed_on();
                 tracing::info!(request_id, after, here = false, "stream resumed");

@@ -16,6 +16,7 @@ use tokio::sync::mpsc::Receiver;
 use super::error::{self, ApiError};
 use super::record::Record;
 use super::refusal;
+use super::resumable::Bill;
 use crate::exchange::{End, Part};
 
 /// The body of a streamed answer. Dropping it drops the receiver: the chat role then knows that the client has gone.
@@ -23,12 +24,14 @@ pub(super) struct Events {
     parts: Receiver<Part>,
     record: Record,
     tail: Tail,
+    /// Where somebody wants to know what it came to.
+    bill: Option<Bill>,
     over: bool,
 }
 
 impl Events {
-    pub(super) fn new(parts: Receiver<Part>, record: Record) -> Self {
-        Self { parts, record, tail: Tail::default(), over: false }
+    pub(super) fn new(parts: Receiver<Part>, record: Record, bill: Option<Bill>) -> Self {
+        Self { parts, record, tail: Tail::default(), bill, over: false }
     }
 
     fn event(&self, error: &ApiError) -> Bytes {
@@ -52,7 +55,10 @@ impl Body for Events {
                 self.tail.push(&bytes);
                 return Poll::Ready(Some(Ok(Frame::data(bytes))));
             }
-            Some(Part::End(end)) => ended(&mut self.record, &end),
+            Some(Part::End(end)) => {
+                self.bill.iter().for_each(|bill| bill.set(end.usage));
+                ended(&mut self.record, &end)
+            }
             Some(Part::Unrecorded(end)) => Some(unrecorded(&mut self.record, &end)),
             None => Some(lost(&mut self.record)),
         };

@@ -10,6 +10,9 @@ use tokio::time::Instant;
 use super::log::{Bounds, Found, Log};
 use super::{Missed, Whose};
 
+/// So long may a reader take nothing while the log is full, before it counts as gone: as long as HTTP waits for one.
+const TAKES_NOTHING_MAX: Duration = Duration::from_secs(60);
+
 /// Bytes handed to a reader at once: what a socket takes without waiting, usually.
 const READ_BYTES: usize = 64 << 10;
 
@@ -137,10 +140,13 @@ impl Kept {
         self.news.send_replace(());
     }
 
-    /// When a stream that nobody has read for so long is given up; `None` while its reader is here.
+    /// When a stream that nobody has read for so long is given up; `None` while its reader is here and takes what there is.
     pub fn gives_up_at(&self, grace: Duration) -> Option<Instant> {
         let state = self.state();
-        (!state.attached).then(|| state.seen + grace)
+        match state.attached {
+            false => Some(state.seen + grace),
+            true => state.log.is_full().then(|| state.seen + TAKES_NOTHING_MAX + grace),
+        }
     }
 
     /// Resolves when a reader came, went or took something.
@@ -164,8 +170,8 @@ impl Kept {
         if log.is_end(after) { Err(Missed::Complete) } else { Ok(()) }
     }
 
-    /// Becomes its reader, from behind this event on.
-    pub fn attach(&self, claim: Claim, after: u64) -> (u64, watch::Receiver<()>) {
+    /// Becomes its reader, from behind this event on. Returns its epoch, and what was said to readers before.
+    pub fn attach(&self, claim: Claim, after: u64) -> (u64, u64, watch::Receiver<()>) {
         let mut state = self.state();
         let epoch = match claim {
             Claim::Next => state.epoch + 1,
@@ -176,10 +182,11 @@ impl Kept {
             (state.epoch, state.attached, state.seen) = (epoch, true, Instant::now());
             state.log.rewind(after);
         }
+        let said = state.aside.0;
         drop(state);
         self.news.send_replace(());
         self.moves.notify_one();
-        (epoch, self.news.subscribe())
+        (epoch, said, self.news.subscribe())
     }
 
     /// The reader of this epoch leaves.
@@ -205,6 +212,7 @@ impl Kept {
         if let Found::Events(_, last) = &found {
             let waited_for = state.log.is_full();
             state.log.sent(*last);
+            state.seen = Instant::now();
             drop(state);
             if waited_for {
                 self.moves.notify_one();
@@ -215,5 +223,30 @@ impl Kept {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_reader_that_takes_nothing_counts_as_gone_after_a_minute_and_one_that_does_not() {
+        let grace = Duration::from_secs(15);
+        let whose = Whose { tenant: control::id::AccountId(1), key: None };
+        let bounds = Bounds { entries_max: 2, bytes_max: 1_000 };
+        let kept = Kept::new("req_1-1".to_owned(), whose, bounds, false);
+        let (epoch, said, _news) = kept.attach(Claim::Next, 0);
+        assert_eq!((said, kept.gives_up_at(grace)), (0, None));
+        kept.write(|log| (0..2).for_each(|_| drop(log.push(b"data: x\n\n"))));
+        kept.write(|log| log.show(2));
+        let since = Instant::now();
+        assert_eq!(kept.gives_up_at(grace), Some(since + TAKES_NOTHING_MAX + grace));
+        tokio::time::advance(Duration::from_secs(40)).await;
+        assert!(matches!(kept.look(epoch, 0, said), Look::Found(Found::Events(_, 2))));
+        assert_eq!(kept.gives_up_at(grace), Some(Instant::now() + TAKES_NOTHING_MAX + grace));
+        // The next that is written finds room.
+        assert!(kept.with(super::super::log::Log::has_room));
+        assert_eq!(kept.gives_up_at(grace), None);
     }
 }

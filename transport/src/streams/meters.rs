@@ -91,6 +91,10 @@ impl Meters {
         self.resumed.get_or_create(&Labelled { outcome }).inc();
     }
 
+    pub fn refused_elsewhere(&self) {
+        self.resumed.get_or_create(&Labelled { outcome: "refused_elsewhere" }).inc();
+    }
+
     pub fn passed_on(&self) {
         self.resumed.get_or_create(&Labelled { outcome: "elsewhere" }).inc();
     }

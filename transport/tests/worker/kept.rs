@@ -279,3 +279,52 @@ async fn over_grpc_a_kept_stream_has_its_events_beside_its_chunks_and_goes_on() 
     assert_eq!(plain(&all).told(), text);
     assert_eq!(usage.unwrap().completion_tokens, 60);
 }
+
+#[tokio::test]
+async fn over_a_gateways_grpc_a_kept_stream_ends_clean_and_says_what_it_came_to() {
+    let worker = hashing(Duration::ZERO);
+    let chat = chat_before(&worker, "").await;
+    let world = gateway(&[&chat], "server: {grpc: {addr: '127.0.0.1:0'}}").await;
+    let parameters = Parameters { max_tokens: Some(60), ..Parameters::default() };
+    let mut asked = turn(QUESTION, parameters);
+    asked.resumable = Some(Resumable { usage_event: false });
+    let mut said = client(&world).await.stream_chat(asked).await.unwrap().into_inner();
+    let (mut events, mut usage) = (Vec::new(), None);
+    while let Some(piece) = timeout(LONG, said.message()).await.unwrap().unwrap() {
+        usage = piece.chunk.and_then(|chunk| chunk.usage).or(usage);
+        events.extend(piece.event);
+    }
+    let events = String::from_utf8(events).unwrap();
+    assert!(events.ends_with("data: [DONE]\n\n") && !events.contains("usage"), "{events}");
+    assert_eq!(usage.unwrap().completion_tokens, 60);
+    for role in [&world, &chat] {
+        let metrics = role.get("/metrics").await;
+        assert!(!metrics.contains("499"), "nobody left: {metrics}");
+    }
+}
+
+#[tokio::test]
+async fn a_gateway_without_a_place_of_its_own_has_its_streams_kept_all_the_same() {
+    let worker = hashing(Duration::ZERO);
+    let chat = chat_before(&worker, "").await;
+    let world = gateway(&[&chat], "streams: {streams_max: 0}").await;
+    let client = Client::begin(&world, &json!({}), &[]).await;
+    let (id, told) = (client.id.clone(), client.finish().await);
+    assert_eq!(resumed(&world, &id, 0, &[]).await.text, told);
+}
+
+#[tokio::test]
+async fn a_chat_role_that_judges_no_keys_keeps_no_stream_of_a_gateways_callers() {
+    let worker = hashing(Duration::ZERO);
+    let key = transport::keys::generate().unwrap();
+    let chat = chat_before(&worker, "").await;
+    let world = gateway(&[&chat], &format!("keys: [{{name: a, hash: '{}'}}]", key.1)).await;
+    let bearer = format!("Bearer {}", key.0.expose());
+    let own = [("authorization", &*bearer), RESUMABLE];
+    let response = world.begin_with("/v1/chat/completions", &body(&json!({})), &own).await;
+    assert_eq!(response.headers()["x-pointsman-resumable"], "this-gateway");
+    let id = response.headers()["x-pointsman-stream-id"].to_str().unwrap().to_owned();
+    assert!(Answer::of(response).await.is_done());
+    assert_eq!(resumed(&world, &id, 0, &own[..1]).await.status, 200);
+    assert_eq!(rest_of(&chat, &id, 0).await.unwrap_err().code(), Code::NotFound);
+}

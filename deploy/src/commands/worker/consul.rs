@@ -91,6 +91,7 @@ impl Wanted {
                 ("--consul-token", args.consul_token.is_some()),
                 ("--consul-ca", args.consul_ca.is_some()),
                 ("--consul-cert", args.consul_cert.is_some()),
+                ("--consul-key", args.consul_key.is_some()),
                 ("--advertise", args.advertise.is_some()),
             ];
             let given = idle.into_iter().find(|(_, given)| *given);
@@ -99,8 +100,10 @@ impl Wanted {
         // As Consul's own tools write it.
         let url = if text.contains("://") { text.clone() } else { format!("http://{text}") };
         let addr = url.parse().map_err(|why| ConsulError::Url { from, text, why })?;
+        // Beside http:// the variables are meant for other programs.
+        let is_tls = url.starts_with("https://");
         let file = |flag: &Option<PathBuf>, variable| {
-            flag.clone().or_else(|| Some(said(env, variable)?.into()))
+            flag.clone().or_else(|| Some(said(env, variable).filter(|_| is_tls)?.into()))
         };
         let ca = file(&args.consul_ca, "CONSUL_CACERT");
         let own = match (

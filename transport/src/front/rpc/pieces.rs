@@ -39,7 +39,7 @@ pub(super) fn of(
         bill: head.extensions.get().cloned().unwrap_or_default(),
         held: None,
         ready: VecDeque::new(),
-        at_end: false,
+        at_end: None,
         over: false,
         whole,
     };
@@ -78,8 +78,8 @@ struct Pieces {
     /// The last chunk of any other answer waits for the bill, which comes behind it.
     held: Option<Chunk>,
     ready: VecDeque<Result<(Chunk, Bytes), Status>>,
-    /// `[DONE]` was there. What the body has behind it is for its own end: dropped before, it would count as left.
-    at_end: bool,
+    /// `[DONE]`, once it was there. What the body has behind it is for its own end: dropped before, it would count as left.
+    at_end: Option<Bytes>,
     over: bool,
     /// No events come but one answer.
     whole: bool,
@@ -118,7 +118,7 @@ impl Pieces {
                 Ok(Some(event)) => self.read(&event),
                 Ok(None) => match self.body.next().await {
                     Some(Ok(bytes)) => self.events.insert(bytes),
-                    None if self.at_end => self.end(Ok(())),
+                    None if self.at_end.is_some() => self.end(Ok(())),
                     Some(Err(_)) | None => self.end(Err(lost())),
                 },
                 Err(error) => self.end(Err(Status::internal(error.to_string()))),
@@ -132,10 +132,7 @@ impl Pieces {
             return;
         };
         if &data[..] == b"[DONE]" {
-            if self.is_kept {
-                self.done(&event.raw);
-            }
-            self.at_end = true;
+            self.at_end = Some(event.raw.clone());
             return;
         }
         let said: Said<'_> = serde_json::from_slice(data).unwrap_or(Said { error: None });
@@ -161,13 +158,12 @@ impl Pieces {
         Ok(())
     }
 
-    /// Its end. The usage is told here, too: its client may not have asked for it.
-    fn done(&mut self, event: &Bytes) {
-        self.over = true;
+    /// The end of a stream that is kept. The usage is told here, too: its client may not have asked for it.
+    fn done(&mut self, event: Bytes) {
         let mut last = self.reader.unsaid_end().unwrap_or_default();
         let bill = || self.bill.usage().map(|usage| crate::convert::usage_said(usage, 0));
         last.usage = self.reader.usage().or_else(bill);
-        self.ready.push_back(Ok((last, event.clone())));
+        self.ready.push_back(Ok((last, event)));
     }
 
     /// All of an answer that comes at once.
@@ -196,6 +192,10 @@ impl Pieces {
             Err(status) => {
                 self.ready.extend(self.held.take().map(|held| Ok((held, Bytes::new()))));
                 self.ready.push_back(Err(status));
+            }
+            Ok(()) if self.is_kept => {
+                let event = self.at_end.take().unwrap_or_default();
+                self.done(event);
             }
             Ok(()) => {
                 let last = self.held.take().or_else(|| self.reader.unsaid_end());

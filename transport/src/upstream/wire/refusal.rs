@@ -153,7 +153,7 @@ mod tests {
             (Code::Internal, Failure::Status(500), Failure::ErrorInAnswer),
             (Code::Unknown, Failure::Status(500), Failure::ErrorInAnswer),
             (Code::DeadlineExceeded, Failure::Status(504), Failure::ErrorInAnswer),
-            (Code::FailedPrecondition, Failure::Status(500), Failure::ErrorInAnswer),
+            (Code::FailedPrecondition, Failure::CannotResume, Failure::CannotResume),
             (Code::Unimplemented, Failure::Status(501), Failure::ErrorInAnswer),
             (Code::OutOfRange, Failure::TooLarge, Failure::TooLarge),
             (Code::Cancelled, Failure::ConnectionLost, Failure::Truncated),

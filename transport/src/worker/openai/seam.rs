@@ -102,7 +102,10 @@ impl Seam {
         chunk: StreamInferenceResponse,
     ) -> Result<Vec<StreamInferenceResponse>, Status> {
         self.heard.push_str(&chunk.text);
-        let ended = !chunk.finish_reason.is_empty();
+        // Reasoning or a refusal is not the answer's text over again, and does not wait for any.
+        let ended = [&chunk.finish_reason, &chunk.reasoning, &chunk.refusal]
+            .iter()
+            .any(|said| !said.is_empty());
         self.held.push(chunk);
         if !self.begun.is_empty() && self.heard.starts_with(&self.begun) {
             return Err(anew("what it says begins as the answer began"));

@@ -164,7 +164,10 @@ def _consul(env: _Environment) -> Consul | None:
     ca = env.get("CONSUL_CACERT", "", _plain)
     cert = env.get("CONSUL_CLIENT_CERT", "", _plain)
     key = env.get("CONSUL_CLIENT_KEY", "", _plain)
-    if url and bool(cert) != bool(key):
+    if not (url or "").startswith("https://"):
+        # Beside http:// they are meant for other programs.
+        ca = cert = key = ""
+    if bool(cert) != bool(key):
         there, missing = ("CERT", "KEY") if cert else ("KEY", "CERT")
         raise BadSettings(f"CONSUL_CLIENT_{there}: goes with CONSUL_CLIENT_{missing}, which is not set")
     return Consul(url, token, ca, cert, key) if url else None

@@ -79,7 +79,9 @@ class Seam:
         self._held += ready
         if self._begun and self._heard.startswith(self._begun):
             raise _anew("what it says begins as the answer began")
-        if any(piece.finish_reason for piece in pieces) or not self._begun.startswith(self._heard):
+        # Reasoning or a refusal is not the answer's text over again, and does not wait for any.
+        other = any(piece.finish_reason or piece.reasoning or piece.refusal for piece in pieces)
+        if other or not self._begun.startswith(self._heard):
             self._begun = ""
         if self._begun:
             return []
