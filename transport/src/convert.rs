@@ -439,6 +439,7 @@ pub(crate) fn status(failed: &Failed) -> Status {
             status
         }
         Failure::ClientError(_) => Status::invalid_argument(refusal_words(failed)),
+        Failure::CannotResume => words(Code::FailedPrecondition),
         Failure::EndpointFault(Fault::UnknownModel) => words(Code::NotFound),
         Failure::EndpointFault(Fault::KeyRefused | Fault::Forbidden | Fault::AccountEmpty) => {
             words(Code::PermissionDenied)

@@ -297,7 +297,10 @@ fn guilt(
         | Failure::ErrorInAnswer
         | Failure::Garbage => Guilt::Fails,
         Failure::EndpointFault(_) => Guilt::Faulty,
-        Failure::Backpressure(_) | Failure::ClientError(_) | Failure::TooLarge => Guilt::Neutral,
+        Failure::Backpressure(_)
+        | Failure::ClientError(_)
+        | Failure::TooLarge
+        | Failure::CannotResume => Guilt::Neutral,
         Failure::Timeout(Stage::Deadline) => {
             // Without a token by the configured deadline it is the replica; by one the client chose, it is not.
             let Some(request) = requests.by_attempt(step.gateway, attempt) else {

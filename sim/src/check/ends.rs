@@ -230,7 +230,7 @@ fn failed(failure: Failure) {
         Failure::Truncated => sometimes!("failed_truncated"),
         Failure::Garbage => sometimes!("failed_garbage"),
         Failure::ClientError(_) => sometimes!("failed_client_error"),
-        Failure::ErrorInAnswer | Failure::TooLarge => {}
+        Failure::ErrorInAnswer | Failure::TooLarge | Failure::CannotResume => {}
     }
 }
 

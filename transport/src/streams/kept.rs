@@ -238,7 +238,7 @@ mod tests {
         let kept = Kept::new("req_1-1".to_owned(), whose, bounds, false);
         let (epoch, said, _news) = kept.attach(Claim::Next, 0);
         assert_eq!((said, kept.gives_up_at(grace)), (0, None));
-        kept.write(|log| (0..2).for_each(|_| drop(log.push(b"data: x\n\n"))));
+        kept.write(|log| (0..2).for_each(|_| assert_ne!(log.push(b"data: x\n\n"), 0)));
         kept.write(|log| log.show(2));
         let since = Instant::now();
         assert_eq!(kept.gives_up_at(grace), Some(since + TAKES_NOTHING_MAX + grace));
