@@ -30,7 +30,7 @@ use crate::time::Instant;
 pub struct ConcurrencyConfig {
     /// The limit never falls below this. One would starve a model whose replicas recovered: nothing is asked, nothing learned.
     pub min: u32,
-    /// Where it begins and never goes beyond. High: it shall bite only after overload.
+    /// Where it begins and never goes beyond: what a configuration may name at most, because it shall bite only after overload.
     pub max: u32,
     /// What overload multiplies it by, in (0, 1). 0.8 forgives a single report sooner than TCP's half.
     pub decrease: f64,
@@ -44,7 +44,7 @@ impl Default for ConcurrencyConfig {
     fn default() -> Self {
         Self {
             min: 2,
-            max: 4_096,
+            max: 100_000,
             decrease: 0.8,
             cooldown: Duration::from_secs(1),
             // Far more than any gateway serves; a name is some 100 bytes.
