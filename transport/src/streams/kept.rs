@@ -170,8 +170,8 @@ impl Kept {
         if log.is_end(after) { Err(Missed::Complete) } else { Ok(()) }
     }
 
-    /// Becomes its reader, from behind this event on. Returns its epoch, and what was said to readers before.
-    pub fn attach(&self, claim: Claim, after: u64) -> (u64, u64, watch::Receiver<()>) {
+    /// Becomes its reader, from behind this event on.
+    pub fn attach(&self, claim: Claim, after: u64) -> (u64, watch::Receiver<()>) {
         let mut state = self.state();
         let epoch = match claim {
             Claim::Next => state.epoch + 1,
@@ -182,11 +182,10 @@ impl Kept {
             (state.epoch, state.attached, state.seen) = (epoch, true, Instant::now());
             state.log.rewind(after);
         }
-        let said = state.aside.0;
         drop(state);
         self.news.send_replace(());
         self.moves.notify_one();
-        (epoch, said, self.news.subscribe())
+        (epoch, self.news.subscribe())
     }
 
     /// The reader of this epoch leaves.
@@ -236,14 +235,14 @@ mod tests {
         let whose = Whose { tenant: control::id::AccountId(1), key: None };
         let bounds = Bounds { entries_max: 2, bytes_max: 1_000 };
         let kept = Kept::new("req_1-1".to_owned(), whose, bounds, false);
-        let (epoch, said, _news) = kept.attach(Claim::Next, 0);
-        assert_eq!((said, kept.gives_up_at(grace)), (0, None));
+        let (epoch, _news) = kept.attach(Claim::Next, 0);
+        assert_eq!(kept.gives_up_at(grace), None);
         kept.write(|log| (0..2).for_each(|_| assert_ne!(log.push(b"data: x\n\n"), 0)));
         kept.write(|log| log.show(2));
         let since = Instant::now();
         assert_eq!(kept.gives_up_at(grace), Some(since + TAKES_NOTHING_MAX + grace));
         tokio::time::advance(Duration::from_secs(40)).await;
-        assert!(matches!(kept.look(epoch, 0, said), Look::Found(Found::Events(_, 2))));
+        assert!(matches!(kept.look(epoch, 0, 0), Look::Found(Found::Events(_, 2))));
         assert_eq!(kept.gives_up_at(grace), Some(Instant::now() + TAKES_NOTHING_MAX + grace));
         // The next that is written finds room.
         assert!(kept.with(super::super::log::Log::has_room));

@@ -44,10 +44,8 @@ struct Here {
 
 impl Reader {
     pub(super) fn here(kept: Arc<Kept>, claim: Claim, after: u64) -> Self {
-        let (epoch, said, news) = kept.attach(claim, after);
-        // Who comes back has heard it, or it is about what came before.
-        let aside = if after == 0 { 0 } else { said };
-        Self(Where::Here(Here { kept, epoch, news, at: after, aside }))
+        let (epoch, news) = kept.attach(claim, after);
+        Self(Where::Here(Here { kept, epoch, news, at: after, aside: 0 }))
     }
 
     pub(super) fn elsewhere(distant: Distant) -> Self {
