@@ -4,27 +4,32 @@
 //! ([`crate::kept`]). `up` may be said twice; what runs already stays.
 //!
 //! A service is a [`Server`] in the list of [`all`]; whatever needs more than that (a cluster that must be joined) does so
-//! once its servers answer. Programs come from [`install`], or, where no package will do, from the service's own module.
+//! once its servers answer. Programs come from [`install`], or, where no package will do, from the service's own module, or out of
+//! an [`image`].
 
 pub mod consul;
+mod image;
 pub mod install;
 mod nginx;
 mod node;
 
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use clap::Subcommand;
 
 use crate::dev;
-use crate::kept::{Kept, at};
-use crate::process::{Workspace, run};
+use crate::kept::{Kept, at, listens, wait_ready};
+use crate::process::Workspace;
+use install::Program;
 use node::Part;
 
 /// How long a server may take to end: it has little to write.
 const STOP_MAX: Duration = Duration::from_secs(15);
+
+/// How long one may take to listen, out of an image on a busy machine.
+const START_MAX: Duration = Duration::from_secs(30);
 
 /// What to do with them.
 #[derive(Clone, Copy, Debug, Subcommand)]
@@ -79,8 +84,9 @@ pub fn run_action(workspace: &Workspace, action: Action, names: &[&str]) -> Resu
 }
 
 fn up(workspace: &Workspace, servers: &[Server]) -> Result<(), String> {
-    let (program, nginx) = (install::ensure(install::REDIS)?, install::ensure(install::NGINX)?);
-    let consul = consul::ensure(&workspace.target.join("services"))?;
+    let program = install::ensure_server(install::REDIS, image::REDIS)?;
+    let nginx = install::ensure_server(install::NGINX, image::NGINX)?;
+    let consul = consul::ensure_server(&workspace.target.join("services"))?;
     let mut nodes = Vec::new();
     for server in servers {
         let (kept, down) = (&server.0, server.process().is_none());
@@ -154,15 +160,17 @@ impl Server {
         }
     }
 
-    /// Leaves it running when we end: it makes itself a daemon and notes its process id.
-    fn start_redis(&self, program: &Path, part: Part) -> Result<(), String> {
-        let Kept { place, port, .. } = &self.0;
+    /// Leaves it running when we end.
+    fn start_redis(&self, program: &Program, part: Part) -> Result<(), String> {
+        let Kept { place, port, name, .. } = &self.0;
         let config = place.join("redis.conf");
-        let text = node::config(*port, place, part) + "daemonize yes\n";
-        fs::write(&config, text).map_err(|why| at(&config, why))?;
-        let mut command = Command::new(program);
-        command.arg(&config).stdin(Stdio::null()).stdout(Stdio::null());
-        run(&mut command).map_err(|why| format!("{why}; see {}/log", place.display()))
+        fs::write(&config, node::config(*port, place, part)).map_err(|why| at(&config, why))?;
+        let mut command = program.command(place);
+        command.arg(&config);
+        let printed = place.join("printed");
+        let mut child = self.0.spawn(&mut command, &printed)?;
+        wait_ready(name, &mut child, &printed, START_MAX, || listens(*port))
+            .map_err(|why| format!("{why}; see {}/log", place.display()))
     }
 
     /// What the command line of its process contains: its program, and what no other process of that program has.

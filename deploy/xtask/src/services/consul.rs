@@ -10,7 +10,8 @@ use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use super::install::{self, INSTALL_MAX};
+use super::image::{self, Image};
+use super::install::{self, INSTALL_MAX, Program};
 use crate::kept;
 use crate::process::{output, run_within};
 
@@ -36,6 +37,18 @@ pub fn ensure(home: &Path) -> Result<PathBuf, String> {
         format!("{PROGRAM} is missing and could not be fetched ({why}): install it, or put it on the PATH")
     })?;
     Ok(fetched)
+}
+
+/// As [`ensure`], else from its image.
+pub fn ensure_server(home: &Path) -> Result<Program, String> {
+    let why = match ensure(home) {
+        Ok(path) => return Ok(Program::Here(path)),
+        Err(why) => why,
+    };
+    let image = Image::ensure(PROGRAM, image::CONSUL).map_err(|engine| {
+        format!("{why}; or start a container engine that `docker` reaches ({engine})")
+    })?;
+    Ok(Program::Image(image))
 }
 
 /// Needs apt and the network, not root: lists and packages go into `place`.
@@ -79,10 +92,10 @@ fn fetch(place: &Path, unpacked: &Path) -> Result<(), String> {
 }
 
 /// Starts it in a process group of its own, so that it outlives us: it has no daemon mode.
-pub fn start(program: &Path, place: &Path, http: u16, gossip: u16) -> Result<(), String> {
+pub fn start(program: &Program, place: &Path, http: u16, gossip: u16) -> Result<(), String> {
     let log = place.join("log");
     let file = fs::File::create(&log).map_err(|why| format!("{}: {why}", log.display()))?;
-    let mut command = Command::new(program);
+    let mut command = program.command(place);
     command.args(["agent", "-server", "-bootstrap-expect=1", "-node=pointsman"]);
     command.args(["-bind=127.0.0.1", "-client=127.0.0.1", "-dns-port=-1", "-grpc-port=-1"]);
     command.args(["-serf-wan-port=-1".to_owned(), format!("-http-port={http}")]);
@@ -92,7 +105,7 @@ pub fn start(program: &Path, place: &Path, http: u16, gossip: u16) -> Result<(),
     command.arg(format!("-data-dir={}", place.join("data").display()));
     command.arg(format!("-pid-file={}", place.join("pid").display()));
     command.stdin(Stdio::null()).stdout(file).stderr(Stdio::null()).process_group(0);
-    command.spawn().map(drop).map_err(|why| format!("{}: {why}", program.display()))
+    command.spawn().map(drop).map_err(|why| format!("{PROGRAM}: {why}"))
 }
 
 /// Waits until it has a leader: before that it answers nothing useful.

@@ -1,5 +1,6 @@
-//! Where the servers' programs come from: what is there, else the distribution's packages, else an error that says what to
-//! do. Nothing is installed unless we are root on a Debian system, as CI containers are.
+//! Where the servers' programs come from: what is there, else the distribution's packages, else, for servers, images that a
+//! container engine runs, else an error that says what to do. Nothing is installed unless we are root on a Debian system, as
+//! CI containers are.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -7,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use super::image::Image;
 use crate::process::{output, run_within};
 
 /// One installation, from a cold cache over a slow line.
@@ -14,6 +16,37 @@ pub const INSTALL_MAX: Duration = Duration::from_secs(10 * 60);
 
 /// Debian's packages ask this program whether a service may start. 101 is "no".
 const POLICY: &str = "/usr/sbin/policy-rc.d";
+
+/// A server that can be started.
+#[derive(Clone, Debug)]
+pub enum Program {
+    /// A program of this machine.
+    Here(PathBuf),
+    /// One in an image.
+    Image(Image),
+}
+
+impl Program {
+    /// The beginning of its command line. What it keeps, it keeps in `place`.
+    pub fn command(&self, place: &Path) -> Command {
+        match self {
+            Self::Here(path) => Command::new(path),
+            Self::Image(image) => image.command(place),
+        }
+    }
+}
+
+/// A server: installed as other programs are, else from its image.
+pub fn ensure_server(wanted: Wanted, image: &'static str) -> Result<Program, String> {
+    let why = match ensure(wanted) {
+        Ok(path) => return Ok(Program::Here(path)),
+        Err(why) => why,
+    };
+    let image = Image::ensure(wanted.program, image).map_err(|engine| {
+        format!("{why}; or start a container engine that `docker` reaches ({engine})")
+    })?;
+    Ok(Program::Image(image))
+}
 
 /// A program and the package that has it.
 #[derive(Clone, Copy, Debug)]

@@ -2,9 +2,9 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Duration;
 
+use super::install::Program;
 use crate::kept::{Kept, at, listens, wait_ready};
 
 /// The program.
@@ -17,13 +17,18 @@ const CONFIG: &str = "deploy/nginx.conf";
 const READY_MAX: Duration = Duration::from_secs(15);
 
 /// Starts it before the gateways on these ports.
-pub fn start(program: &Path, kept: &Kept, root: &Path, gateways: [u16; 2]) -> Result<(), String> {
+pub fn start(
+    program: &Program,
+    kept: &Kept,
+    root: &Path,
+    gateways: [u16; 2],
+) -> Result<(), String> {
     let source = root.join(CONFIG);
     let text = fs::read_to_string(&source).map_err(|why| at(&source, why))?;
     let config = configured(&text, kept.port, gateways).map_err(|why| at(&source, why))?;
     let path = path(kept);
     fs::write(&path, config).map_err(|why| at(&path, why))?;
-    let mut command = Command::new(program);
+    let mut command = program.command(&kept.place);
     command.arg("-p").arg(&kept.place).arg("-c").arg(&path).args(["-g", "daemon off;"]);
     let log = kept.place.join("log");
     let mut child = kept.spawn(&mut command, &log)?;
