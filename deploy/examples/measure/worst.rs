@@ -9,8 +9,8 @@ use crate::Result;
 use crate::line::{ask, connect, quantile, watched};
 use crate::program::{Program, Quic};
 
-/// Streams at once before one worker: a model takes 4,096 requests.
-const MANY: usize = 4_000;
+/// Streams at once before one worker.
+const MANY: usize = 5_000;
 /// Times that a worker is killed.
 const KILLS: usize = 30;
 /// Streams at once over a line that loses, pieces in each, and between two pieces.

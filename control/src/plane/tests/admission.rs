@@ -1,10 +1,12 @@
 //! What can refuse a request before anything is held for it.
 
-use super::world::{Ask, World, rated, seconds};
-use crate::id::AccountId;
+use super::world::{Ask, World, rated, seconds, spec};
+use crate::Machine;
+use crate::id::{AccountId, CallerToken};
 use crate::outcome::{Failure, Stage};
-use crate::plane::{Effect, Input, Observation, Outcome, Refusal, Stale};
+use crate::plane::{Arrival, Effect, Input, Observation, Outcome, Refusal, Stale};
 use crate::rate::RateUnit;
+use crate::registry::EndpointSpec;
 
 #[test]
 fn a_request_is_admitted_dispatched_answered_and_charged() {
@@ -216,4 +218,21 @@ fn a_replica_that_never_answers_does_not_shut_its_model_while_others_idle() {
     });
     let in_flight = 2 + admitted.count();
     assert_eq!(in_flight, 6, "one for each replica, and one more for what a probe holds up");
+}
+
+/// Asked past the world, which looks at every invariant after every step.
+#[test]
+fn a_model_without_limits_takes_five_thousand_streams_at_once() {
+    let mut world = World::new();
+    world.listed(vec![EndpointSpec { in_flight_max: u32::MAX, ..spec("a") }]);
+    let mut sent = 0;
+    for caller in (1..=5_000).map(CallerToken) {
+        world
+            .plane
+            .handle(world.now, Input::RequestArrived(Arrival { caller, ..Ask::stream().0 }.into()));
+        let effects = core::iter::from_fn(|| world.plane.poll_effect());
+        sent += effects.filter(|effect| matches!(effect, Effect::Dispatch(_))).count();
+    }
+    assert_eq!(sent, 5_000);
+    world.plane.invariants();
 }
