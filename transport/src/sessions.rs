@@ -296,13 +296,21 @@ impl Sessions {
             (id, head)
         });
         let mut heads = stream::iter(heads).buffered(LISTED_AT_ONCE);
-        let mut items = Vec::new();
+        let (mut items, mut missing) = (Vec::new(), Vec::new());
         while let Some((id, head)) = heads.next().await {
-            // One that was purged this moment is not there.
-            let Some((head, last)) = self.told(head)? else { continue };
-            if head.belongs_to(owner) {
-                items.push(self.info(&id, &head, last));
+            match self.told(head)? {
+                Some((head, last)) if head.belongs_to(owner) => {
+                    items.push(self.info(&id, &head, last));
+                }
+                Some(_) => {}
+                // Purged this moment, or listed by a process that died before it made it.
+                None => missing.push(id),
             }
+        }
+        let mut total = total;
+        if let (Store::Shared(store), false) = (&self.store, missing.is_empty()) {
+            let now = self.wall.now().as_millis();
+            total -= self.told(store.unlist_ghosts(owner, missing, now).await)?.min(total);
         }
         Ok(Paged { items, total })
     }

@@ -35,6 +35,7 @@ script!(ENLIST, "session_enlist.lua");
 script!(SET, "session_set.lua");
 script!(HISTORY, "session_history.lua");
 script!(HOLD, "session_hold.lua");
+script!(UNLIST, "session_unlist.lua");
 
 /// The sessions of all who share a Redis.
 #[derive(Debug)]
@@ -147,6 +148,17 @@ impl SessionLog {
             command.arg(id).arg(active).arg(most);
         };
         Ok(number(&self.caller.script_on(&ENLIST, user_key(user), enlist).await?)? == 1)
+    }
+
+    /// Takes ids that were listed before `before` (milliseconds since 1970) out of a user's list. Returns how many went.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn unlist(&self, user: &str, ids: &[String], before: u64) -> Result<u64, StoreError> {
+        let unlist = |command: &mut Cmd| {
+            command.arg(before).arg(ids);
+        };
+        number(&self.caller.script_on(&UNLIST, user_key(user), unlist).await?)
     }
 
     /// A user's sessions, the last used first, and how many there are.

@@ -18,6 +18,8 @@ use crate::redis::SessionLog;
 const LEASE: Duration = Duration::from_secs(15);
 /// A third, so that two renewals may be lost.
 const RENEWED: Duration = Duration::from_secs(5);
+/// How long between two tries to let go of what a silent Redis may have given.
+const LET_GO_AGAIN: Duration = Duration::from_secs(1);
 /// How long between two looks at a turn that another process has.
 const POLL: Duration = Duration::from_millis(100);
 
@@ -75,7 +77,7 @@ struct Lease {
     log: Arc<SessionLog>,
     key: String,
     who: String,
-    renewing: AbortOnDropHandle<()>,
+    renewing: Option<AbortOnDropHandle<()>>,
     over: bool,
 }
 
@@ -86,30 +88,36 @@ impl Lease {
         who: &str,
         until: Instant,
     ) -> Result<Self, SessionError> {
-        while !log.take(&key, who, LEASE).await? {
+        // There before it is asked for: who is not answered, or no longer waits, may have it all the same, and lets go.
+        let (log, who) = (Arc::clone(log), who.to_owned());
+        let mut lease = Self { log, key, who, renewing: None, over: false };
+        while !lease.log.take(&lease.key, &lease.who, LEASE).await? {
             if Instant::now() + POLL >= until {
                 return Err(SessionError::Busy);
             }
             sleep(POLL).await;
         }
-        let (renewed, id, name) = (Arc::clone(log), key.clone(), who.to_owned());
-        let renewing = tokio::spawn(async move {
+        lease.renewing = Some(AbortOnDropHandle::new(tokio::spawn(lease.renewed())));
+        Ok(lease)
+    }
+
+    fn renewed(&self) -> impl Future<Output = ()> + use<> {
+        let (log, key, who) = (Arc::clone(&self.log), self.key.clone(), self.who.clone());
+        async move {
             loop {
                 sleep(RENEWED).await;
                 // One that was lost may be free: then it is taken again. Where it is somebody else's, two turns run at once;
                 // each is written whole, and numbered by where it comes to stand.
-                if let Ok(false) = renewed.hold(&id, &name, LEASE).await {
-                    let _ = renewed.take(&id, &name, LEASE).await;
+                if let Ok(false) = log.hold(&key, &who, LEASE).await {
+                    let _ = log.take(&key, &who, LEASE).await;
                 }
             }
-        });
-        let renewing = AbortOnDropHandle::new(renewing);
-        Ok(Self { log: Arc::clone(log), key, who: who.to_owned(), renewing, over: false })
+        }
     }
 
     async fn let_go(mut self) {
         self.over = true;
-        self.renewing.abort();
+        self.renewing = None;
         let _ = self.log.hold(&self.key, &self.who, Duration::ZERO).await;
     }
 }
@@ -119,10 +127,15 @@ impl Drop for Lease {
         if self.over {
             return;
         }
-        self.renewing.abort();
+        self.renewing = None;
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
         let (log, key, who) = (Arc::clone(&self.log), self.key.clone(), self.who.clone());
-        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            runtime.spawn(async move { log.hold(&key, &who, Duration::ZERO).await.map(drop) });
-        }
+        runtime.spawn(async move {
+            // A Redis that did not answer may have given it, and is told when it is back. After that time it goes by itself.
+            let until = Instant::now() + LEASE;
+            while log.hold(&key, &who, Duration::ZERO).await.is_err() && Instant::now() < until {
+                sleep(LET_GO_AGAIN).await;
+            }
+        });
     }
 }

@@ -23,6 +23,12 @@ const FIELDS: [&str; 7] = [
 /// Lines that are looked at: ours are 40, and somebody else's may stand among them.
 const LINES_MAX: usize = 8 * HISTORY_MAX;
 
+/// Of a full list so many are looked at, the longest unused, for places that no session has.
+const LOOKED_AT: u64 = 64;
+
+/// A session that is not there so long after it was listed is not being made.
+const GHOST_AFTER_MS: u64 = 60_000;
+
 impl Shared {
     pub async fn head(
         &self,
@@ -51,10 +57,36 @@ impl Shared {
         let mut fields = vec![("id", id.to_owned())];
         fields.extend(FIELDS.into_iter().zip(values));
         // The place first: two that begin at once do not both get the last.
-        if !self.0.enlist_new(&owner.scoped(&owner.user), id, head.active, most).await? {
-            return Err(SessionError::TooMany(most));
+        let user = owner.scoped(&owner.user);
+        while !self.0.enlist_new(&user, id, head.active, most).await? {
+            let (oldest, _) =
+                self.0.listed(&user, most.saturating_sub(LOOKED_AT), LOOKED_AT).await?;
+            if self.unlist_ghosts(&owner, oldest, head.active).await? == 0 {
+                return Err(SessionError::TooMany(most));
+            }
         }
         Ok(self.0.create(&scoped, &fields).await?)
+    }
+
+    /// Of listed ids those that are no session lose their places: a process that died after it had listed one, and before it made
+    /// it, leaves such. Others are making theirs just now, so only what was listed a minute ago goes. Returns how many went.
+    pub async fn unlist_ghosts(
+        &self,
+        owner: &Owner,
+        listed: Vec<String>,
+        now: u64,
+    ) -> Result<u64, SessionError> {
+        let mut ghosts = Vec::new();
+        for id in listed {
+            if self.0.fields(&owner.scoped(&id), FIELDS).await?.is_none() {
+                ghosts.push(id);
+            }
+        }
+        if ghosts.is_empty() {
+            return Ok(0);
+        }
+        let before = now.saturating_sub(GHOST_AFTER_MS);
+        Ok(self.0.unlist(&owner.scoped(&owner.user), &ghosts, before).await?)
     }
 
     /// All of a turn, behind the `before` messages that it was numbered for. Where others came first nothing is written:

@@ -1,7 +1,7 @@
 //! Sessions in a real Redis: two gateways, one conversation; and what happens while Redis is away.
 
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::json;
 use tokio::time::{Instant, sleep};
@@ -218,4 +218,54 @@ async fn a_lost_lease_costs_order_and_the_figures_stay_right() {
     assert_eq!(one.messages("ann", &session).await.len(), 8);
     one.close().await;
     two.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_turn_that_a_silent_redis_gave_to_nobody_is_let_go() {
+    let (redis, replica, home) = (Server::start(), Replica::new().await, dir());
+    let site = site(home.path(), &replica, &redis).await;
+    let session = site.turn("ann", None, "one", json!({})).await.session();
+    // Reads go on, so that it comes as far as to ask for its turn.
+    let paused = Duration::from_millis(1_500);
+    redis.ask(&format!("CLIENT PAUSE {} WRITE", paused.as_millis()));
+    let began = Instant::now();
+    let refused = site.turn("ann", Some(&session), "two", json!({})).await;
+    assert_eq!(refused.code(), "session_store_unavailable", "{}", refused.text());
+    assert!(began.elapsed() < paused, "it was asked too late to find Redis silent");
+    // What it was asked it does afterwards: it gives the turn to a request that is over.
+    sleep(paused.saturating_sub(began.elapsed())).await;
+    let lease = format!("{{session:{session}}}:turn");
+    while redis.ask(&format!("EXISTS {lease}")) != "0" {
+        assert!(began.elapsed() < Duration::from_secs(10), "the turn stays with nobody");
+        sleep(Duration::from_millis(20)).await;
+    }
+    let again = site.turn("ann", Some(&session), "two", json!({})).await;
+    assert_eq!(again.status, 200, "{}", again.text());
+    assert!(began.elapsed() < Duration::from_secs(10), "it waited for nobody's turn");
+    site.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_place_among_a_users_sessions_that_no_session_has_is_given_back() {
+    let (redis, replica, home) = (Server::start(), Replica::new().await, dir());
+    let more = format!(
+        "data: {{dir: DIR, redis: {{addr: '127.0.0.1:{}'}}}}\nsession: {{sessions_max: 2}}\n{}",
+        redis.port,
+        keys()
+    );
+    let site = Site::new(home.path(), &replica, &more).await;
+    let minutes_ago = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() - 90_000;
+    for ghost in ["one", "two"] {
+        redis.ask(&format!("ZADD user_sessions:ann {minutes_ago} {ghost}"));
+    }
+    let began = site.turn("ann", None, "hi", json!({})).await;
+    assert_eq!(began.status, 200, "{}", began.text());
+    redis.ask(&format!("ZADD user_sessions:ann {minutes_ago} three"));
+    assert_eq!(site.get("ann", "/api/v1/sessions").await.json()["total"], 1);
+    assert_eq!(redis.ask("ZCARD user_sessions:ann"), "1");
+    // One that is being made just now keeps its place.
+    redis.ask(&format!("ZADD user_sessions:ann {} four", minutes_ago + 90_000));
+    assert_eq!(site.get("ann", "/api/v1/sessions").await.json()["total"], 2);
+    assert_eq!(site.turn("ann", None, "no", json!({})).await.code(), "too_many_sessions");
+    site.close().await;
 }
