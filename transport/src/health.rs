@@ -56,6 +56,7 @@ pub struct Health {
     shared_asks: Family<Shared, Counter>,
     notes_dropped: Family<Dropped, Counter>,
     projections_dropped: Counter,
+    quota_late: Counter,
     quota_degraded: Gauge,
     auth: auth::Meters,
     shared_degraded: Gauge,
@@ -158,6 +159,7 @@ impl Health {
             shared_asks: Family::default(),
             notes_dropped: Family::default(),
             projections_dropped: Counter::default(),
+            quota_late: Counter::default(),
             quota_degraded: Gauge::default(),
             auth: auth::Meters::default(),
             shared_degraded: Gauge::default(),
@@ -180,6 +182,8 @@ impl Health {
         counter("pointsman_stale_inputs", "Inputs that came too late", &self.stale);
         let help = "Requests whose tokens users' sums of the day miss";
         counter("pointsman_token_projections_dropped", help, &self.projections_dropped);
+        let help = "Times the shared quota store kept a request waiting that could do without it";
+        counter("pointsman_quota_late", help, &self.quota_late);
         counter("pointsman_observations", "Things the plane noticed", &self.steps);
         r.register("pointsman_attempts", "Attempts by their end", self.attempts.clone());
         let help = "Second attempts beside a silent one, by what came of them";
@@ -446,6 +450,7 @@ impl Observer for Arc<Health> {
                 let tokens = actual.tokens.0;
                 tracing::error!(%reservation, tokens, "a charge was lost: the store never took it");
             }
+            Observation::QuotaLate => drop(self.quota_late.inc()),
             Observation::QuotaDegraded(degraded) => {
                 self.quota_degraded.set(i64::from(*degraded));
                 let state = if *degraded { "only what was drawn ahead" } else { "from the store" };
