@@ -1,5 +1,7 @@
 //! What goes on, in figures and in words: the plane's observations as metrics, and the state of each part.
 
+mod sharing;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,6 +17,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
+use sharing::Sharing;
 
 use crate::auth;
 use crate::driver::{Driver, Observer, Progress};
@@ -60,6 +63,7 @@ pub struct Health {
     quota_degraded: Gauge,
     auth: auth::Meters,
     shared_degraded: Gauge,
+    sharing: Mutex<Sharing>,
     notes: Mutex<Notes>,
 }
 
@@ -163,6 +167,7 @@ impl Health {
             quota_degraded: Gauge::default(),
             auth: auth::Meters::default(),
             shared_degraded: Gauge::default(),
+            sharing: Mutex::default(),
             notes: Mutex::default(),
         };
         health.register();
@@ -459,7 +464,10 @@ impl Observer for Arc<Health> {
             Observation::SharedDegraded(degraded) => {
                 self.shared_degraded.set(i64::from(*degraded));
                 let state = if *degraded { "by this gateway alone" } else { "with the others" };
-                tracing::warn!("rates, keys and sessions' homes are kept {state} from here on");
+                let mut sharing = self.sharing.lock().unwrap_or_else(PoisonError::into_inner);
+                if sharing.is_news(*degraded) {
+                    tracing::warn!("rates, keys and sessions' homes are kept {state} from here on");
+                }
             }
             Observation::Arrived { .. }
             | Observation::Consulted { .. }
