@@ -9,13 +9,17 @@
 //! code is the specification of the store's script ([`Ledger::perform`]), and this room is an *owner* of what it drew there.
 //! Both answer on the same path: an event, at once or later.
 //!
-//! **When the shared ledger does not answer** within [`Config::answer_timeout`], an owner spends only what it drew ahead: an
-//! *allotment* per recently used path of accounts, itself a reservation in the ledger, so the bound
-//! `spent + outstanding <= limit + overrun + late + failover loss` holds under any partition. Then it refuses, at once
-//! rather than after a wait each time, until a probe is answered.
+//! **When the shared ledger does not answer**, an owner spends only what it drew ahead: an *allotment* per recently used path
+//! of accounts, itself a reservation in the ledger, so the bound
+//! `spent + outstanding <= limit + overrun + late + failover loss` holds under any partition. It gives up in two steps. After
+//! [`Config::fallback_after`] the store is *late*: whoever has enough drawn ahead is lent that, and until the store answers
+//! nobody who has waits at all. Who has not still asks, because a slow store is better than a refusal. After
+//! [`Config::answer_timeout`] the store is *away*: it is asked nothing but a probe, and what no allotment covers is refused,
+//! at once rather than after a wait each time.
 //!
-//! **Rejected:** to fail open (N gateways, N limits), and to fail closed without allotments (one lost store stops
-//! everything at once).
+//! **Rejected:** to fail open (N gateways, N limits), to fail closed without allotments (one lost store stops
+//! everything at once), and one short wait for all: a store that pauses for a tenth of a second would have everybody refused
+//! of whom nobody had drawn ahead.
 //!
 //! **Edge cases.** A reservation that was given up waiting is refunded at the store, whose answer may then come as it
 //! likes. A terminal is repeated until acknowledged. A store that may have forgotten (another run id) is told what is held
@@ -77,8 +81,13 @@ pub struct Config {
     pub reservation_ttl: Duration,
     /// How far an owner's clock and the ledger's may drift apart within a reservation's life.
     pub drift_max: Duration,
-    /// How long to wait for the shared store before falling back.
+    /// How long to wait for the shared store before it is taken for gone: then what was not drawn ahead is refused.
     pub answer_timeout: Duration,
+    /// How long a request waits for the shared store that can do without it: one of which enough was drawn ahead, and any for
+    /// what is shared beside the ledger. Never longer than `answer_timeout`. Zero: as long as that, as where a configuration
+    /// was written down before there was this.
+    #[serde(default)]
+    pub fallback_after: Duration,
     /// How often to look whether a store that did not answer is back.
     pub probe_every: Duration,
     /// The longest pause between two tries to end a reservation at the store.
@@ -118,6 +127,8 @@ impl Default for Config {
             drift_max: Duration::from_secs(2),
             // A healthy store answers in a millisecond; a request should not feel a sick one.
             answer_timeout: Duration::from_millis(250),
+            // Far beyond a healthy store's millisecond, and short beside a first token.
+            fallback_after: Duration::from_millis(50),
             probe_every: Duration::from_secs(1),
             retry_max: Duration::from_secs(5),
             give_up: Duration::from_secs(3_600),
@@ -127,6 +138,17 @@ impl Default for Config {
             allotments_max: 64,
             allotment_ttl: Duration::from_secs(300),
             ledger: LedgerConfig::default(),
+        }
+    }
+}
+
+impl Config {
+    /// How long a request waits for the shared store that can do without it.
+    #[must_use]
+    pub fn fallback_wait(&self) -> Duration {
+        match self.fallback_after {
+            Duration::ZERO => self.answer_timeout,
+            after => after.min(self.answer_timeout),
         }
     }
 }
@@ -166,9 +188,11 @@ pub enum Event {
     Ask(StoreOp),
     /// A fact to be made durable: of the ledger where it is embedded, of what this owner holds where it is shared.
     Entry(Entry),
+    /// The shared store is late: until it answers, who has enough drawn ahead does not wait for it.
+    Late,
     /// The shared store does not answer: allotments only, from here on.
     Degraded,
-    /// It answers again.
+    /// It answers again, after [`Event::Degraded`].
     Restored,
     /// A terminal was never acknowledged and is given up: what it charged is lost to the ledger.
     Lost {
@@ -398,6 +422,15 @@ impl Quota {
         let embedded = ledger.into_iter().flat_map(Ledger::live);
         let embedded = embedded.filter(move |hold| hold.owner == own).map(|hold| hold.id);
         embedded.chain(owner.into_iter().flat_map(Owner::live))
+    }
+
+    /// False while a shared store is late, or does not answer at all.
+    #[must_use]
+    pub fn answers(&self) -> bool {
+        match &self.mode {
+            Mode::Embedded(_) => true,
+            Mode::Shared(owner) => owner.answers(),
+        }
     }
 
     /// The embedded ledger, to be looked at. `None` where it is shared.

@@ -59,8 +59,10 @@ class Roles(Fleet):
 
     def _shared(self, name, ports, limit):
         """What gateway and chat roles read: each takes from it what it decides."""
+        # One limit for all is kept by whoever hears Redis: a machine that is busy with other things may be slow to.
+        redis = {"addr": f"127.0.0.1:{self.redis.port}", "fallback_after": "250ms"}
         return {
-            "data": {"dir": str(self.home / name), "redis": {"addr": f"127.0.0.1:{self.redis.port}"}},
+            "data": {"dir": str(self.home / name), "redis": redis},
             "auth": {"url": f"auth://127.0.0.1:{self.auth.rpc}"},
             "chats": [{"url": f"chat://127.0.0.1:{port}", "name": chat} for chat, port in ports.items()],
             "discovery": {"consul": {"addr": self.consul.url}},

@@ -312,6 +312,7 @@ impl Judge {
             | Observation::SourceRefused { .. }
             | Observation::Configured { .. }
             | Observation::ChargeLost { .. }
+            | Observation::QuotaLate
             | Observation::QuotaDegraded(_)
             | Observation::SharedDegraded(_)
             | Observation::Consulted { .. }

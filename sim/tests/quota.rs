@@ -40,6 +40,7 @@ fn config(owner: u64) -> Config {
         owner: OwnerId(owner),
         drift_max: DRIFT,
         answer_timeout: Duration::from_millis(50),
+        fallback_after: Duration::from_millis(25),
         allotment: tokens(400),
         allotments_max: 2,
         allotment_ttl: Duration::from_secs(8),
@@ -64,6 +65,8 @@ struct World {
     rng: Rng,
     /// Out of 16: how many messages meet trouble.
     trouble: u64,
+    /// What a message takes longer.
+    slow: Duration,
     used: u64,
     beyond: u64,
     lost: u64,
@@ -95,7 +98,8 @@ impl World {
         });
         let (gateways, rng) = (gateways.collect(), Rng::new(seed));
         let now = Instant::ZERO;
-        Self { now, store, gateways, rng, trouble, used: 0, beyond: 0, lost: 0 }
+        let slow = Duration::ZERO;
+        Self { now, store, gateways, rng, trouble, slow, used: 0, beyond: 0, lost: 0 }
     }
 
     fn step(&mut self, step: &Step) {
@@ -197,7 +201,7 @@ impl World {
                 gateway.granted.insert(id, total.tokens.0);
             }
             Event::Denied { id, denied } => gateway.denied.push((id, denied.reason)),
-            Event::ExtendDenied { .. } | Event::Degraded | Event::Restored => {}
+            Event::ExtendDenied { .. } | Event::Late | Event::Degraded | Event::Restored => {}
             Event::Ask(op) => {
                 gateway.asked += 1;
                 let fate = Fate { ask: self.passage(), answer: self.passage() };
@@ -210,7 +214,7 @@ impl World {
     }
 
     fn passage(&mut self) -> Passage {
-        let delay = Duration::from_millis(1 + self.rng.below(4));
+        let delay = self.slow + Duration::from_millis(1 + self.rng.below(4));
         if self.rng.below(16) >= self.trouble {
             return Passage::After(delay);
         }
@@ -243,6 +247,7 @@ impl World {
     /// Mends everything, ends what runs, and waits until nothing is on its way any more.
     fn finish(&mut self) {
         self.trouble = 0;
+        self.slow = Duration::ZERO;
         self.store.cut(false);
         self.advance(Duration::from_secs(10));
         for gateway in 0..GATEWAYS {
@@ -356,7 +361,8 @@ fn once_the_store_is_known_to_be_away_nobody_waits_for_it() {
     let (mut world, _) = calm();
     world.store.cut(true);
     world.begin(0, 300);
-    world.advance(ms(60));
+    // Lent after 25 ms; what was asked for is given back then, and nobody says within 50 more that it was heard.
+    world.advance(ms(75));
     let at_once = world.begin(0, 300);
     assert_eq!(world.gateways[0].denied, [(at_once, DenyReason::StoreUnreachable)]);
     world.store.cut(false);
@@ -364,6 +370,25 @@ fn once_the_store_is_known_to_be_away_nobody_waits_for_it() {
     let again = world.begin(0, 300);
     world.advance(ms(20));
     assert!(world.gateways[0].granted.contains_key(&again), "a probe found it back");
+}
+
+#[test]
+fn a_slow_store_costs_who_drew_ahead_a_moment_and_refuses_nobody() {
+    let (mut world, _) = calm();
+    world.slow = ms(15);
+    let waits = world.begin(0, 100);
+    world.advance(ms(24));
+    assert!(!world.gateways[0].granted.contains_key(&waits));
+    world.advance(ms(1));
+    assert!(world.gateways[0].granted.contains_key(&waits), "lent after 25 ms");
+    let (at_once, needs_more) = (world.begin(0, 100), world.begin(0, 300));
+    assert!(world.gateways[0].granted.contains_key(&at_once), "nobody waits again");
+    world.advance(ms(49));
+    assert!(world.gateways[0].granted.contains_key(&needs_more), "the store answered in time");
+    assert_eq!(world.gateways[0].denied, []);
+    world.finish();
+    world.assert_quiet();
+    assert_eq!(world.sums().late, Amount::ZERO);
 }
 
 #[test]

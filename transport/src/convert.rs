@@ -77,15 +77,17 @@ pub fn plane_config(config: &Config, ids: &AccountIds, version: u64) -> plane::C
 }
 
 /// The plane's quota policy: a ledger of its own, or an owner's part in the one that is shared.
-#[must_use]
-///
 /// At the edge nothing is spent, and only rates are shared.
-pub fn quota_config(owner: Option<OwnerId>, is_edge: bool) -> quota::Config {
+#[must_use]
+pub fn quota_config(config: &Config, owner: Option<OwnerId>, is_edge: bool) -> quota::Config {
     let alone = quota::Config::default();
+    let redis = config.data.redis.as_ref();
+    let fallback_after = redis.map_or(alone.fallback_after, |redis| redis.fallback_after);
+    let shared = quota::Config { fallback_after, ..alone.clone() };
     match owner {
         None => alone,
-        Some(_) if is_edge => quota::Config { store: StoreMode::Edge, ..alone },
-        Some(owner) => quota::Config { store: StoreMode::Shared, owner, ..alone },
+        Some(_) if is_edge => quota::Config { store: StoreMode::Edge, ..shared },
+        Some(owner) => quota::Config { store: StoreMode::Shared, owner, ..shared },
     }
 }
 

@@ -332,7 +332,7 @@ impl Gateway {
         let version = self.next_version();
         let mut plane = convert::plane_config(config, self.accounts.ids(), version);
         let owner = self.shared.as_ref().map(|shared| shared.owner);
-        plane.quota = convert::quota_config(owner, self.is_edge);
+        plane.quota = convert::quota_config(config, owner, self.is_edge);
         self.driver.submit(Input::Configured(Box::new(plane)));
         self.publish(catalog);
         Ok(())

@@ -1,5 +1,7 @@
 //! What goes on, in figures and in words: the plane's observations as metrics, and the state of each part.
 
+mod sharing;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,6 +17,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
+use sharing::Sharing;
 
 use crate::auth;
 use crate::driver::{Driver, Observer, Progress};
@@ -56,9 +59,11 @@ pub struct Health {
     shared_asks: Family<Shared, Counter>,
     notes_dropped: Family<Dropped, Counter>,
     projections_dropped: Counter,
+    quota_late: Counter,
     quota_degraded: Gauge,
     auth: auth::Meters,
     shared_degraded: Gauge,
+    sharing: Mutex<Sharing>,
     notes: Mutex<Notes>,
 }
 
@@ -158,9 +163,11 @@ impl Health {
             shared_asks: Family::default(),
             notes_dropped: Family::default(),
             projections_dropped: Counter::default(),
+            quota_late: Counter::default(),
             quota_degraded: Gauge::default(),
             auth: auth::Meters::default(),
             shared_degraded: Gauge::default(),
+            sharing: Mutex::default(),
             notes: Mutex::default(),
         };
         health.register();
@@ -180,6 +187,8 @@ impl Health {
         counter("pointsman_stale_inputs", "Inputs that came too late", &self.stale);
         let help = "Requests whose tokens users' sums of the day miss";
         counter("pointsman_token_projections_dropped", help, &self.projections_dropped);
+        let help = "Times the shared quota store kept a request waiting that could do without it";
+        counter("pointsman_quota_late", help, &self.quota_late);
         counter("pointsman_observations", "Things the plane noticed", &self.steps);
         r.register("pointsman_attempts", "Attempts by their end", self.attempts.clone());
         let help = "Second attempts beside a silent one, by what came of them";
@@ -446,6 +455,7 @@ impl Observer for Arc<Health> {
                 let tokens = actual.tokens.0;
                 tracing::error!(%reservation, tokens, "a charge was lost: the store never took it");
             }
+            Observation::QuotaLate => drop(self.quota_late.inc()),
             Observation::QuotaDegraded(degraded) => {
                 self.quota_degraded.set(i64::from(*degraded));
                 let state = if *degraded { "only what was drawn ahead" } else { "from the store" };
@@ -454,7 +464,10 @@ impl Observer for Arc<Health> {
             Observation::SharedDegraded(degraded) => {
                 self.shared_degraded.set(i64::from(*degraded));
                 let state = if *degraded { "by this gateway alone" } else { "with the others" };
-                tracing::warn!("rates, keys and sessions' homes are kept {state} from here on");
+                let mut sharing = self.sharing.lock().unwrap_or_else(PoisonError::into_inner);
+                if sharing.is_news(*degraded) {
+                    tracing::warn!("rates, keys and sessions' homes are kept {state} from here on");
+                }
             }
             Observation::Arrived { .. }
             | Observation::Consulted { .. }

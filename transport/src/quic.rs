@@ -36,7 +36,7 @@ pub(crate) mod code {
 /// death of a worker's process is noticed within this time.
 const ALIVE_EVERY: Duration = Duration::from_millis(750);
 /// A peer that is silent for so long, in milliseconds, is gone. Several of the above may get lost, and a machine may be
-/// busy for a while.
+/// busy for a while: what it has not read yet counts as silence, too. A caller knows sooner.
 const SILENT_MAX: u32 = 8_000;
 
 /// Which end.

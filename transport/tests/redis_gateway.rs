@@ -4,6 +4,8 @@
 #[path = "redis/server.rs"]
 #[allow(dead_code, reason = "shared with tests that do more to their servers")]
 mod server;
+#[path = "redis/usual.rs"]
+mod usual;
 
 use core::time::Duration;
 use std::path::Path;
@@ -25,6 +27,7 @@ use transport::front::Authenticate;
 use transport::gateway::{Gateway, StartError};
 use transport::redis::{JoinError, Settings, Store};
 use transport::trace::Trace;
+use usual::{ROUNDS, Usual, timed};
 
 /// What every answer costs: 3 tokens of prompt and 5 of completion.
 const COST: u64 = 8;
@@ -65,25 +68,19 @@ async fn while_redis_is_away_a_gateway_spends_what_it_drew_and_no_more_and_nothi
     while world.settled(served * COST).await.1 == 0 {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    ask(&gateway, 5).await.unwrap();
-    served += 1;
+    let one = async || ask(&gateway, 5).await.unwrap();
+    let usual = Usual::of(20, one).await;
+    let one_wait = usual.with_one_wait(one).await;
     redis.kill();
-    let started = Instant::now();
-    ask(&gateway, 5).await.unwrap();
-    served += 1;
-    // An ask that nobody answers is given up after 250 ms; this one is refused a connection.
-    let first = started.elapsed();
-    println!("the first request after Redis died took {first:?}");
-    assert!(first < Duration::from_millis(200), "the first: {first:?}");
-    let started = Instant::now();
-    for _ in 0..10 {
-        ask(&gateway, 5).await.unwrap();
-        served += 1;
-    }
-    assert!(started.elapsed() < Duration::from_secs(1), "ten more: {:?}", started.elapsed());
+    let first = timed(one).await;
+    let next = Usual::of(20, one).await;
+    served += 46;
+    println!("the first after Redis died took {first:?}, before it {usual:?}, after it {next:?}");
+    assert!(first < one_wait, "the first: {first:?}, and before {usual:?}");
+    assert!(next.median < usual.waits(), "the next: {next:?}, and before {usual:?}");
     assert!(says(&gateway, false), "{:?}", gateway.chat().checks().parts);
     let figures = gateway.chat().metrics();
-    assert!(figures.contains("pointsman_quota_degraded 1"), "{figures}");
+    assert!(figure(&gateway, "pointsman_quota_degraded 1"), "{figures}");
     assert!(
         figures.contains("pointsman_quota_store_asks_total{outcome=\"answered\"}"),
         "{figures}"
@@ -108,6 +105,75 @@ async fn while_redis_is_away_a_gateway_spends_what_it_drew_and_no_more_and_nothi
     // What was spent from the allotment shows at the store when the allotment ends; until then it is held.
     let (spent, held) = world.settled(5 * COST).await;
     assert!(spent + held >= served * COST, "{spent} spent and {held} held of {served} answers");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_silent_redis_costs_one_request_fifty_milliseconds_and_those_behind_it_nothing() {
+    let redis = Server::start();
+    let world = World::new(&redis, 1_000_000).await;
+    let gateway = world.gateway();
+    let one = async || ask(&gateway, 5).await.unwrap();
+    let mut told = Vec::new();
+    for _ in 0..ROUNDS {
+        one().await;
+        // Something is drawn ahead, and nothing else is held.
+        while world.settled(0).await.1 == 0 || !figure(&gateway, "pointsman_quota_degraded 0") {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let usual = Usual::of(20, one).await;
+        let one_wait = usual.with_one_wait(one).await;
+        redis.freeze();
+        let first = timed(one).await;
+        let next = Usual::of(20, one).await;
+        // From here on it is away: whoever is not covered is refused at once, and this is said.
+        let started = Instant::now();
+        while !figure(&gateway, "pointsman_quota_degraded 1") || !says(&gateway, false) {
+            assert!(started.elapsed() < Duration::from_secs(10), "nobody says that it is away");
+            one().await;
+        }
+        let away = Usual::of(20, one).await;
+        redis.thaw();
+        let started = Instant::now();
+        while !figure(&gateway, "pointsman_quota_degraded 0") || !says(&gateway, true) {
+            assert!(started.elapsed() < Duration::from_secs(20), "it is back and nobody notices");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        told.push(format!("first {first:?}, before {usual:?}, behind it {next:?}, later {away:?}"));
+        let others = next.slowest.max(away.slowest);
+        if (usual.waits()..one_wait).contains(&first) && others < usual.waits() {
+            println!("{told:#?}");
+            assert!(!figure(&gateway, "pointsman_quota_late_total 0"), "it was late");
+            return;
+        }
+    }
+    panic!("in no round did one request wait once: {told:#?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_has_nothing_drawn_ahead_waits_for_a_slow_redis_and_is_answered() {
+    let redis = Server::start();
+    // So little is allowed that nothing is drawn ahead.
+    let world = World::new(&redis, 200).await;
+    let gateway = world.gateway();
+    ask(&gateway, 5).await.unwrap();
+    let mut refused = Vec::new();
+    for _ in 0..ROUNDS {
+        redis.freeze();
+        let asked = tokio::spawn({
+            let gateway = Arc::clone(&gateway);
+            async move { ask(&gateway, 5).await }
+        });
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        redis.thaw();
+        match asked.await.unwrap() {
+            Ok(()) => return,
+            Err(why) => refused.push(why),
+        }
+        while !says(&gateway, true) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+    panic!("a pause of 100 ms is no reason to refuse: {refused:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -229,6 +295,11 @@ fn says(gateway: &Gateway, well: bool) -> bool {
     let parts = gateway.chat().checks().parts;
     assert!(parts.iter().any(|(part, ok, _)| part == "determinism" && *ok), "{parts:?}");
     parts.iter().any(|(part, ok, _)| part == "quota store" && *ok == well)
+}
+
+/// Whether a line stands among the metrics.
+fn figure(gateway: &Gateway, line: &str) -> bool {
+    gateway.chat().metrics().lines().any(|own| own == line)
 }
 
 /// One request of so many output tokens at most.

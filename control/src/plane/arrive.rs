@@ -240,7 +240,14 @@ impl ControlPlane {
                 Event::Entry(entry) => {
                     self.effects.push_back(Effect::Persist(super::Durable::Entry(entry)));
                 }
-                Event::Degraded => self.observe(Observation::QuotaDegraded(true)),
+                Event::Late => {
+                    self.shared.suspect();
+                    self.observe(Observation::QuotaLate);
+                }
+                Event::Degraded => {
+                    self.shared.suspect();
+                    self.observe(Observation::QuotaDegraded(true));
+                }
                 Event::Restored => self.observe(Observation::QuotaDegraded(false)),
                 Event::Lost { hold, actual } => {
                     self.observe(Observation::ChargeLost { reservation: hold.id, actual });

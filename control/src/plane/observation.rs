@@ -203,6 +203,8 @@ pub enum Observation {
         /// What had been used.
         actual: Amount,
     },
+    /// The shared quota store is late: until it answers, what was drawn ahead is spent without a wait, where it suffices.
+    QuotaLate,
     /// The shared quota store cannot be reached (`true`), or can again.
     QuotaDegraded(bool),
     /// The store that gateways share cannot be consulted (`true`), for all or for part of what is asked of it, or can again.

@@ -1,7 +1,7 @@
 //! What gateways share beside the ledger: consulted when a request's turn has come, told when it is over.
 //!
-//! A request waits for its consultation together with its reservation, and for no longer than for that. What the store
-//! then says late is noted and decides nothing any more: the request went on with what this plane knows. But for one word:
+//! A request waits for its consultation together with its reservation, and for no longer than one does that can do without
+//! the store. What the store then says late is noted and decides nothing any more: the request went on with what this plane knows. But for one word:
 //! where nothing was sent out yet, because the ledger is slow as well, a key that is another's stops it still.
 //!
 //! Notes are made of what a request did. What it took is corrected by what it used; where nobody let it through but this
@@ -52,6 +52,10 @@ impl ControlPlane {
         let key = arrival.idempotency.filter(|_| all);
         let claim = key.map(|idempotency| KeyClaim { idempotency, by });
         let probe_every = self.config.quota.probe_every;
+        if self.quota.answers() {
+            self.shared.trust();
+        }
+        let before = self.shared.any_away();
         let (shared, now) = (&mut self.shared, self.now);
         let mut wants = |part, needed: bool| needed && shared.wants(now, part, probe_every);
         let rates = if wants(Part::Rates, !rates.is_empty()) { rates } else { Vec::new() };
@@ -70,13 +74,15 @@ impl ControlPlane {
         }
         let (caller, tenant) = (arrival.caller, arrival.principal.tenant);
         let lease = micros(request.deadline.since(self.now) + LEASE_SLACK);
-        let wait = self.config.quota.answer_timeout;
+        let wait = self.config.quota.fallback_wait();
         let awaited = self.shared.ask(self.now, op, (id, caller, tenant), parts, wait);
         let claims = idempotency.is_some();
         let consult = Consult { op, caller, request: id, tenant, lease, rates, idempotency, home };
         self.effects.push_back(Effect::Consult(Box::new(consult)));
         let request = self.requests.get_mut(&id).expect("it is consulted about");
         request.heard = Heard { out: Some(op), awaits: awaited, claims, ..Heard::default() };
+        // What is suspected is away from here on.
+        self.say_degraded(before);
     }
 
     /// What it takes of each limit that it was admitted under here.
@@ -170,6 +176,10 @@ impl ControlPlane {
         let parts = ask.parts.iter().filter(|part| !odd.contains(part));
         let parts: Vec<_> = parts.map(|part| (*part, answered(part))).collect();
         self.shared.heard(self.now, &parts, self.config.quota.probe_every);
+        self.say_degraded(before);
+    }
+
+    fn say_degraded(&mut self, before: bool) {
         let after = self.shared.any_away();
         if before != after {
             self.observe(Observation::SharedDegraded(after));

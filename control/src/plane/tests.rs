@@ -19,6 +19,7 @@ mod quota;
 mod reports;
 mod resuming;
 mod services;
+mod silence;
 
 mod transcripts;
 mod turns;

@@ -52,6 +52,9 @@ pub(super) struct Owner {
     /// Where to go on asserting; `None` when all that is held has been.
     assert_next: Option<ReservationId>,
     asserting: BTreeSet<OpId>,
+    /// The store has kept somebody waiting who could do without it, and has not answered anything since.
+    late: bool,
+    /// It has not answered at all.
     degraded: bool,
     /// What looks whether the store is back.
     probe: Option<OpId>,
@@ -67,7 +70,10 @@ struct Waiting {
     /// When it was first sent. The store's clock for it cannot have started earlier.
     sent: Option<Instant>,
     op: Option<OpId>,
+    /// When it is looked at: whether it can be lent what it asks for, and in the end, whatever it can.
     due: Instant,
+    /// That end.
+    last: Instant,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -131,6 +137,7 @@ impl Owner {
             queued: VecDeque::new(),
             assert_next: None,
             asserting: BTreeSet::new(),
+            late: false,
             degraded: false,
             probe: None,
             events: VecDeque::new(),
@@ -172,9 +179,14 @@ impl Owner {
             self.fall_back(now, &reserve);
             return;
         }
-        let due = now + self.config.answer_timeout;
+        // Somebody has waited already, for all of them.
+        if self.late && self.lend(now, &reserve) {
+            return;
+        }
+        let last = now + self.config.answer_timeout;
+        let due = now + self.config.fallback_wait();
         self.timers.insert((due, Timer::Draw(id)));
-        self.waiting.insert(id, Waiting { reserve, sent: None, op: None, due });
+        self.waiting.insert(id, Waiting { reserve, sent: None, op: None, due, last });
         self.draw(now, id);
     }
 
@@ -228,6 +240,10 @@ impl Owner {
         self.holdings.get(&id).map(Holding::total)
     }
 
+    pub fn answers(&self) -> bool {
+        !self.late && !self.degraded
+    }
+
     pub fn outstanding(&self) -> usize {
         self.waiting.len() + self.holdings.len()
     }
@@ -244,6 +260,7 @@ impl Owner {
         for (id, waiting) in &self.waiting {
             assert!(!self.holdings.contains_key(id), "{id} is held and asked for");
             assert!(self.timers.contains(&(waiting.due, Timer::Draw(*id))), "{id} waits forever");
+            assert!(waiting.due <= waiting.last, "{id} is looked at too late");
         }
         for (id, holding) in &self.holdings {
             assert!(holding.stored.is_some() || holding.from.is_some(), "{id} holds nothing");
@@ -371,11 +388,20 @@ impl Owner {
         }
     }
 
+    /// Whoever can do without the store waits for it no longer. Whether it is away is known soon: what was asked of it is
+    /// given back, and that is waited for in its turn.
+    fn be_late(&mut self) {
+        if !self.late && !self.degraded {
+            self.late = true;
+            self.events.push_back(Event::Late);
+        }
+    }
+
     fn degrade(&mut self, now: Instant) {
         if self.degraded {
             return;
         }
-        self.degraded = true;
+        (self.late, self.degraded) = (false, true);
         self.events.push_back(Event::Degraded);
         let due = now + self.config.probe_every;
         self.probe = Some(self.ask(now, Purpose::Probe, None, Ask::Probe, Some(due)));

@@ -4,6 +4,8 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec;
 
+mod late;
+
 use super::*;
 use crate::id::{AccountId, Minted};
 
@@ -167,6 +169,9 @@ fn a_store_that_never_answers_hangs_no_request() {
     let mut quota = shared_room();
     quota.reserve(at(0), ask(1, 100));
     let ask_op = sent(&drain(&mut quota))[0].clone();
+    // Nothing is drawn ahead: a slow store is better than a refusal.
+    quota.handle_timeout(at(50));
+    assert_eq!(drain(&mut quota), []);
     assert_eq!(quota.poll_timeout(), Some(at(250)));
     quota.handle_timeout(at(250));
     let events = drain(&mut quota);
@@ -255,6 +260,22 @@ fn an_owner_remembers_what_it_has_to_settle_over_an_upgrade() {
 
 /// A room in which request 1 is in that state. Whatever is lent comes from an allotment drawn for request 9.
 fn room_in(state: &str) -> Quota {
+    let mut quota = with_300_drawn_ahead();
+    if state != "unknown" {
+        quota.reserve(at(3), ask(1, 100));
+        let op = sent(&drain(&mut quota))[0].clone();
+        match state {
+            "held" => quota.answer(at(4), granted(&op, 1, 100)),
+            "lent" => quota.handle_timeout(at(253)),
+            _ => {}
+        }
+    }
+    drain(&mut quota);
+    quota
+}
+
+/// A room that was granted request 9, and drew ahead behind it.
+fn with_300_drawn_ahead() -> Quota {
     let allotment = tokens(300);
     let mut quota = Quota::new(Config { store: StoreMode::Shared, allotment, ..Config::default() });
     quota.reserve(at(0), ask(9, 10));
@@ -265,15 +286,6 @@ fn room_in(state: &str) -> Quota {
     let pins = vec![BalanceKey { account: TENANT, window: Window::Day(7) }];
     let reply = Reply::Granted { hold: *hold, total: allotment, pins };
     quota.answer(at(2), StoreAnswer { op: draw.op, run: RunId(1), reply });
-    if state != "unknown" {
-        quota.reserve(at(3), ask(1, 100));
-        let op = sent(&drain(&mut quota))[0].clone();
-        match state {
-            "held" => quota.answer(at(4), granted(&op, 1, 100)),
-            "lent" => quota.handle_timeout(at(253)),
-            _ => {}
-        }
-    }
     drain(&mut quota);
     quota
 }

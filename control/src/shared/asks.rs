@@ -16,6 +16,9 @@
 //! themselves: where none need it, nobody has to know. Rejected: to ask for nothing in order to know, from a timer; the
 //! ledger does that already, and it may answer from a shard that is there while this one's is not.
 //!
+//! Where the ledger has just been waited for in vain, a part is *suspected*: nobody waits for it a second time. It is away
+//! from the moment a request needs it, and that request asks for it; one answer, and it is believed again.
+//!
 //! The parts are away one by one, because their keys may lie on different shards. One that went away with all the rest is
 //! believed to be back with any of them. What failed for one ask alone (a key that holds something else, more asks at once
 //! than may be) says nothing of the part: it would be away for everybody, again and again, for the sake of one key.
@@ -58,6 +61,8 @@ pub(crate) struct Asks {
     late: BTreeSet<SharedOpId>,
     /// The parts that do not answer.
     away: BTreeMap<Part, Away>,
+    /// The parts that may not, because the ledger does not.
+    suspected: BTreeSet<Part>,
 }
 
 /// A part that does not answer.
@@ -106,6 +111,9 @@ impl Asks {
 
     /// Whether a part is to be asked now: it answers, or its probe is due, which this call makes.
     pub fn wants(&mut self, now: Instant, part: Part, probe_every: Duration) -> bool {
+        if self.suspected.remove(&part) {
+            self.away.entry(part).or_insert(Away { probe: now, alone: false });
+        }
         match self.away.get_mut(&part) {
             None => true,
             Some(_) if planted!(ConsultsWhileAway) => true,
@@ -115,6 +123,16 @@ impl Asks {
             }
             Some(_) => false,
         }
+    }
+
+    /// The ledger does not answer: all that lies beside it may be away.
+    pub fn suspect(&mut self) {
+        self.suspected.extend([Part::Rates, Part::Keys, Part::Homes]);
+    }
+
+    /// The ledger answers.
+    pub fn trust(&mut self) {
+        self.suspected.clear();
     }
 
     pub fn is_away(&self, part: Part) -> bool {
@@ -159,6 +177,7 @@ impl Asks {
         let alone = parts.iter().any(|(_, answered)| *answered);
         if alone {
             self.away.retain(|_, away| away.alone);
+            self.suspected.clear();
         }
         for (part, answered) in parts {
             if *answered {

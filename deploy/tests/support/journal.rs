@@ -96,6 +96,7 @@ impl Told {
             | Observation::EndpointRemoved { .. }
             | Observation::SourceRefused { .. }
             | Observation::ChargeLost { .. }
+            | Observation::QuotaLate
             | Observation::QuotaDegraded(_)
             | Observation::SharedDegraded(_)
             | Observation::Consulted { .. }

@@ -166,6 +166,7 @@ pub(super) fn observed(observation: &Observation) {
         Observation::Adopted { .. } => sometimes!("home_adopted"),
         Observation::SharedDegraded(true) => sometimes!("shared_degraded"),
         Observation::SharedDegraded(false) => sometimes!("shared_restored"),
+        Observation::QuotaLate => sometimes!("quota_late"),
         Observation::QuotaDegraded(true) => sometimes!("quota_degraded"),
         Observation::QuotaDegraded(false) => sometimes!("quota_restored"),
         Observation::Stale(_) => sometimes!("stale_input"),

@@ -181,6 +181,7 @@ impl Members {
             | Observation::SourceRefused { .. }
             | Observation::Configured { .. }
             | Observation::ChargeLost { .. }
+            | Observation::QuotaLate
             | Observation::QuotaDegraded(_)
             | Observation::SharedDegraded(_)
             | Observation::Consulted { .. }

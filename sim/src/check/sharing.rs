@@ -103,13 +103,17 @@ impl Sharing {
         let alone = self.gateways[step.gateway as usize].alone;
         self.homes(step, verdict);
         self.noticed(step);
+        // Who asks in the step in which his gateway is by itself, because the ledger is silent, does not wait.
+        let suspects = observed(step, &Observation::SharedDegraded(true));
         for effect in step.effects {
-            self.effect(step, effect, alone, requests, verdict);
+            self.effect(step, effect, alone || suspects, requests, verdict);
         }
         let now_alone = self.gateways[step.gateway as usize].alone;
+        // It may be by itself again at once, for another part and for the ledger's sake.
+        let stays = now_alone && !observed(step, &Observation::SharedDegraded(false));
         if let Input::Consulted(answer) = &step.input
             && (answer.rates.is_some() || answer.idempotency.is_some() || answer.home.is_some())
-            && now_alone
+            && stays
             && step.observed.iter().any(|o| matches!(o, Observation::Consulted { .. }))
         {
             let text = format!("gateway-{} was answered, and stays by itself", step.gateway);
@@ -364,6 +368,10 @@ impl Sharing {
     pub fn died(&mut self, gateway: u32) {
         self.gateways[gateway as usize] = Gateway::default();
     }
+}
+
+fn observed(step: &Step<'_>, what: &Observation) -> bool {
+    step.observed.contains(what)
 }
 
 /// Whoever charges a request with a key tells the others in the same step.

@@ -117,6 +117,10 @@ impl Marks {
                 }
                 Observation::EndpointRemoved { name, .. } => left.push(name.to_string()),
                 Observation::SourceRefused { why, .. } => refused = Some(why.to_string()),
+                Observation::QuotaLate => {
+                    let text = "finds the quota store late, and spends what it drew before";
+                    self.add(step.at, host, text.to_owned());
+                }
                 Observation::QuotaDegraded(true) => {
                     let text =
                         "cannot reach the quota store: spends what it drew before".to_owned();

@@ -453,6 +453,7 @@ fn concerns(observation: &Observation) -> Option<RequestId> {
         | Observation::SourceRefused { .. }
         | Observation::Configured { .. }
         | Observation::ChargeLost { .. }
+        | Observation::QuotaLate
         | Observation::QuotaDegraded(_)
         | Observation::SharedDegraded(_)
         | Observation::Consulted { .. }

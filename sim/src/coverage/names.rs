@@ -203,6 +203,7 @@ pub const NAMES: &[&str] = &[
     "shared_home_lost",
     "shared_degraded",
     "shared_restored",
+    "quota_late",
     // What only tier B can hit.
     "b_worker_asked",
     "b_worker_resumes",

@@ -32,6 +32,7 @@ pub fn draw(seed: u64) -> Plan {
         share(&mut config, &mut asks, &topology, &mut root.fork("sharing"));
     }
     knobs::hedge(&mut config, &mut root.fork("hedges"));
+    knobs::patience(&mut config, &mut root.fork("patience"));
     let mut nemesis = Nemesis { rng: root.fork("nemesis"), topology: &topology, load };
     let faults = nemesis.faults(&config);
     Plan {

@@ -131,6 +131,11 @@ pub(super) fn hedge(config: &mut Config, rng: &mut Rng) {
     }
 }
 
+/// How long a late store is waited for by who can do without it: less than it takes when all is well, or as long as by anybody.
+pub(super) fn patience(config: &mut Config, rng: &mut Rng) {
+    config.quota.fallback_after = millis(one_of(&[1, 5, 20, 50, 50, 1_000], rng));
+}
+
 fn quota(config: &mut Config, topology: &Topology, rng: &mut Rng) {
     let quota = &mut config.quota;
     quota.store = if topology.shared { StoreMode::Shared } else { StoreMode::Embedded };

@@ -32,6 +32,9 @@ pub struct Redis {
     pub read_timeout: Duration,
     /// The longest a command may take on its way. A call's deadline is the longer of the two.
     pub write_timeout: Duration,
+    /// How long a request waits for it that can do without it: one of which enough was drawn ahead, and any for rates, keys and
+    /// homes.
+    pub fallback_after: Duration,
 }
 
 /// One or more of `host:port`.
@@ -40,6 +43,9 @@ pub struct HostPorts(pub Vec<(String, u16)>);
 
 /// More than this many ways to one store are a mistake.
 const ADDRESSES_MAX: usize = 16;
+
+/// What a request waits for the ledger that cannot do without it: to fall back later than that is no fallback.
+const FALLBACK_MAX: Duration = Duration::from_millis(250);
 
 impl Redis {
     pub(super) fn read(section: &Section<'_>) -> Option<Self> {
@@ -52,15 +58,21 @@ impl Redis {
             db: section.between("db", 0, 0..=15),
             tls_ca: section.maybe("tls_ca", "no TLS"),
             dial_timeout: section.between("dial_timeout", seconds(1), MILLI..=seconds(60)),
-            // Both below what a request waits for the ledger (250 ms) before it spends what was drawn ahead.
+            // Both below what a request waits for the ledger that cannot do without it (250 ms).
             read_timeout: section.between("read_timeout", 200 * MILLI, MILLI..=seconds(60)),
             write_timeout: section.between("write_timeout", 200 * MILLI, MILLI..=seconds(60)),
+            fallback_after: section.between("fallback_after", 50 * MILLI, MILLI..=FALLBACK_MAX),
         };
         if redis.cluster && redis.db != 0 {
             let reason = "a cluster has database 0 alone: remove this key".to_owned();
             section.problem("db", ProblemKind::Invalid(reason));
         }
         (!redis.addr.0.is_empty()).then_some(redis)
+    }
+
+    /// The same but for what a running process takes on.
+    pub(super) fn is_joined_as(&self, other: &Self) -> bool {
+        *self == Self { fallback_after: self.fallback_after, ..other.clone() }
     }
 }
 

@@ -1,6 +1,6 @@
 //! Which changes a running server cannot take on.
 
-use super::Config;
+use super::{Config, Redis};
 
 /// The keys that differ between the configuration a process was started with and a new one and that take effect only after a
 /// restart: what it listens on, where it keeps things, how the journal is laid out, the form of the logs. All others
@@ -22,7 +22,7 @@ pub fn restart_required(old: &Config, new: &Config) -> Vec<String> {
         ("discovery", old.discovery != new.discovery),
         ("streams", old.streams != new.streams),
         ("data.dir", old.data.dir != new.data.dir),
-        ("data.redis", old.data.redis != new.data.redis),
+        ("data.redis", !joins_alike(old.data.redis.as_ref(), new.data.redis.as_ref())),
         ("journal.segment_bytes", old.journal.segment_bytes != new.journal.segment_bytes),
         ("journal.segments_max", old.journal.segments_max != new.journal.segments_max),
         ("journal.fsync", old.journal.fsync != new.journal.fsync),
@@ -34,4 +34,12 @@ pub fn restart_required(old: &Config, new: &Config) -> Vec<String> {
         ("log.format", old.log.format != new.log.format),
     ];
     differ.into_iter().filter(|(_, differ)| *differ).map(|(key, _)| key.to_owned()).collect()
+}
+
+fn joins_alike(old: Option<&Redis>, new: Option<&Redis>) -> bool {
+    match (old, new) {
+        (Some(old), Some(new)) => old.is_joined_as(new),
+        (None, None) => true,
+        (Some(_), None) | (None, Some(_)) => false,
+    }
 }

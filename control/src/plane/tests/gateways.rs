@@ -7,7 +7,7 @@ use super::world::{Ask, NOON, World, daily, rated, seconds};
 use crate::id::{AccountId, CallerToken, Digest, SessionKey};
 use crate::outcome::Failure;
 use crate::plane::{Effect, Idempotency, Input, Observation, Refusal, SessionKind};
-use crate::quota::{At, Ledger, LedgerConfig, OwnerId, RunId, StoreMode};
+use crate::quota::{At, Ledger, LedgerConfig, OwnerId, RunId, StoreMode, WindowKind};
 use crate::rate::RateUnit;
 use crate::shared::{
     Consult, Consulted, HomeAnswer, Homes, Housed, Keys, Note, Noted, Part, Rates, SharedOpId,
@@ -170,6 +170,13 @@ impl Town {
     /// No quota is held.
     pub fn holds_nothing(&self) -> bool {
         self.store.ledger.live().count() == 0
+    }
+
+    /// Tokens that the store was told were spent.
+    pub fn spent(&self) -> u64 {
+        let days = self.store.ledger.balances();
+        let of_day = days.filter(|(key, _)| key.window.kind() == WindowKind::Day);
+        of_day.map(|(_, sums)| sums.spent.tokens.0).sum()
     }
 
     /// Nothing is held for anybody.

@@ -97,15 +97,11 @@ impl Allotment {
 impl Owner {
     /// Grants a reservation from an allotment, if one covers it.
     pub(super) fn lend(&mut self, now: Instant, reserve: &Reserve) -> bool {
-        let path: Path = reserve.accounts.iter().map(|(account, _)| *account).collect();
-        let wall = self.wall;
-        let Some(allotment) = self.allotments.get_mut(&path) else { return false };
-        if !allotment.alive(now)
-            || allotment.retiring(now, wall)
-            || !(planted!(LendBeyondAllotment) || covers(allotment.free(), reserve.amount))
-        {
+        if !self.can_lend(now, reserve) {
             return false;
         }
+        let path: Path = reserve.accounts.iter().map(|(account, _)| *account).collect();
+        let Some(allotment) = self.allotments.get_mut(&path) else { return false };
         allotment.used = true;
         let (id, pins, from) = (reserve.id, allotment.pins.clone(), Some(allotment.id));
         let hold = HoldId::request(self.config.owner, id);
@@ -113,6 +109,16 @@ impl Owner {
         self.record(now, Fact::Reserve { hold, pins, amount, ttl, expires, from });
         self.events.push_back(Event::Granted { id, total: amount });
         true
+    }
+
+    /// Whether an allotment covers a reservation.
+    pub(super) fn can_lend(&self, now: Instant, reserve: &Reserve) -> bool {
+        let path: Path = reserve.accounts.iter().map(|(account, _)| *account).collect();
+        self.allotments.get(&path).is_some_and(|allotment| {
+            allotment.alive(now)
+                && !allotment.retiring(now, self.wall)
+                && (planted!(LendBeyondAllotment) || covers(allotment.free(), reserve.amount))
+        })
     }
 
     /// Extends `id` from an allotment: its own, or if it has none, its path's.

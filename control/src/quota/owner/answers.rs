@@ -41,6 +41,7 @@ impl Owner {
 
     /// The store is there, in this run.
     fn hear(&mut self, now: Instant, run: RunId) {
+        self.late = false;
         if self.degraded && !planted!(DegradedForEver) {
             self.degraded = false;
             self.events.push_back(Event::Restored);

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::super::store::{Ask, OpId};
 use super::super::terms::HoldId;
-use super::{Asked, Owner, Path, Purpose, Waiting, tenant};
+use super::{Asked, Owner, Path, Purpose, tenant};
 use crate::id::{Minted, ReservationId};
 use crate::time::Instant;
 
@@ -60,8 +60,13 @@ impl Owner {
     }
 
     fn draw_unanswered(&mut self, now: Instant, id: ReservationId) {
-        if let Some(waiting) = self.stop_waiting(id) {
-            self.unanswered(now, &waiting);
+        if let Some(waiting) = self.waiting.get(&id) {
+            let (sooner, lends) = (now < waiting.last, self.can_lend(now, &waiting.reserve));
+            match (sooner, lends) {
+                (true, true) => self.fall_back_soon(now, id),
+                (true, false) => self.wait_on(id),
+                (false, _) => self.give_up(now, id),
+            }
             return;
         }
         let Some(holding) = self.holdings.get_mut(&id) else { return };
@@ -78,18 +83,34 @@ impl Owner {
     pub fn ask_failed(&mut self, now: Instant, op: OpId) {
         let Some(Asked { purpose: Purpose::Reserve(id), .. }) = self.ops.get(&op) else { return };
         let id = *id;
-        if self.waiting.get(&id).is_some_and(|waiting| waiting.op == Some(op))
-            && let Some(waiting) = self.stop_waiting(id)
-        {
-            self.unanswered(now, &waiting);
+        if self.waiting.get(&id).is_some_and(|waiting| waiting.op == Some(op)) {
+            self.give_up(now, id);
         }
     }
 
-    fn unanswered(&mut self, now: Instant, waiting: &Waiting) {
+    /// There is enough drawn ahead: it has waited long enough, and those behind it need not wait at all.
+    fn fall_back_soon(&mut self, now: Instant, id: ReservationId) {
+        let Some(waiting) = self.stop_waiting(id) else { return };
+        if waiting.op.is_some() {
+            self.be_late();
+        }
+        self.release_asked(now, &waiting);
+        self.fall_back(now, &waiting.reserve);
+    }
+
+    /// There is not: a slow store is better than a refusal.
+    fn wait_on(&mut self, id: ReservationId) {
+        let Some(waiting) = self.waiting.get_mut(&id) else { return };
+        waiting.due = waiting.last;
+        self.timers.insert((waiting.due, Timer::Draw(id)));
+    }
+
+    fn give_up(&mut self, now: Instant, id: ReservationId) {
+        let Some(waiting) = self.stop_waiting(id) else { return };
         if waiting.op.is_some() {
             self.degrade(now);
         }
-        self.release_asked(now, waiting);
+        self.release_asked(now, &waiting);
         self.fall_back(now, &waiting.reserve);
     }
 

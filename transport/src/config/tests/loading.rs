@@ -273,6 +273,24 @@ fn only_what_a_process_is_built_on_needs_a_restart() {
 }
 
 #[test]
+fn how_long_redis_is_waited_for_applies_at_once_and_where_it_is_does_not() {
+    let redis = |more: &str| config(&format!("data: {{redis: {{addr: 'r:1'{more}}}}}"));
+    let old = redis("");
+    let waits = |config: &Config| {
+        let owner = Some(control::quota::OwnerId(1));
+        crate::convert::quota_config(config, owner, false).fallback_wait()
+    };
+    assert_eq!(waits(&old), Duration::from_millis(50));
+    let new = redis(", fallback_after: 120ms");
+    assert_eq!(waits(&new), Duration::from_millis(120));
+    assert_eq!(restart_required(&old, &new), Vec::<String>::new());
+    for other in [redis(", db: 1, fallback_after: 120ms"), redis(", read_timeout: 1s"), config("")]
+    {
+        assert_eq!(restart_required(&old, &other), ["data.redis"]);
+    }
+}
+
+#[test]
 fn an_endpoint_without_a_stated_maximum_has_none() {
     let text = "upstreams: [{url: 'http://a:1'}, {url: 'http://b:1', in_flight_max: 7}]";
     let routes = crate::convert::routes(&config(text)).unwrap();

@@ -5,7 +5,7 @@
 //! put on a new one, once; what may have been read is never sent again.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
@@ -17,7 +17,7 @@ use quinn::{
     TokioRuntime, TransportErrorCode, WriteError,
 };
 use rustls::RootCertStore;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tonic::{Code, Status};
 
 use control::outcome::Failure;
@@ -42,6 +42,11 @@ const ENDS: Ends = Ends {
 
 /// A host's next address is tried after so long: a call waits for a connection for some seconds in all.
 const NEXT_AFTER: Duration = Duration::from_secs(1);
+
+/// How often it is looked whether a worker was heard of, and in how many looks in a row it must not have been before it is
+/// held for gone: three seconds, in which it was asked for a sign of life several times.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+const SILENT_LOOKS: u32 = 6;
 
 /// The way to one worker.
 #[derive(Clone)]
@@ -102,6 +107,7 @@ impl Road {
         let connection = self.dial().await?;
         *self.0.connection.lock().unwrap_or_else(PoisonError::into_inner) =
             Some(connection.clone());
+        tokio::spawn(listen(Arc::downgrade(&self.0), connection.stable_id()));
         Ok(connection)
     }
 
@@ -147,6 +153,31 @@ impl Road {
             }
         });
         Ok(connection)
+    }
+}
+
+/// Gives a connection up whose worker has not been heard for so many looks in a row, while it is the road's own.
+///
+/// Not by QUIC's own limit for silence, which counts what a busy machine has not yet read: whoever was held up himself for
+/// some seconds would take all his workers for gone. Here he has looked once in that time.
+async fn listen(road: Weak<Shared>, id: usize) {
+    let mut looks = interval(LOOK_EVERY);
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let (mut heard, mut silent) = (0, 0);
+    loop {
+        looks.tick().await;
+        let Some(connection) = road.upgrade().and_then(|shared| Road(shared).current()) else {
+            return;
+        };
+        if connection.stable_id() != id {
+            return;
+        }
+        let now = connection.stats().udp_rx.datagrams;
+        silent = if now == heard { silent + 1 } else { 0 };
+        heard = now;
+        if silent >= SILENT_LOOKS {
+            return connection.close(code::DONE, b"");
+        }
     }
 }
 
@@ -295,7 +326,9 @@ fn words(error: &ConnectionError) -> String {
         ConnectionError::ApplicationClosed(close) => {
             format!("the worker closed the connection ({})", close.error_code)
         }
-        ConnectionError::LocallyClosed => "nobody listens at the worker's port any more".to_owned(),
+        ConnectionError::LocallyClosed => {
+            "nobody listens at the worker's port any more, or the worker is silent".to_owned()
+        }
         ConnectionError::Reset => "the worker was restarted".to_owned(),
         ConnectionError::TimedOut => "the worker is silent".to_owned(),
         ConnectionError::TransportError(_)
