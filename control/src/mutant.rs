@@ -38,6 +38,25 @@ impl Mutant {
     pub const fn is_between_roles(self) -> bool {
         matches!(self, Self::LostIsRefused | Self::LeaverNotHeard | Self::KeyNotPassedOn)
     }
+
+    /// Whether it is planted where resumable streams are kept, in the shell, too: it is looked for where clients come back.
+    #[must_use]
+    pub const fn is_of_streams(self) -> bool {
+        matches!(
+            self,
+            Self::ResumeRepeatsLast
+                | Self::GraceNeverEnds
+                | Self::StreamOfAnyone
+                | Self::GivenUpEndsClean
+                | Self::BothReadersStay
+        )
+    }
+
+    /// Whether no plane shows it.
+    #[must_use]
+    pub const fn is_in_the_shell(self) -> bool {
+        self.is_between_roles() || self.is_of_streams()
+    }
 }
 
 impl fmt::Display for Mutant {

@@ -12,6 +12,7 @@
 //! once, where a script does 64 at a time).
 
 mod common;
+mod log;
 mod resp;
 mod server;
 mod words;

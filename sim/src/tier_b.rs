@@ -29,6 +29,7 @@ mod draw;
 mod entropy;
 mod follow;
 mod gateway;
+mod keeps;
 mod mirror;
 mod nemesis;
 mod packets;
@@ -53,7 +54,8 @@ use std::time::Duration;
 use crate::coverage::Coverage;
 pub use draw::plan;
 pub use plan::{
-    ConsulTrouble, Fault, Knobs, Mode, Operation, RedisTrouble, Speaks, TierBPlan, TimedFault,
+    ConsulTrouble, Fault, Guise, Keeping, Knobs, Mode, Operation, RedisTrouble, Rival, Speaks,
+    TierBPlan, TimedFault, Visit,
 };
 
 /// What came out of a run.

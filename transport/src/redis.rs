@@ -74,7 +74,7 @@ pub use runs::Runs;
 pub use script::{NUMBER_MAX, Told, keys, scripts};
 pub use session_log::SessionLog;
 pub use shared::{JoinError, Shared};
-pub use stream_log::{Beat, Claimed, Logged, Owned, Readers, Shipment, StreamLog};
+pub use stream_log::{Beat, Claimed, Logged, Owned, Readers, Shipment, StreamLog, stream_scripts};
 pub use untold::Untold;
 pub use wave::{Brought, Wave, wave_scripts};
 

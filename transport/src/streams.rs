@@ -296,6 +296,8 @@ impl Streams {
             None => None,
         };
         let claim = claimed.map_or(Claim::Next, |claimed| Claim::Epoch(claimed.epoch));
+        let after =
+            if control::planted!(ResumeRepeatsLast) { after.saturating_sub(1) } else { after };
         Ok(Reader::here(kept, claim, after))
     }
 

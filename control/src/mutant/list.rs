@@ -252,4 +252,17 @@ mutants! {
     /// The gateway role keeps an idempotency key to itself, so that a repetition is charged too (`upstream/wire/chat.rs`,
     /// `shown`).
     KeyNotPassedOn "key-not-passed-on" breaks [3], pains [2];
+
+    // Resumable streams: these are in `transport`, too, and are looked for in tier B, where clients come back.
+
+    /// Who comes back gets the event again that it has (`streams.rs`, `resume_here`).
+    ResumeRepeatsLast "resume-repeats-last" breaks [6], pains [];
+    /// A stream whose reader is gone runs to its end (`streams/kept.rs`, `gives_up_at`).
+    GraceNeverEnds "grace-never-ends" breaks [12], pains [10];
+    /// Whoever knows a stream's name may read it (`streams/kept.rs`, `may_resume`).
+    StreamOfAnyone "stream-of-anyone" breaks [13], pains [];
+    /// A stream that was given up ends as a whole one (`front/resumable.rs`, `end`).
+    GivenUpEndsClean "given-up-ends-clean" breaks [6], pains [8];
+    /// An earlier reader goes on beside the one that took over (`streams/kept.rs`, `look`).
+    BothReadersStay "both-readers-stay" breaks [6], pains [];
 }

@@ -6,7 +6,7 @@ use crate::tier::Tier;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Which simulator: `a` drives the machines alone. Bugs between the roles are looked for in `b` at any rate
+    /// Which simulator: `a` drives the machines alone. Bugs in the shell are looked for in `b` at any rate
     #[arg(long, value_enum, default_value = "a")]
     tier: Tier,
     /// Only this bug
@@ -47,8 +47,8 @@ pub(super) fn all(
     let watch: &mut dyn FnMut(&crate::swarm::Tally) = &mut super::swarm::give_up_on_endless;
     let mut hunts = Vec::new();
     for mutant in wanted {
-        // What stands between two processes is not in a tier without any.
-        let tier = if mutant.is_between_roles() { Tier::B } else { how.tier };
+        // What is in the shell is not in a tier without it.
+        let tier = if mutant.is_in_the_shell() { Tier::B } else { how.tier };
         let hunt = crate::mutants::hunt(mutant, tier, seeds.clone(), jobs, watch);
         println!("{}", told::hunt(&hunt, &seeds, tier));
         hunts.push(hunt);

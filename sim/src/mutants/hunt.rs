@@ -71,7 +71,8 @@ pub fn hunt(
     Hunt { mutant, found, false_alarms, took: started.elapsed() }
 }
 
-/// The first seed that breaks something. What stands between the roles is looked for where there are two.
+/// The first seed that breaks something. What stands between the roles is looked for where there are two, and what is wrong with
+/// resumable streams where there are some.
 fn first(
     mutant: Mutant,
     tier: Tier,
@@ -83,9 +84,12 @@ fn first(
         let swarm = Swarm { tier, seeds, jobs, null: false, stop_after: Some(1), apart: None };
         swarm.run(watch).failures.into_iter().next()
     };
-    if !mutant.is_between_roles() {
+    if !mutant.is_in_the_shell() {
         return run(seeds);
     }
-    let mut behind_doors = seeds.filter(|seed| tier_b::plan(*seed).doors > 0);
-    behind_doors.find_map(|seed| run(seed..seed + 1))
+    let is_there = |seed: &u64| {
+        let plan = tier_b::plan(*seed);
+        if mutant.is_of_streams() { plan.keeps_streams() } else { plan.doors > 0 }
+    };
+    seeds.filter(is_there).find_map(|seed| run(seed..seed + 1))
 }

@@ -11,6 +11,8 @@ pub enum Said {
     Error(String),
     /// A whole number.
     Number(u64),
+    /// The only one below 0 that is ever said.
+    MinusOne,
     /// Any bytes.
     Bulk(Vec<u8>),
     /// There is no such thing.
@@ -31,6 +33,7 @@ impl Said {
             Self::Word(word) => line(out, '+', word),
             Self::Error(why) => line(out, '-', why),
             Self::Number(number) => line(out, ':', &number.to_string()),
+            Self::MinusOne => line(out, ':', "-1"),
             Self::Nothing => line(out, '$', "-1"),
             Self::Bulk(bytes) => {
                 line(out, '$', &bytes.len().to_string());
@@ -57,7 +60,7 @@ pub struct Nonsense;
 #[derive(Debug, Default)]
 pub struct Commands(Vec<u8>);
 
-const WORDS_MAX: usize = 256;
+const WORDS_MAX: usize = 2_048;
 const BYTES_MAX: usize = 1 << 20;
 
 impl Commands {

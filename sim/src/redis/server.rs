@@ -8,6 +8,7 @@ use control::{Instant, Wall};
 
 use super::Command;
 use super::common::{Common, READS};
+use super::log::Logs;
 use super::resp::Said;
 use super::words::{Arguments, ELSEWHERE, HERE, Unreadable, named, row, told};
 
@@ -31,6 +32,7 @@ pub struct Server {
     tenants: BTreeMap<AccountId, Tenant>,
     texts: BTreeMap<Vec<u8>, Vec<u8>>,
     common: Common,
+    logs: Logs,
     /// The SHAs of scripts that this process has been given.
     scripts: BTreeSet<String>,
     /// What each call wrote, in order: as a replica would receive it.
@@ -69,6 +71,7 @@ impl Default for Server {
             tenants: BTreeMap::new(),
             texts: BTreeMap::new(),
             common: Common::default(),
+            logs: Logs::default(),
             scripts: BTreeSet::new(),
             calls: Vec::new(),
             made: Vec::new(),
@@ -90,12 +93,15 @@ impl Server {
             })
         };
         let writes = match &*name {
-            "SET" | "SETNX" => true,
+            "SET" | "SETNX" | "PEXPIRE" => true,
             "EVAL" | "EVALSHA" => !reads(),
             _ => false,
         };
         if let Some(refusal) = self.refusal(&name, writes) {
             return refusal;
+        }
+        if let Some(said) = self.logs.answer(at.now.as_nanos() / 1_000_000, &name, words) {
+            return said;
         }
         match (&*name, words) {
             ("PING", []) => Said::Word("PONG"),
@@ -178,6 +184,10 @@ impl Server {
         if let Some(said) = self.common.run(micros, script, &keys, arguments) {
             return said;
         }
+        let arguments = words.get(count + 1..).unwrap_or_default();
+        if let Some(said) = self.logs.run(micros / 1_000, script, &keys, arguments) {
+            return said;
+        }
         let tenant = tenant_of(keys.first().ok_or(Unreadable)?)?;
         let mut arguments = Arguments::new(words.get(count + 1..).ok_or(Unreadable)?);
         if script == "balances" {
@@ -230,6 +240,7 @@ impl Server {
             self.tenants.clear();
             self.texts.clear();
             self.common = Common::default();
+            self.logs = Logs::default();
             self.calls.clear();
         }
     }
@@ -238,6 +249,7 @@ impl Server {
     pub fn fail_over(&mut self, lose: usize) {
         self.restart(true);
         self.common.lose(lose);
+        self.logs.lose(lose);
         self.calls.truncate(self.calls.len().saturating_sub(lose));
         let before = std::mem::take(&mut self.tenants);
         for (tenant, entries) in &self.calls {
@@ -291,7 +303,8 @@ fn sha_of(text: &[u8]) -> Option<&'static str> {
 
 /// The product's scripts: name, text and SHA.
 fn known() -> impl Iterator<Item = (&'static str, &'static str, &'static str)> {
-    transport::redis::scripts().into_iter().chain(transport::redis::wave_scripts())
+    let ledger = transport::redis::scripts().into_iter();
+    ledger.chain(transport::redis::wave_scripts()).chain(transport::redis::stream_scripts())
 }
 
 fn tenant_of(key: &str) -> Result<AccountId, Unreadable> {

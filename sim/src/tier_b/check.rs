@@ -5,6 +5,7 @@
 //! those of the simulator's invariants. Only the first violation is kept: what follows from it would only confuse.
 
 mod joined;
+mod kept;
 mod proof;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,6 +16,8 @@ use super::plan::TierBPlan;
 use super::shares::Shares;
 use super::tenancy::Refused;
 use joined::Joined;
+pub(super) use kept::Asked;
+use kept::Shelf;
 use proof::Proofs;
 
 /// How long after a cancel or a deadline a replica may still work: a connection's end travels two slow links, and a
@@ -91,6 +94,7 @@ pub(super) struct Checks {
     shares: Shares,
     proofs: Proofs,
     joined: Joined,
+    shelf: Shelf,
     attempts: BTreeMap<(u8, String, Option<usize>), u32>,
     /// The most that any replica can have used for a request.
     usable: BTreeMap<(u8, String), u64>,
@@ -113,6 +117,7 @@ impl Checks {
             shares: Shares::new(plan),
             proofs: Proofs::default(),
             joined: Joined::new(plan),
+            shelf: Shelf::new(plan),
             attempts: BTreeMap::new(),
             usable: BTreeMap::new(),
             acknowledged: Vec::new(),
@@ -204,7 +209,10 @@ impl Checks {
             let text = format!("{request}: a clean end after {:?}, which is not all", heard.heard);
             return self.violated(now, 6, text);
         }
-        self.acknowledge(ticket, Acknowledged { gateway, requests: vec![request], usage });
+        // A door counts what went through the connection that the stream was opened on.
+        if self.plan.doors == 0 || self.has_one_reader(ticket) {
+            self.acknowledge(ticket, Acknowledged { gateway, requests: vec![request], usage });
+        }
         if self.plan.doors > 0 {
             self.answered_behind(now, ticket, usage);
         }
@@ -214,6 +222,10 @@ impl Checks {
         // It may have been under way, on a link that was held, for longer than its record lasted.
         let began = self.tickets[ticket].began;
         let is_after = |at: &Duration| began > *at;
+        // Somebody else may still show what its gateway's disk forgot.
+        if !self.shelf.lost_at(told.gateway).is_none_or(&is_after) {
+            return;
+        }
         if self.damaged.get(&told.gateway).is_none_or(is_after)
             && self.joined.lost_at(told.gateway).is_none_or(is_after)
         {
@@ -251,6 +263,7 @@ impl Checks {
 
     /// A gateway has an empty directory: it counts its requests from the beginning again.
     pub fn begins_anew(&mut self, gateway: u8) {
+        self.shelf.begins_anew(gateway);
         self.joined.begins_anew(gateway);
         self.attempts.retain(|(of, ..), _| *of != gateway);
         self.usable.retain(|(of, _), _| *of != gateway);
@@ -283,6 +296,7 @@ impl Checks {
         self.joins(now, &work);
         let usable = self.usable.entry((work.gateway, work.request.clone())).or_default();
         *usable = u64::from(work.prompt + work.tokens).max(*usable);
+        self.began_to_work(now, &work);
         self.work.insert(nonce, work);
         self.live.insert(nonce);
         self.worked(now, nonce);
@@ -295,8 +309,9 @@ impl Checks {
         let most = if *is_estimate { usable * ESTIMATE_FACTOR } else { usable };
         if *tokens > most {
             let text = format!("{request} is charged {tokens} tokens, and used {usable} at most");
-            self.violated(now, 1, text);
+            return self.violated(now, 1, text);
         }
+        self.is_billed(now, charge);
         self.pays(now, charge);
     }
 
@@ -320,14 +335,14 @@ impl Checks {
         };
         let Some(of) = self.tickets.get(*ticket) else { return };
         let deadline = of.began + Duration::from_millis(self.plan.knobs.request_ms);
-        let end = match of.ended {
-            Some((ended, _)) => ended.min(deadline),
+        let end = match self.unread_since(*ticket) {
+            Some(since) => since.min(deadline),
             None => deadline,
         };
         // Turmoil never sends a lost segment again: a cut in the middle may have taken the end's message with it.
         let calm = self.calm_since.is_some_and(|since| since <= of.began);
         if calm && now > end + WORK_AFTER_END {
-            let late = (now - end).as_secs_f64();
+            let late = now.saturating_sub(end).as_secs_f64();
             let text = format!("replica-{replica} works on {request} {late:.1} s after its end");
             self.violated(now, 12, text);
         }

@@ -3,6 +3,8 @@
 //! What it tells the checkers is what a user could know: a whole answer, an error in words, or nothing (a timeout or a
 //! broken connection), which is *unknown* and never "failed".
 
+mod kept;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -80,8 +82,14 @@ impl Asker {
     async fn run(self) {
         for attempt in 0..=self.operation.retries {
             let ticket = self.begin();
-            let patience = Duration::from_millis(self.operation.timeout_ms);
-            let seen = timeout(patience, self.ask(ticket)).await.unwrap_or(Seen::Unknown);
+            let seen = match &self.operation.keeping {
+                Some(keeping) => timeout(kept::PATIENCE, self.ask_kept(ticket, keeping)).await,
+                None => {
+                    let patience = Duration::from_millis(self.operation.timeout_ms);
+                    timeout(patience, self.ask(ticket)).await
+                }
+            };
+            let seen = seen.unwrap_or(Seen::Unknown);
             let now = self.stage.now();
             let is_over = matches!(seen, Seen::Whole | Seen::Left | Seen::Refused(400..=428));
             // The quiet at the end is for fresh requests alone.
@@ -143,11 +151,15 @@ impl Asker {
     }
 
     async fn connect(&self) -> Option<(SendRequest<Full<Bytes>>, bool)> {
-        let name = super::plan::gateway(self.operation.gateway);
+        self.connect_to(self.operation.gateway).await.map(|sender| (sender, true))
+    }
+
+    async fn connect_to(&self, gateway: u8) -> Option<SendRequest<Full<Bytes>>> {
+        let name = super::plan::gateway(gateway);
         let wire = self.sockets.connect(&name, PORT).await.ok()?;
         let (sender, connection) = http1::handshake(TokioIo::new(wire)).await.ok()?;
         tokio::spawn(connection);
-        Some((sender, true))
+        Some(sender)
     }
 
     fn request(&self, ticket: usize) -> Request<Full<Bytes>> {
@@ -176,16 +188,24 @@ impl Asker {
         if operation.keyed {
             request = request.header("idempotency-key", format!("operation-{}", self.number));
         }
+        if operation.keeping.is_some() {
+            request = request.header("x-pointsman-resumable", "true");
+        }
         request.body(Full::new(Bytes::from(body.to_string()))).expect("the parts are sound")
     }
 
-    async fn read(&self, ticket: usize, response: Response<Incoming>) -> Seen {
+    /// Notes how the gateway calls the request, and who answers.
+    fn name(&self, ticket: usize, response: &Response<Incoming>) {
         let id = response.headers().get("x-request-id").and_then(|id| id.to_str().ok());
         let id = id.unwrap_or_default().to_owned();
         // A door names the chat role that answers.
         let by = response.headers().get("x-pointsman-replica").and_then(|by| by.to_str().ok());
         let house = by.and_then(|by| by.strip_prefix("gateway-")?.parse().ok());
         self.stage.scene().checks.named(ticket, id, house);
+    }
+
+    async fn read(&self, ticket: usize, response: Response<Incoming>) -> Seen {
+        self.name(ticket, &response);
         let status = response.status().as_u16();
         let is_stream = response
             .headers()

@@ -21,8 +21,8 @@
 //! that it drains (9), and that nothing panics or aborts (7).
 //!
 //! **What is not**: rates, which no plan limits; to how many chat roles a door spreads its sessions; that a session stays
-//! at one of them; resumable streams, stored sessions and embeddings through a door; the auth role; TLS between roles; and
-//! a registry beside doors.
+//! at one of them; stored sessions and embeddings through a door; of a resumable stream what the door itself counts of it; the
+//! auth role; TLS between roles; and a registry beside doors.
 
 use std::fmt::Write as _;
 use std::ops::Range;

@@ -10,7 +10,7 @@ use super::plan::{
     ConsulTrouble, Fault, Knobs, Mode, Operation, RedisTrouble, Speaks, TierBPlan, TimedFault,
     client, gateway, replica,
 };
-use super::{consul, doors, redis};
+use super::{consul, doors, keeps, redis};
 
 /// A minute: what the targets are stated for.
 const DURATION_MS: u64 = 60_000;
@@ -56,6 +56,7 @@ pub fn plan(seed: u64) -> TierBPlan {
     plan.knobs.hedge_ms = hedge(&mut root.fork("hedges"));
     plan.speaks = speaks(&plan, &mut root.fork("wires"));
     plan.operations = operations(&plan, &mut root.fork("workload"));
+    keeps::draw(&mut plan, &mut root.fork("kept streams"));
     plan.faults = faults(&plan, &mut root.fork("nemesis"));
     if shared && !plan.faults.is_empty() {
         plan.faults.extend(redis_faults(&plan, &mut root.fork("redis")));
@@ -92,6 +93,7 @@ fn knobs(rng: &mut Rng) -> Knobs {
         price: (between(rng, 0, 5), between(rng, 0, 20)),
         first_ms: between(rng, 5, 120),
         each_ms: between(rng, 2, 30),
+        grace_ms: 0,
         // An hour around midnight UTC between two months: some runs see windows turn.
         wall_ms: 1_772_323_200_000 - between(rng, 0, 120_000),
     }
@@ -251,6 +253,7 @@ fn operation(plan: &TierBPlan, rng: &mut Rng, at_ms: u64, sessions: u64) -> Oper
         timeout_ms: if chance(rng, 15) { between(rng, 50, 1_500) } else { 12_000 },
         retries: if chance(rng, 40) { between(rng, 1, 3) as u32 } else { 0 },
         must_succeed: false,
+        keeping: None,
     }
 }
 
@@ -281,6 +284,7 @@ fn fresh_operation(
         // A model that was overloaded sheds what comes at once: the next second must have room.
         retries: 2,
         must_succeed: true,
+        keeping: None,
     }
 }
 

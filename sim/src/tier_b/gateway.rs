@@ -41,6 +41,8 @@ pub(super) const DIR: &str = "/data";
 const DISCOVERY_WAIT: Duration = Duration::from_secs(3);
 /// Shorter than in production, so that a rolling restart ends within a run.
 const DRAIN_GRACE: Duration = Duration::from_secs(4);
+/// For the last events of streams on their way to a store that is shared.
+const STREAMS_WAIT: Duration = Duration::from_secs(2);
 /// Orders of an operator that may wait: a plan has fewer.
 const ORDERS_MAX: usize = 64;
 
@@ -255,6 +257,8 @@ impl House {
             let server = Server::new(Limits::default(), front.meters()).listen(listener);
             server.serve(front.router(), stopping, DRAIN_GRACE).await;
         }
+        // Those whose clients are away ran on until here.
+        started.streams().stop(STREAMS_WAIT).await;
         let settled = async {
             // The store that is shared hears of the last of them, as long as it answers.
             while started.requests() > 0 || started.untold() > 0 {
@@ -272,7 +276,8 @@ impl House {
     /// As `pointsman serve` makes it of a role.
     fn front(&self, started: &Gateway) -> Front<Local> {
         let edge = self.stage.plan.is_door(self.index);
-        let settings = Settings { edge, till: started.till(), ..Settings::default() };
+        let (streams, till) = (started.streams(), started.till());
+        let settings = Settings { edge, streams, till, ..Settings::default() };
         Front::with(Arc::new(started.chat()), started.auth(), settings)
     }
 
@@ -416,6 +421,9 @@ fn yaml(plan: &TierBPlan, index: u8, without: u8) -> String {
         4 * k.ejection_ms,
         k.first_token_ms,
     );
+    if k.grace_ms > 0 {
+        let _ = writeln!(text, "streams: {{grace: {}ms}}", k.grace_ms);
+    }
     if plan.consul {
         let _ = writeln!(
             text,

@@ -3,9 +3,13 @@
 //! A plan is complete: the runner draws nothing but what the plan's seed decides (latencies on a link, what a loss of
 //! power leaves). So it can be saved, edited, cut down and committed. Times are milliseconds from the start.
 
+mod keeping;
+
 use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
+
+pub use keeping::{Guise, Keeping, Rival, Visit};
 
 /// One run of Tier B.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -101,6 +105,9 @@ pub struct Knobs {
     pub first_ms: u64,
     /// See `first_ms`.
     pub each_ms: u64,
+    /// `streams.grace`; 0: the product's own.
+    #[serde(default)]
+    pub grace_ms: u64,
     /// The calendar at the start, in milliseconds since 1970.
     pub wall_ms: u64,
 }
@@ -136,6 +143,9 @@ pub struct Operation {
     pub retries: u32,
     /// Asked after everything is mended: it must be served.
     pub must_succeed: bool,
+    /// Its stream is resumable, and is read so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keeping: Option<Keeping>,
 }
 
 /// A fault and its moment.
@@ -400,6 +410,18 @@ impl TierBPlan {
     #[must_use]
     pub fn behind(&self, machine: u8, which: u8) -> String {
         if self.is_door(machine) { gateway(which % self.gateways) } else { replica(which) }
+    }
+
+    /// How long a stream goes on without a reader, where it is resumable.
+    #[must_use]
+    pub fn grace_ms(&self) -> u64 {
+        if self.knobs.grace_ms == 0 { 15_000 } else { self.knobs.grace_ms }
+    }
+
+    /// Whether some clients ask for resumable streams.
+    #[must_use]
+    pub fn keeps_streams(&self) -> bool {
+        self.operations.iter().any(|operation| operation.keeping.is_some())
     }
 
     /// Whether some replica is a worker.

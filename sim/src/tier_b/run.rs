@@ -139,6 +139,7 @@ impl Run {
         for death in self.nemesis.act(sim, now)? {
             self.followers[usize::from(death.gateway)].died(death.loss)?;
             self.has_died = true;
+            self.stage.scene().checks.process_died(now, death.gateway);
             if death.loss != Loss::Nothing {
                 self.has_lost = true;
                 self.stage.scene().checks.forgets(now, death.gateway);

@@ -35,6 +35,17 @@ script!(KEEP, "stream_keep.lua");
 script!(CLAIM, "stream_claim.lua");
 script!(BEAT, "stream_beat.lua");
 
+/// The text of each script with its name and its SHA: for whoever answers in a server's place.
+#[must_use]
+pub fn stream_scripts() -> [(&'static str, &'static str, &'static str); 4] {
+    [
+        APPEND.told("stream_append"),
+        KEEP.told("stream_keep"),
+        CLAIM.told("stream_claim"),
+        BEAT.told("stream_beat"),
+    ]
+}
+
 /// Entries read with one command.
 const READ_MAX: usize = 128;
 

@@ -144,6 +144,7 @@ impl Kept {
     pub fn gives_up_at(&self, grace: Duration) -> Option<Instant> {
         let state = self.state();
         match state.attached {
+            false if control::planted!(GraceNeverEnds) => None,
             false => Some(state.seen + grace),
             true => state.log.is_full().then(|| state.seen + TAKES_NOTHING_MAX + grace),
         }
@@ -156,7 +157,7 @@ impl Kept {
 
     /// Whether what follows `after` can be had.
     pub fn may_resume(&self, whose: Whose, after: u64) -> Result<(), Missed> {
-        if self.whose != whose {
+        if self.whose != whose && !control::planted!(StreamOfAnyone) {
             return Err(Missed::Unknown);
         }
         let state = self.state();
@@ -201,7 +202,7 @@ impl Kept {
     /// What the reader of this epoch finds behind `after`, who has heard `aside` last.
     pub fn look(&self, epoch: u64, after: u64, aside: u64) -> Look {
         let mut state = self.state();
-        if state.epoch != epoch {
+        if state.epoch != epoch && !control::planted!(BothReadersStay) {
             return Look::TakenOver;
         }
         if state.aside.0 != aside {

@@ -31,6 +31,11 @@ impl Joined {
         Self { is_one_book, ..Self::default() }
     }
 
+    /// The request that a try is, with its chat role.
+    pub fn request_of(&self, ticket: usize) -> Option<(u8, String)> {
+        self.tries.get(&ticket).cloned()
+    }
+
     /// When a machine's journal lost something last.
     pub fn lost_at(&self, gateway: u8) -> Option<&Duration> {
         self.lost.get(&gateway)
@@ -134,6 +139,7 @@ impl Checks {
 
     /// A machine lost some of its journal.
     pub fn forgets(&mut self, now: Duration, gateway: u8) {
+        self.shelf.forgets(now, gateway);
         if self.plan.doors > 0 {
             self.joined.lost.insert(gateway, now);
             self.joined.forgets(gateway);
