@@ -47,6 +47,7 @@ impl Keeper {
         // From here on the chat role knows, where it did not say so itself.
         drop(parts);
         let error = scribe.end(&last);
+        kept.end(scribe.used());
         // The request is over, whatever becomes of its log.
         drop(scribe);
         write_end(&kept, error.as_deref());
@@ -172,6 +173,7 @@ impl Drop for Leaving {
     fn drop(&mut self) {
         let Self(streams, kept) = self;
         kept.write(super::log::Log::lose);
+        kept.end(None);
         streams.ended(kept);
     }
 }

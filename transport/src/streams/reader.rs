@@ -67,6 +67,14 @@ impl Reader {
         matches!(self.0, Where::Here(_))
     }
 
+    /// Of a reader of the shared log: the last event it was given, and which reader it is.
+    pub(crate) fn place(&self) -> Option<(u64, u64)> {
+        match &self.0 {
+            Where::Here(_) => None,
+            Where::Elsewhere(distant) => Some(distant.place()),
+        }
+    }
+
     /// Where it can be resumed from now on. Of a stream that is being opened, resolves when that is known: a call to the
     /// shared log at most.
     pub async fn reach(&mut self) -> Reach {
