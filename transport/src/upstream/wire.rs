@@ -281,6 +281,7 @@ fn asked(ask: &Ask) -> Result<StreamInferenceRequest, Failed> {
         token_ids: resume.token_ids.clone(),
         text: resume.text.clone(),
         fingerprint: resume.origin.fingerprint.clone(),
+        tokens_min: (resume.least < resume.seq).then_some(resume.least.0),
     });
     Ok(question)
 }
