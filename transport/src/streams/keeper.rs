@@ -13,7 +13,7 @@ use super::kept::{Kept, Reach};
 use super::log::ID;
 use super::shipping::{Shipping, Turn};
 use super::{Last, Scribe, Streams};
-use crate::exchange::Part;
+use crate::exchange::{Part, Resumed};
 use crate::sse::{self, TooLarge};
 
 pub(super) struct Keeper {
@@ -103,13 +103,17 @@ impl Keeper {
         }
     }
 
-    /// Some bytes of the answer. What is no event (a comment, a keep-alive) is said and not kept.
+    /// Some bytes of the answer. What is no event (a comment, a keep-alive) is said and not kept; where an answer went on at
+    /// another replica is told in its place.
     fn insert(&mut self, bytes: Bytes) -> Result<(), TooLarge> {
         self.blocks.insert(bytes);
         let shown = self.kept.reach() == Reach::ThisGateway;
         while let Some(event) = self.blocks.poll_event()? {
             let Some(data) = &event.data else {
-                self.kept.say(event.raw);
+                match Resumed::read(&event.raw) {
+                    Some(_) => self.kept.with(|log| log.note(&event.raw)),
+                    None => self.kept.say(event.raw),
+                }
                 continue;
             };
             // It ends the log, and is written with the end.

@@ -189,8 +189,8 @@ impl Kept {
         if log.is_end(after) { Err(Missed::Complete) } else { Ok(()) }
     }
 
-    /// Becomes its reader, from behind this event on.
-    pub fn attach(&self, claim: Claim, after: u64) -> (u64, watch::Receiver<()>) {
+    /// Becomes its reader, from behind this event on. What was said before is not for it.
+    pub fn attach(&self, claim: Claim, after: u64) -> (u64, u64, watch::Receiver<()>) {
         let mut state = self.state();
         let epoch = match claim {
             Claim::After(epoch) => state.epoch.max(epoch) + 1,
@@ -201,10 +201,11 @@ impl Kept {
             (state.epoch, state.attached, state.seen) = (epoch, true, Instant::now());
             state.log.rewind(after);
         }
+        let (aside, _) = state.aside;
         drop(state);
         self.news.send_replace(());
         self.moves.notify_one();
-        (epoch, self.news.subscribe())
+        (epoch, aside, self.news.subscribe())
     }
 
     /// The reader of this epoch leaves.
@@ -254,7 +255,7 @@ mod tests {
         let whose = Whose { tenant: control::id::AccountId(1), key: None };
         let bounds = Bounds { entries_max: 2, bytes_max: 1_000 };
         let kept = Kept::new("req_1-1".to_owned(), whose, bounds, false);
-        let (epoch, _news) = kept.attach(Claim::After(0), 0);
+        let (epoch, _, _news) = kept.attach(Claim::After(0), 0);
         assert_eq!(kept.gives_up_at(grace), None);
         kept.write(|log| (0..2).for_each(|_| assert_ne!(log.push(b"data: x\n\n"), 0)));
         kept.write(|log| log.show(2));

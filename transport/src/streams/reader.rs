@@ -44,8 +44,8 @@ struct Here {
 
 impl Reader {
     pub(super) fn here(kept: Arc<Kept>, claim: Claim, after: u64) -> Self {
-        let (epoch, news) = kept.attach(claim, after);
-        Self(Where::Here(Here { kept, epoch, news, at: after, aside: 0 }))
+        let (epoch, aside, news) = kept.attach(claim, after);
+        Self(Where::Here(Here { kept, epoch, news, at: after, aside }))
     }
 
     pub(super) fn elsewhere(distant: Distant) -> Self {
