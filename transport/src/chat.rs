@@ -235,8 +235,8 @@ impl Request {
                 let content_type = opened.content_type.clone();
                 let tally = Tally::new(self.call.prompt);
                 let story = Story::new(self.turn.take(), session.clone());
-                let parts =
-                    pump::start(self, &dispatch, (*opened, story), Arc::clone(&tally), span);
+                let opened = (*opened, story, kept.clone());
+                let parts = pump::start(self, &dispatch, opened, Arc::clone(&tally), span);
                 let body = ReplyBody::Stream { parts, tally };
                 Ok(Some(Reply { session, kept, ..self.reply(&dispatch, content_type, body) }))
             }

@@ -16,6 +16,7 @@ use futures_util::stream::BoxStream;
 use tokio::sync::mpsc;
 
 use crate::sessions::{HistoryLine, MessageInfo, Owner, PageOf, Paged, SessionError, SessionInfo};
+use crate::streams::Coming;
 use crate::trace::Trace;
 use crate::upstream::{Failed, Secret, UpstreamError};
 
@@ -102,6 +103,8 @@ pub struct ResumeCall {
     pub after: u64,
     /// The key that was shown.
     pub key: Option<Secret>,
+    /// How its client comes.
+    pub coming: Coming,
 }
 
 /// What is known there of such a stream.

@@ -41,6 +41,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use control::id::{AccountId, Principal, RequestId};
+use control::units::Usage;
 use prometheus_client::registry::Registry;
 use tokio::sync::mpsc::Receiver;
 use tokio::time::Instant;
@@ -129,6 +130,11 @@ pub enum Last {
 pub trait Scribe: Send + 'static {
     /// The error object that ends the stream, in JSON; `None` for a clean end.
     fn end(&mut self, last: &Last) -> Option<String>;
+
+    /// What it came to, once it has ended. A scribe that counts nothing knows nothing.
+    fn used(&self) -> Option<Used> {
+        None
+    }
 }
 
 /// As many streams run as may be kept.
@@ -154,6 +160,24 @@ pub enum Missed {
     Complete,
     /// The store that could know does not answer.
     Away(StoreError),
+}
+
+/// How a reader comes back to a stream.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Coming {
+    /// What a shared log says does not count: it may be behind.
+    pub kept_here: bool,
+    /// Which reader of that log it has been until now; 0 where it has been none.
+    pub reader: u64,
+}
+
+/// What a stream came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Used {
+    /// As far as it was generated.
+    pub usage: Usage,
+    /// The answer is whole.
+    pub whole: bool,
 }
 
 /// The streams of one gateway.
@@ -247,25 +271,43 @@ impl Streams {
     /// # Errors
     /// [`Missed`].
     pub async fn resume(&self, id: &str, whose: Whose, after: u64) -> Result<Reader, Missed> {
-        let resumed = self.find(id, whose, after).await;
+        let resumed = self.find(id, whose, after, Coming::default()).await;
         self.meters.resumed(&resumed);
         resumed
     }
 
     /// The same, uncounted: where it is not found, others may have it.
-    pub(crate) async fn find(&self, id: &str, whose: Whose, after: u64) -> Result<Reader, Missed> {
-        let kept = {
-            let mut shelf = self.shelf();
-            shelf.expire(self.limits.kept);
-            shelf.streams.get(id).cloned()
-        };
-        match (kept, &self.shared) {
-            (Some(kept), shared) => Self::resume_here(kept, shared.as_ref(), whose, after).await,
-            (None, Some(log)) => {
+    pub(crate) async fn find(
+        &self,
+        id: &str,
+        whose: Whose,
+        after: u64,
+        coming: Coming,
+    ) -> Result<Reader, Missed> {
+        match (self.kept(id), &self.shared) {
+            (Some(kept), shared) => {
+                Self::resume_here(kept, shared.as_ref(), whose, after, coming.reader).await
+            }
+            (None, Some(log)) if !coming.kept_here => {
                 Distant::attach(Arc::clone(log), id, whose, after).await.map(Reader::elsewhere)
             }
-            (None, None) => Err(Missed::Unknown),
+            (None, Some(_) | None) => Err(Missed::Unknown),
         }
+    }
+
+    /// Waits for the end of a stream that is kept here, and says what it came to; nothing where that is not known.
+    ///
+    /// # Errors
+    /// [`Missed::Unknown`].
+    pub(crate) async fn awaited(&self, id: &str, whose: Whose) -> Result<Option<Used>, Missed> {
+        let kept = self.kept(id).filter(|kept| kept.whose() == whose);
+        Ok(kept.ok_or(Missed::Unknown)?.over().await)
+    }
+
+    fn kept(&self, id: &str) -> Option<Arc<Kept>> {
+        let mut shelf = self.shelf();
+        shelf.expire(self.limits.kept);
+        shelf.streams.get(id).cloned()
     }
 
     /// Counts what became of one.
@@ -288,6 +330,7 @@ impl Streams {
         shared: Option<&Arc<StreamLog>>,
         whose: Whose,
         after: u64,
+        reader: u64,
     ) -> Result<Reader, Missed> {
         kept.may_resume(whose, after)?;
         // Where Redis does not answer, readers elsewhere cannot read either.
@@ -295,7 +338,7 @@ impl Streams {
             Some(log) => log.claim(kept.id(), &whose.to_string(), None).await.ok().flatten(),
             None => None,
         };
-        let claim = claimed.map_or(Claim::Next, |claimed| Claim::Epoch(claimed.epoch));
+        let claim = claimed.map_or(Claim::After(reader), |claimed| Claim::Epoch(claimed.epoch));
         let after =
             if control::planted!(ResumeRepeatsLast) { after.saturating_sub(1) } else { after };
         Ok(Reader::here(kept, claim, after))
@@ -401,7 +444,7 @@ impl Place {
         let kept = Kept::new(id.clone(), whose, bounds, streams.shared.is_some());
         streams.shelf().streams.insert(id, Arc::clone(&kept));
         streams.meters.opened();
-        let reader = Reader::here(Arc::clone(&kept), Claim::Next, 0);
+        let reader = Reader::here(Arc::clone(&kept), Claim::After(0), 0);
         tokio::spawn(Keeper::new(streams, kept, parts, scribe).run());
         reader
     }

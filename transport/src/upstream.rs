@@ -102,6 +102,8 @@ pub struct Ask {
 pub struct Resume {
     /// How many tokens.
     pub seq: Tokens,
+    /// How many there are at least, where that was estimated.
+    pub least: Tokens,
     /// Their ids: all of them, or none.
     pub token_ids: Vec<u32>,
     /// Their text.
@@ -113,7 +115,7 @@ pub struct Resume {
 /// Counts only: the text is the client's.
 impl fmt::Debug for Resume {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { seq, token_ids, text, origin } = self;
+        let Self { seq, token_ids, text, origin, .. } = self;
         let (ids, bytes) = (token_ids.len(), text.len());
         write!(f, "Resume({} tokens, {ids} ids, {bytes} bytes, {origin:?})", seq.0)
     }

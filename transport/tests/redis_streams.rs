@@ -61,6 +61,24 @@ async fn another_gateway_serves_what_was_and_what_comes() {
     assert!((1..=60_000).contains(&ttl("chat:req:meta")), "{}", ttl("chat:req:meta"));
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_seam_is_told_elsewhere_too_in_its_place() {
+    let redis = Server::start();
+    let (one, two) = (gateway(&redis, 1), gateway(&redis, 2));
+    let (mut here, parts) = one.open(7).await;
+    parts.send_numbers(1..=2).await;
+    let seam = ": resumed after 2 tokens by w1\n\n";
+    parts.0.send(Part::Bytes(Bytes::from_static(seam.as_bytes()))).await.unwrap();
+    parts.send_numbers(3..=3).await;
+    here.until("id: 3\n").await;
+    let id = here.reader.id().to_owned();
+    parts.end().await;
+    let end = "id: 4\ndata: [DONE]\n\n";
+    let told = [numbers(2..=2), seam.to_owned(), numbers(3..=3), end.to_owned()].concat();
+    assert_eq!(two.resume(&id, 1).await.unwrap().rest().await, (told, Next::Over));
+    assert_eq!(two.resume(&id, 3).await.unwrap().rest().await, (end.to_owned(), Next::Over));
+}
+
 #[test]
 fn when_its_gateway_dies_a_stream_is_given_whole_and_ends_honestly() {
     let redis = Server::start();

@@ -90,6 +90,29 @@ async def test_behind_every_seam_it_is_the_unbroken_answer_and_bill(most: int | 
                 assert rest[-1].finish_reason == "length"
 
 
+async def test_a_server_that_counts_as_it_goes_costs_one_message_for_each_token() -> None:
+    async with fake_openai(server()) as fake, serving(backend(fake)) as world:
+        whole = await world.ask(request())
+    spoken = [chunk for chunk in whole if chunk.text]
+    assert len(spoken) == LENGTH
+    # One that opens the answer, and the end with its bill.
+    assert len(whole) <= LENGTH + 2, [str(chunk) for chunk in whole if not chunk.text]
+    assert [chunk.HasField("usage") for chunk in whole] == [False] * (len(whole) - 1) + [True]
+    assert whole[-1].usage == wire.Usage(prompt_tokens=PROMPT, completion_tokens=LENGTH)
+
+
+async def test_what_was_estimated_before_the_seam_cuts_nothing_short() -> None:
+    async with fake_openai(server(counts=False)) as fake, serving(backend(fake)) as world:
+        whole = await world.ask(request(max_tokens=40))
+        again = continued(request(max_tokens=40), whole, 12)
+        again.resume.seq, again.resume.tokens_min = 38, 12
+        rest = await world.ask(again)
+        assert fake.bodies[-1]["max_tokens"] == 28
+        assert again.resume.text + text_of(rest) == text_of(whole)
+        # No more is counted than was asked for.
+        assert sum(chunk.token_count for chunk in rest) == 2
+
+
 async def test_the_fingerprint_is_that_of_the_rust_worker() -> None:
     async with fake_openai(server()) as fake:
         settings = OpenAI(fake.url, "", "theirs", 5.0, "r1")

@@ -9,7 +9,8 @@ use control::outcome::Failure;
 use super::Parts;
 use crate::exchange::{Rest, ResumeCall, SessionAnswer, SessionCall, Why};
 use crate::sessions::SessionError;
-use crate::upstream::Limits;
+use crate::streams::{Coming, Used};
+use crate::upstream::{Limits, Secret};
 
 /// A chat role asks its store, which answers in fractions of a second or says that it does not.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
@@ -19,6 +20,8 @@ const CONNECT_WITHIN: Duration = Duration::from_secs(2);
 /// to that of whoever has it.
 const STREAM_WITHIN: Duration = Duration::from_secs(2);
 const STREAMS_WITHIN: Duration = Duration::from_secs(8);
+/// No stream takes longer: as long as the most patient client waits.
+const RUNS_FOR: Duration = Duration::from_secs(86_400);
 /// A page of the longest messages that may be stored.
 const ANSWER_BYTES_MAX: usize = 64 << 20;
 
@@ -44,12 +47,26 @@ pub(super) async fn asked(parts: &Parts, call: SessionCall) -> Result<SessionAns
     Err(Why::Session(SessionError::Store("no chat role answers".to_owned())))
 }
 
-/// Asks one chat role after another for the rest of a stream, until one has it: nobody else knows where it was opened.
+/// Asks one chat role after another for the rest of a stream, until one has it: nobody else knows where it was opened. First
+/// all of them for what they keep themselves: who reads the log that they share may be behind, and says so of nothing.
 pub(super) async fn resumed(parts: &Parts, call: &ResumeCall) -> Result<Rest, Why> {
+    let last = Instant::now() + STREAMS_WITHIN;
+    let own = ResumeCall { coming: Coming { kept_here: true, ..call.coming }, ..call.clone() };
+    let found = asked_for(parts, &own, last).await;
+    let (Ok(Rest::Unknown | Rest::Away), false) = (&found, call.coming.kept_here) else {
+        return found;
+    };
+    let logged = asked_for(parts, call, last).await?;
+    // Who did not answer before may have it.
+    let is_away = matches!((&found, &logged), (Ok(Rest::Away), Rest::Unknown));
+    Ok(if is_away { Rest::Away } else { logged })
+}
+
+/// Asks all of them once.
+async fn asked_for(parts: &Parts, call: &ResumeCall, last: Instant) -> Result<Rest, Why> {
     let catalog = parts.catalog.load_full();
     let chats = catalog.routes().filter(|(_, route)| route.target.base_url.is_chat());
     let (mut is_certain, mut refused) = (true, None);
-    let last = Instant::now() + STREAMS_WITHIN;
     for (name, route) in chats {
         let limits = limits(last.min(Instant::now() + STREAM_WITHIN));
         let failed = match parts.upstream.resume(&route.target, call.clone(), limits).await {
@@ -76,6 +93,18 @@ pub(super) async fn resumed(parts: &Parts, call: &ResumeCall) -> Result<Rest, Wh
         (true, Some(why)) => Err(why),
         (true, None) => Ok(Rest::Unknown),
     }
+}
+
+/// Waits until a stream is over that the chat role called `name` keeps, and returns what it came to. `None` where that role
+/// cannot say: it has gone, or is of a version without that call.
+pub(super) async fn over(parts: &Parts, name: &str, id: &str, key: Option<Secret>) -> Option<Used> {
+    let target = parts.catalog.load().route(name)?.target.clone();
+    let limits = limits(Instant::now() + RUNS_FOR);
+    let said = parts.upstream.awaited(&target, (id.to_owned(), key), limits).await;
+    said.inspect_err(|failed| {
+        tracing::debug!(instance_id = name, "not told of a stream's end: {failed}")
+    })
+    .ok()
 }
 
 fn limits(deadline: Instant) -> Limits {

@@ -23,7 +23,8 @@ use super::stored::Story;
 use super::{Leaving, Parts, Request};
 use crate::driver::Order;
 use crate::exchange::{Call, End, Part, Resumed, Tally};
-use crate::upstream::{Event, EventKind, Failed, Stream};
+use crate::streams::Used;
+use crate::upstream::{Event, EventKind, Failed, Secret, Stream};
 
 /// Events between upstream and client. Enough to ride out a scheduling hiccup, few enough to mean backpressure.
 const PARTS_MAX: usize = 32;
@@ -35,11 +36,14 @@ const MARK_EVERY: Duration = Duration::from_millis(250);
 /// How long a client that does not read may keep its stream's last words waiting.
 const LAST_WORDS: Duration = Duration::from_secs(10);
 
+/// A process that stops waits so long at most for those who wait for a stream that goes on elsewhere.
+const STOPS_WITHIN: Duration = Duration::from_millis(250);
+
 /// Takes over an opened stream; the receiver is the answer's body.
 pub(super) fn start(
     request: &mut Request,
     dispatch: &Dispatch,
-    (opened, story): (Opened, Story),
+    (opened, story, kept): (Opened, Story, Option<Arc<str>>),
     tally: Arc<Tally>,
     span: AttemptSpan,
 ) -> mpsc::Receiver<Part> {
@@ -64,6 +68,8 @@ pub(super) fn start(
         last: None,
         first_token: Some(clock.now().since(request.arrived)),
         call: request.resumable.then(|| request.call.clone()),
+        kept: kept
+            .map(|id| (id, request.call.behalf.as_ref().and_then(|behalf| behalf.key.clone()))),
         delivered: Delivered::of(opened.stream.origin().filter(|_| request.resumable)),
         story,
     };
@@ -95,6 +101,8 @@ struct Pump {
     call: Option<Call>,
     /// And what he would have to know.
     delivered: Delivered,
+    /// What a stream is called that another of our roles keeps, and the key that may ask for it there.
+    kept: Option<(Arc<str>, Option<Secret>)>,
     /// What its session is told.
     story: Story,
 }
@@ -251,6 +259,10 @@ impl Pump {
                 estimated: self.usage.is_none(),
             },
             Stop::Cancelled => AttemptEnd::Cancelled { produced },
+            Stop::Broken(failed) if self.kept.is_some() && failed.is_taken_over() => {
+                self.taken_over(failed).await;
+                return None;
+            }
             Stop::Broken(failed) => {
                 self.chat.health.attempt_failed(&self.endpoint, &failed);
                 let Failed { failure, retry_after, detail: said, upstream, .. } = failed;
@@ -289,13 +301,50 @@ impl Pump {
 
     /// The client has left. With the exact count: what was generated is charged, and its session keeps what was delivered.
     async fn leave(&mut self) {
-        self.leaving.over = true;
         self.span.left(self.produced);
-        let (caller, attempt, produced) = (self.leaving.caller, self.attempt, self.produced);
-        self.chat
-            .driver
-            .submit_all([Input::Progress { attempt, produced }, Input::ClientGone { caller }]);
+        let used = self.outlived().await;
+        self.leaving.over = true;
+        let (caller, attempt) = (self.leaving.caller, self.attempt);
+        match used {
+            Some(Used { usage, whole: true }) => {
+                let end = AttemptEnd::Completed { usage, estimated: false };
+                self.chat.driver.submit(Input::AttemptEnded { attempt, end });
+            }
+            used => {
+                let produced = used.map_or(self.produced, |used| used.usage.completion);
+                let progress = Input::Progress { attempt, produced };
+                self.chat.driver.submit_all([progress, Input::ClientGone { caller }]);
+            }
+        }
         self.story.leave().await;
+    }
+
+    /// What a stream comes to that goes on where it is kept, without this client or with another connection of its: all of it
+    /// counts, and once, here where it was admitted. `None` where there is none, or nobody says.
+    async fn outlived(&mut self) -> Option<Used> {
+        let (id, key) = self.kept.clone()?;
+        let stopping = async {
+            while !self.chat.health.is_draining() {
+                tokio::time::sleep(STOPS_WITHIN).await;
+            }
+        };
+        tokio::select! {
+            biased;
+            () = super::cancelled(&mut self.orders, self.attempt) => None,
+            () = stopping => None,
+            used = super::distant::over(&self.chat, &self.endpoint, &id, key) => used,
+        }
+    }
+
+    /// Its client reads on over another connection. This one is told so at once, and what it was to use is counted at the end.
+    async fn taken_over(&mut self, failed: Failed) {
+        let usage = Usage { prompt: self.prompt, completion: self.produced };
+        let error = failed.upstream.map(|said| said.body);
+        let (detail, first_token) = (Some(failed.detail), self.first_token);
+        let outcome = Outcome::Broken(failed.failure);
+        let end = End { outcome, detail, usage, first_token, resumed: None, error };
+        let _ = self.parts.send_timeout(Part::End(end), LAST_WORDS).await;
+        self.leave().await;
     }
 
     /// The last bytes, once the settlement is written.

@@ -26,6 +26,7 @@ pub(super) fn is_resumable(call: &Call) -> bool {
 pub(super) struct Delivered {
     origin: Option<Origin>,
     seq: Tokens,
+    least: Tokens,
     text: String,
     ids: Vec<u32>,
     ids_missing: bool,
@@ -43,6 +44,8 @@ impl Delivered {
     /// Some tokens more.
     pub fn add(&mut self, count: Tokens, piece: Option<&Piece>) {
         self.seq += count;
+        let is_estimated = piece.is_some_and(|piece| piece.estimated && !piece.text.is_empty());
+        self.least += if is_estimated { Tokens(1) } else { count };
         let Some(piece) = piece.filter(|_| !self.lost) else {
             return self.lose();
         };
@@ -66,7 +69,8 @@ impl Delivered {
     pub fn resume(&self) -> Option<Resume> {
         let origin = self.origin.clone().filter(|_| !self.lost)?;
         let token_ids = if self.ids_missing { Vec::new() } else { self.ids.clone() };
-        Some(Resume { seq: self.seq, token_ids, text: self.text.clone(), origin })
+        let (seq, least) = (self.seq, self.least.min(self.seq));
+        Some(Resume { seq, least, token_ids, text: self.text.clone(), origin })
     }
 }
 
@@ -77,7 +81,7 @@ mod tests {
     use super::*;
 
     fn piece(text: &str, ids: &[u32]) -> Piece {
-        Piece { text: text.to_owned(), token_ids: ids.to_vec() }
+        Piece { text: text.to_owned(), token_ids: ids.to_vec(), estimated: false }
     }
 
     fn from() -> Option<Origin> {
@@ -97,6 +101,20 @@ mod tests {
         delivered.add(Tokens(1), Some(&piece("c", &[])));
         let resume = delivered.resume().unwrap();
         assert_eq!((&*resume.text, resume.token_ids.len()), ("abc", 0), "all ids or none");
+    }
+
+    #[test]
+    fn of_estimated_tokens_one_in_a_piece_is_sure() {
+        let guessed = |text: &str| Piece { estimated: true, ..piece(text, &[]) };
+        let mut delivered = Delivered::of(from());
+        delivered.add(Tokens(5), Some(&guessed(" incomprehensibilities")));
+        delivered.add(Tokens(0), Some(&guessed("")));
+        delivered.add(Tokens(3), Some(&piece(" so it is", &[])));
+        let resume = delivered.resume().unwrap();
+        assert_eq!((resume.seq, resume.least), (Tokens(8), Tokens(4)));
+        // Beyond what was allowed nothing is counted any more.
+        delivered.add(Tokens(0), Some(&guessed("more")));
+        assert_eq!(delivered.resume().unwrap().least, Tokens(5));
     }
 
     #[test]

@@ -15,12 +15,16 @@ use std::convert::Infallible;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use axum::Extension;
 use axum::body::Body;
 use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use control::id::RequestId;
+use control::plane::Outcome;
 use control::units::Usage;
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
 use futures_util::stream::{BoxStream, StreamExt, unfold};
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, StatusCode, Uri};
@@ -31,9 +35,11 @@ use super::error::{self, ApiError};
 use super::record::Record;
 use super::rpc::Called;
 use super::{Shared, head, refusal, stream};
-use crate::exchange::{Call, Chat, Part, Rest, ResumeCall};
+use crate::exchange::{Call, Chat, Part, Rest, ResumeCall, Why};
 use crate::redis::StoreError;
-use crate::streams::{Full, Last, Missed, Next, Place, Reach, Reader, Scribe, Streams, Whose};
+use crate::streams::{
+    Coming, Full, Last, Missed, Next, Place, Reach, Reader, Scribe, Streams, Used, Whose,
+};
 use crate::trace::Trace;
 use crate::upstream::{Failed, STREAM_ID, Secret};
 
@@ -127,10 +133,10 @@ impl OwnPlace {
         record: Record,
     ) -> Opened {
         let bill = Bill::default();
-        let scribe = Box::new(Telling(record, bill.clone()));
+        let scribe = Box::new(Telling(record, bill.clone(), None));
         let mut reader = self.place.open(request, self.whose, parts, scribe);
         let reach = reader.reach().await;
-        Opened { reader, reach, bill }
+        Opened { reader, reach, bill, behind: None }
     }
 }
 
@@ -139,6 +145,8 @@ pub(super) struct Opened {
     reader: Reader,
     reach: Reach,
     bill: Bill,
+    /// At the edge, of a stream that is read from the shared log.
+    behind: Option<Behind>,
 }
 
 /// What a stream came to, known when its last event is written: for whoever tells it in other words than events.
@@ -161,18 +169,65 @@ impl Opened {
     pub(super) fn answer(self, response: &mut Response) {
         name(response, self.reader.id(), self.reach);
         response.extensions_mut().insert(self.bill);
-        let events = unfold(Some(self.reader), |reader| async move {
-            let mut reader = reader?;
-            let (bytes, reader) = match reader.next().await {
-                Next::Bytes(bytes) => (bytes, Some(reader)),
-                Next::Over => return None,
-                cut @ (Next::TakenOver | Next::Gone(_) | Next::Lost | Next::Unreachable) => {
-                    (last_words(&cut), None)
-                }
-            };
-            Some((Ok::<_, Infallible>(bytes), reader))
-        });
+        let events = unfold(Some(Source::Log(self.reader, self.behind)), next);
         *response.body_mut() = Body::from_stream(events);
+    }
+}
+
+/// Asks who runs a stream for the rest of it, from the last event that a reader of the shared log was given.
+type Behind = Box<dyn FnOnce(u64, Coming) -> BoxFuture<'static, Result<Rest, Why>> + Send>;
+
+fn behind<C: Chat>(shared: Arc<Shared<C>>, id: &str, key: Option<Secret>) -> Behind {
+    let id = id.to_owned();
+    Box::new(move |after, coming| {
+        let call = ResumeCall { id, after, key, coming };
+        async move { shared.chat.resume(call).await }.boxed()
+    })
+}
+
+/// Where a reader's events come from.
+enum Source {
+    Log(Reader, Option<Behind>),
+    Kept(BoxStream<'static, Result<Bytes, Failed>>),
+}
+
+/// What comes next, and from where what follows it.
+async fn next(source: Option<Source>) -> Option<(Result<Bytes, Infallible>, Option<Source>)> {
+    let (bytes, source) = match source? {
+        Source::Log(mut reader, behind) => match reader.next().await {
+            Next::Bytes(bytes) => (bytes, Some(Source::Log(reader, behind))),
+            Next::Over => return None,
+            cut @ (Next::TakenOver | Next::Gone(_)) => (last_words(&cut), None),
+            cut @ (Next::Lost | Next::Unreachable) => go_on(cut, &reader, behind).await?,
+        },
+        Source::Kept(mut events) => (told(events.next().await?), Some(Source::Kept(events))),
+    };
+    Some((Ok(bytes), source))
+}
+
+/// The log is silent, which is no proof: who runs the stream may not reach it. They have all of it, and are asked before anybody
+/// is told that they are gone.
+async fn go_on(
+    cut: Next,
+    reader: &Reader,
+    behind: Option<Behind>,
+) -> Option<(Bytes, Option<Source>)> {
+    let asked = match reader.place().zip(behind) {
+        Some(((after, reader), behind)) => {
+            // A log that cannot be read from here may be read by others.
+            let kept_here = cut == Next::Lost;
+            behind(after, Coming { kept_here, reader }).await
+        }
+        None => Ok(Rest::Unknown),
+    };
+    match asked {
+        Ok(Rest::Events(mut events)) => {
+            tracing::info!("a stream whose log is silent goes on from who runs it");
+            Some((told(events.next().await?), Some(Source::Kept(events))))
+        }
+        Ok(Rest::Complete) => None,
+        Ok(Rest::Unknown | Rest::Away) => Some((last_words(&cut), None)),
+        Err(why) => Some((said(&refusal::of_why(why, 0)), None)),
     }
 }
 
@@ -202,18 +257,34 @@ fn last_words(cut: &Next) -> Bytes {
                 .to_owned(),
         ),
     };
+    said(&error)
+}
+
+fn said(error: &ApiError) -> Bytes {
     Bytes::from(format!("data: {}\n\n", error.line()))
 }
 
 /// Writes the request's log line and the stream's last event.
-struct Telling(Record, Bill);
+struct Telling(Record, Bill, Option<Used>);
 
 impl Scribe for Telling {
+    fn used(&self) -> Option<Used> {
+        self.2
+    }
+
     fn end(&mut self, last: &Last) -> Option<String> {
         let unfinished = |status, code, words: &'static str| {
             // The record ends as that of a client that left, with what was generated.
             error::new(status, error::SERVER, code, words)
         };
+        let told = match last {
+            Last::End(end) | Last::Unrecorded(end) => Some(end),
+            Last::Lost | Last::Abandoned | Last::Stopped => None,
+        };
+        let whole = told.is_some_and(|end| end.outcome == Outcome::Completed);
+        let usage = told.map(|end| end.usage);
+        let usage = usage.or_else(|| self.0.tally.as_ref().map(|tally| tally.usage()));
+        self.2 = usage.map(|usage| Used { usage, whole });
         if let Last::End(end) = last {
             self.1.set(end.usage);
         }
@@ -245,18 +316,20 @@ pub(super) async fn resume<C: Chat>(
     Path(id): Path<String>,
     headers: HeaderMap,
     uri: Uri,
+    coming: Option<Extension<Coming>>,
 ) -> Response {
-    match resumed(&shared, &id, &headers, uri.query()).await {
+    let coming = coming.map(|Extension(coming)| coming).unwrap_or_default();
+    match resumed(&shared, &id, (&headers, uri.query()), coming).await {
         Ok(response) => response,
         Err(error) => error.into_response(),
     }
 }
 
 async fn resumed<C: Chat>(
-    shared: &Shared<C>,
+    shared: &Arc<Shared<C>>,
     id: &str,
-    headers: &HeaderMap,
-    query: Option<&str>,
+    (headers, query): (&HeaderMap, Option<&str>),
+    coming: Coming,
 ) -> Result<Response, ApiError> {
     let bearer = head::bearer(headers)?;
     let caller = shared.auth.authenticate(bearer.as_deref(), None, &Trace::default()).await?;
@@ -271,11 +344,11 @@ async fn resumed<C: Chat>(
     if let Ok(value) = HeaderValue::from_str(request_id) {
         response.headers_mut().insert(REQUEST_ID, value);
     }
-    let mut found = shared.streams.find(id, whose, after).await;
+    let mut found = shared.streams.find(id, whose, after, coming).await;
+    let key = || bearer.as_deref().and_then(|key| Secret::new(key).ok());
     // The log that gateways share may be behind the chat role that fills it.
     if shared.edge && !matches!(found, Ok(_) | Err(Missed::Complete)) {
-        let key = bearer.as_deref().and_then(|key| Secret::new(key).ok());
-        let call = ResumeCall { id: id.to_owned(), after, key };
+        let call = ResumeCall { id: id.to_owned(), after, key: key(), coming };
         let rest =
             shared.chat.resume(call).await.inspect_err(|_| shared.streams.refused_elsewhere());
         match rest.map_err(|why| refusal::of_why(why, 0))? {
@@ -292,13 +365,18 @@ async fn resumed<C: Chat>(
             Rest::Unknown => {}
         }
     }
-    shared.streams.resumed(&found);
+    // Who looks for the one that keeps it asks everybody.
+    if !(coming.kept_here && matches!(found, Err(Missed::Unknown))) {
+        shared.streams.resumed(&found);
+    }
     match found {
         Ok(mut reader) => {
             tracing::info!(request_id, after, here = reader.is_here(), "stream resumed");
             be_events(&mut response);
             let reach = reader.reach().await;
-            Opened { reader, reach, bill: Bill::default() }.answer(&mut response);
+            let is_logged = shared.edge && !reader.is_here();
+            let behind = is_logged.then(|| behind(Arc::clone(shared), id, key()));
+            Opened { reader, reach, bill: Bill::default(), behind }.answer(&mut response);
         }
         // What tells an `EventSource` not to come again.
         Err(Missed::Complete) => *response.status_mut() = StatusCode::NO_CONTENT,
@@ -315,13 +393,14 @@ pub(super) fn is_id(id: &str) -> bool {
 
 /// Events from where the stream is kept. Where whoever keeps it falls silent, the client is told as everywhere.
 fn passed_on(events: BoxStream<'static, Result<Bytes, Failed>>) -> Body {
-    let events = events.map(|next| {
-        Ok::<_, Infallible>(next.unwrap_or_else(|failed| {
-            tracing::debug!("a stream that is kept elsewhere broke off: {failed}");
-            last_words(&Next::Lost)
-        }))
-    });
-    Body::from_stream(events)
+    Body::from_stream(events.map(|next| Ok::<_, Infallible>(told(next))))
+}
+
+fn told(next: Result<Bytes, Failed>) -> Bytes {
+    next.unwrap_or_else(|failed| {
+        tracing::debug!("a stream that is kept elsewhere broke off: {failed}");
+        last_words(&Next::Lost)
+    })
 }
 
 /// The last event the client has; 0 where it has none.

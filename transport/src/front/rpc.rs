@@ -22,14 +22,14 @@ use axum::Router;
 use axum::body::Body;
 use futures_util::stream::BoxStream;
 use http::header::{CONTENT_TYPE, HeaderName, HeaderValue};
-use http::{HeaderMap, Method, Request as HttpRequest, Response as HttpResponse, Uri};
+use http::{Extensions, HeaderMap, Method, Request as HttpRequest, Response as HttpResponse, Uri};
 use proto::chat::v1::chat_service_server::{ChatService, ChatServiceServer};
 use proto::chat::v1::{
-    ClearSessionRequest, ClearSessionResponse, EmbedRequest, EmbedResponse, GetHistoryRequest,
-    GetHistoryResponse, GetSessionMessagesRequest, GetSessionMessagesResponse, GetSessionRequest,
-    GetSessionResponse, ListModelsRequest, ListModelsResponse, ListSessionsRequest,
-    ListSessionsResponse, Model as ModelSaid, Resumable, ResumeStreamRequest, ResumeStreamResponse,
-    StreamChatRequest, StreamChatResponse,
+    AwaitStreamRequest, AwaitStreamResponse, ClearSessionRequest, ClearSessionResponse,
+    EmbedRequest, EmbedResponse, GetHistoryRequest, GetHistoryResponse, GetSessionMessagesRequest,
+    GetSessionMessagesResponse, GetSessionRequest, GetSessionResponse, ListModelsRequest,
+    ListModelsResponse, ListSessionsRequest, ListSessionsResponse, Model as ModelSaid, Resumable,
+    ResumeStreamRequest, ResumeStreamResponse, StreamChatRequest, StreamChatResponse,
 };
 use proto::quota::v1::quota_service_server::QuotaServiceServer;
 use tonic::metadata::MetadataMap;
@@ -123,12 +123,13 @@ impl<C> Rpc<C> {
         headers: HeaderMap,
         body: impl Into<Body>,
     ) -> HttpResponse<Body> {
-        self.send(called, (Method::POST, Uri::from_static(path)), headers, body).await
+        let asked = (Method::POST, Uri::from_static(path));
+        self.send((called, Extensions::new()), asked, headers, body).await
     }
 
     async fn send(
         &self,
-        called: &'static str,
+        (called, beside): (&'static str, Extensions),
         (method, uri): (Method, Uri),
         headers: HeaderMap,
         body: impl Into<Body>,
@@ -137,6 +138,7 @@ impl<C> Rpc<C> {
         *request.method_mut() = method;
         *request.uri_mut() = uri;
         *request.headers_mut() = headers;
+        *request.extensions_mut() = beside;
         request.extensions_mut().insert(Called(called));
         match self.router.clone().oneshot(request).await {
             Ok(response) => response,
@@ -182,8 +184,17 @@ impl<C: Chat> ChatService for Rpc<C> {
     ) -> Result<Response<Self::ResumeStreamStream>, Status> {
         let headers = passed(request.metadata());
         let asked = (Method::GET, streams::path(request.get_ref())?);
-        let response = self.send("ResumeStream", asked, headers, ()).await;
+        let mut beside = Extensions::new();
+        beside.insert(streams::coming(request.get_ref()));
+        let response = self.send(("ResumeStream", beside), asked, headers, ()).await;
         streams::of(response).await.map(Response::new)
+    }
+
+    async fn await_stream(
+        &self,
+        request: Request<AwaitStreamRequest>,
+    ) -> Result<Response<AwaitStreamResponse>, Status> {
+        streams::awaited(&self.shared, request).await
     }
 
     async fn embed(

@@ -23,11 +23,19 @@ pub(super) struct Embedded {
     /// Held from the first key that a change looks at until it is flushed: two that looked at once would each undo what the
     /// other did (a head written back, a place in a list taken twice).
     changing: Arc<Mutex<()>>,
+    /// Changes that have come as far as waiting for that.
+    #[cfg(test)]
+    pub begun: Arc<std::sync::atomic::AtomicUsize>,
 }
 
 impl Embedded {
     pub fn new(kv: Kv) -> Self {
-        Self { kv, changing: Arc::default() }
+        Self {
+            kv,
+            changing: Arc::default(),
+            #[cfg(test)]
+            begun: Arc::default(),
+        }
     }
 
     /// Lets go of the disk.
@@ -56,7 +64,11 @@ impl Embedded {
         work: impl FnOnce(&Kv) -> Result<T, SessionError> + Send + 'static,
     ) -> impl FnOnce(&Kv) -> Result<T, SessionError> + Send + 'static {
         let changing = Arc::clone(&self.changing);
+        #[cfg(test)]
+        let begun = Arc::clone(&self.begun);
         move |kv| {
+            #[cfg(test)]
+            begun.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
             let _one = changing.lock().unwrap_or_else(PoisonError::into_inner);
             work(kv)
         }

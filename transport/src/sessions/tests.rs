@@ -127,11 +127,15 @@ async fn a_change_looks_at_nothing_before_the_one_before_it_is_over() {
     let store = Embedded::new(kv.clone());
     store.create("s", &head(), 10).await.unwrap();
     let mark = Totals { messages: 1, tokens: 2, bytes: 3 };
-    // One change has looked, and writes only now; another is told to begin meanwhile.
+    // One change has looked, and writes only now; another begins meanwhile.
     let first = store.hang();
-    let other = store.clone();
+    let (other, before) = (store.clone(), store.begun.load(Ordering::SeqCst));
     let second = tokio::spawn(async move { other.clear("s", mark).await });
-    tokio::time::sleep(Duration::from_millis(200)).await;
+    let began = Instant::now();
+    while store.begun.load(Ordering::SeqCst) == before {
+        assert!(began.elapsed() < Duration::from_secs(20), "it never begins");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
     let changed = serde_json::to_vec(&Head { active: 99, ..head() }).unwrap();
     kv.write(vec![(b"hs".to_vec(), Some(changed))]).unwrap();
     drop(first);

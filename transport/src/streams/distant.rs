@@ -96,6 +96,11 @@ impl Distant {
         &self.id
     }
 
+    /// The last event it was given, and its epoch.
+    pub fn place(&self) -> (u64, u64) {
+        (self.at, self.claimed.epoch)
+    }
+
     /// What comes next. Cancel-safe: a question whose answer nobody waits for is asked again.
     pub async fn next(&mut self) -> Next {
         loop {

@@ -13,7 +13,7 @@ use super::kept::{Kept, Reach};
 use super::log::ID;
 use super::shipping::{Shipping, Turn};
 use super::{Last, Scribe, Streams};
-use crate::exchange::Part;
+use crate::exchange::{Part, Resumed};
 use crate::sse::{self, TooLarge};
 
 pub(super) struct Keeper {
@@ -47,6 +47,7 @@ impl Keeper {
         // From here on the chat role knows, where it did not say so itself.
         drop(parts);
         let error = scribe.end(&last);
+        kept.end(scribe.used());
         // The request is over, whatever becomes of its log.
         drop(scribe);
         write_end(&kept, error.as_deref());
@@ -102,13 +103,17 @@ impl Keeper {
         }
     }
 
-    /// Some bytes of the answer. What is no event (a comment, a keep-alive) is said and not kept.
+    /// Some bytes of the answer. What is no event (a comment, a keep-alive) is said and not kept; where an answer went on at
+    /// another replica is told in its place.
     fn insert(&mut self, bytes: Bytes) -> Result<(), TooLarge> {
         self.blocks.insert(bytes);
         let shown = self.kept.reach() == Reach::ThisGateway;
         while let Some(event) = self.blocks.poll_event()? {
             let Some(data) = &event.data else {
-                self.kept.say(event.raw);
+                match Resumed::read(&event.raw) {
+                    Some(_) => self.kept.with(|log| log.note(&event.raw)),
+                    None => self.kept.say(event.raw),
+                }
                 continue;
             };
             // It ends the log, and is written with the end.
@@ -172,6 +177,7 @@ impl Drop for Leaving {
     fn drop(&mut self) {
         let Self(streams, kept) = self;
         kept.write(super::log::Log::lose);
+        kept.end(None);
         streams.ended(kept);
     }
 }

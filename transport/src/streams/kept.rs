@@ -8,7 +8,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 use super::log::{Bounds, Found, Log};
-use super::{Missed, Whose};
+use super::{Missed, Used, Whose};
 
 /// So long may a reader take nothing while the log is full, before it counts as gone: as long as HTTP waits for one.
 const TAKES_NOTHING_MAX: Duration = Duration::from_secs(60);
@@ -28,8 +28,8 @@ pub enum Reach {
 /// Which reader somebody becomes.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Claim {
-    /// The next.
-    Next,
+    /// The next, also after the one that has this epoch elsewhere.
+    After(u64),
     /// The one of this epoch.
     Epoch(u64),
 }
@@ -43,6 +43,8 @@ pub(super) struct Kept {
     news: watch::Sender<()>,
     /// Rung for the keeper.
     moves: Notify,
+    /// Set when it is over: what it came to, where that is known.
+    over: watch::Sender<Option<Option<Used>>>,
 }
 
 struct State {
@@ -76,7 +78,8 @@ impl Kept {
             aside: (0, Bytes::new()),
         };
         let (news, _) = watch::channel(());
-        Arc::new(Self { id, whose, state: Mutex::new(state), news, moves: Notify::new() })
+        let (moves, (over, _)) = (Notify::new(), watch::channel(None));
+        Arc::new(Self { id, whose, state: Mutex::new(state), news, moves, over })
     }
 
     pub fn id(&self) -> &str {
@@ -113,6 +116,22 @@ impl Kept {
         state.aside = (state.aside.0 + 1, words);
         drop(state);
         self.news.send_replace(());
+    }
+
+    /// It is over. What was said first stands.
+    pub fn end(&self, used: Option<Used>) {
+        self.over.send_if_modified(|over| {
+            let first = over.is_none();
+            over.get_or_insert(used);
+            first
+        });
+    }
+
+    /// Waits until it is over.
+    pub async fn over(&self) -> Option<Used> {
+        let mut over = self.over.subscribe();
+        let over = over.wait_for(Option::is_some).await;
+        over.ok().and_then(|over| over.flatten())
     }
 
     /// Where it can be resumed has changed.
@@ -171,11 +190,11 @@ impl Kept {
         if log.is_end(after) { Err(Missed::Complete) } else { Ok(()) }
     }
 
-    /// Becomes its reader, from behind this event on.
-    pub fn attach(&self, claim: Claim, after: u64) -> (u64, watch::Receiver<()>) {
+    /// Becomes its reader, from behind this event on. What was said before is not for it.
+    pub fn attach(&self, claim: Claim, after: u64) -> (u64, u64, watch::Receiver<()>) {
         let mut state = self.state();
         let epoch = match claim {
-            Claim::Next => state.epoch + 1,
+            Claim::After(epoch) => state.epoch.max(epoch) + 1,
             Claim::Epoch(epoch) => epoch,
         };
         // Somebody who claimed later has come first: then this reader is replaced already.
@@ -183,10 +202,11 @@ impl Kept {
             (state.epoch, state.attached, state.seen) = (epoch, true, Instant::now());
             state.log.rewind(after);
         }
+        let (aside, _) = state.aside;
         drop(state);
         self.news.send_replace(());
         self.moves.notify_one();
-        (epoch, self.news.subscribe())
+        (epoch, aside, self.news.subscribe())
     }
 
     /// The reader of this epoch leaves.
@@ -236,7 +256,7 @@ mod tests {
         let whose = Whose { tenant: control::id::AccountId(1), key: None };
         let bounds = Bounds { entries_max: 2, bytes_max: 1_000 };
         let kept = Kept::new("req_1-1".to_owned(), whose, bounds, false);
-        let (epoch, _news) = kept.attach(Claim::Next, 0);
+        let (epoch, _, _news) = kept.attach(Claim::After(0), 0);
         assert_eq!(kept.gives_up_at(grace), None);
         kept.write(|log| (0..2).for_each(|_| assert_ne!(log.push(b"data: x\n\n"), 0)));
         kept.write(|log| log.show(2));

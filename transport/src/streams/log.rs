@@ -51,6 +51,8 @@ pub(super) struct Log {
     /// The number of the first of them.
     first: u64,
     bytes: usize,
+    /// Comments that stand before the event that comes next.
+    before: BytesMut,
     shown: u64,
     sent: u64,
     phase: Phase,
@@ -58,8 +60,8 @@ pub(super) struct Log {
 
 impl Log {
     pub fn new(bounds: Bounds) -> Self {
-        let events = VecDeque::new();
-        Self { bounds, events, first: 1, bytes: 0, shown: 0, sent: 0, phase: Phase::Open }
+        let (events, before) = (VecDeque::new(), BytesMut::new());
+        Self { bounds, events, first: 1, bytes: 0, before, shown: 0, sent: 0, phase: Phase::Open }
     }
 
     /// The number of the last event written; 0 where there is none.
@@ -106,13 +108,21 @@ impl Log {
         let number = self.head() + 1;
         let digits = Digits::of(number);
         let digits = digits.as_bytes();
-        let mut event = BytesMut::with_capacity(ID.len() + digits.len() + 1 + block.len());
-        for part in [ID, digits, b"\n", block] {
+        let before = std::mem::take(&mut self.before);
+        let length = before.len() + ID.len() + digits.len() + 1 + block.len();
+        let mut event = BytesMut::with_capacity(length);
+        for part in [&before, ID, digits, b"\n", block] {
             event.extend_from_slice(part);
         }
         self.bytes += event.len();
         self.events.push_back(event.freeze());
         number
+    }
+
+    /// A comment that is told in its place: with the event behind it, to whoever has not got that one yet. It has no number of
+    /// its own.
+    pub fn note(&mut self, comment: &[u8]) {
+        self.before.extend_from_slice(comment);
     }
 
     /// Readers may have the events up to this one.

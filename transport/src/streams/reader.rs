@@ -44,8 +44,8 @@ struct Here {
 
 impl Reader {
     pub(super) fn here(kept: Arc<Kept>, claim: Claim, after: u64) -> Self {
-        let (epoch, news) = kept.attach(claim, after);
-        Self(Where::Here(Here { kept, epoch, news, at: after, aside: 0 }))
+        let (epoch, aside, news) = kept.attach(claim, after);
+        Self(Where::Here(Here { kept, epoch, news, at: after, aside }))
     }
 
     pub(super) fn elsewhere(distant: Distant) -> Self {
@@ -65,6 +65,14 @@ impl Reader {
     #[must_use]
     pub fn is_here(&self) -> bool {
         matches!(self.0, Where::Here(_))
+    }
+
+    /// Of a reader of the shared log: the last event it was given, and which reader it is.
+    pub(crate) fn place(&self) -> Option<(u64, u64)> {
+        match &self.0 {
+            Where::Here(_) => None,
+            Where::Elsewhere(distant) => Some(distant.place()),
+        }
     }
 
     /// Where it can be resumed from now on. Of a stream that is being opened, resolves when that is known: a call to the

@@ -142,7 +142,10 @@ impl Reader {
             // What shows nothing is told with what comes next.
             (0, _) => 0,
             (_, Some(so_far)) => so_far.saturating_sub(state.produced),
-            (estimated, None) => estimated,
+            (estimated, None) => {
+                chunk.estimated = true;
+                estimated
+            }
         };
         chunk.token_count = u32::try_from(count.min(left)).unwrap_or(u32::MAX);
         state.produced += u64::from(chunk.token_count);
@@ -205,7 +208,7 @@ mod tests {
         assert_eq!((chunk.choice, &*chunk.text, &*chunk.reasoning), (1, "Hi", "hm"));
         assert_eq!(chunk.tool_calls_json, r#"[{"index":0}]"#);
         assert_eq!(chunk.extra_json, r#"{"logprobs":{"a":1.0},"odd":[1]}"#);
-        assert!(chunk.token_count >= 3 && chunk.finish_reason.is_empty());
+        assert!(chunk.token_count >= 3 && chunk.finish_reason.is_empty() && chunk.estimated);
     }
 
     #[test]
@@ -234,6 +237,7 @@ mod tests {
             let (data, usage) = said(text, so_far);
             let chunks = reader.read_data(data.as_bytes(), Some(usage)).unwrap();
             counts.extend(chunks.iter().map(|chunk| chunk.token_count));
+            assert!(chunks.iter().all(|chunk| !chunk.estimated));
         }
         assert_eq!(counts, [1, 4, 4], "and never more than was allowed");
     }

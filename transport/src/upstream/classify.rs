@@ -43,6 +43,11 @@ impl Said {
         }
     }
 
+    /// Whether its code is this one, in lower case.
+    pub(super) fn is_called(&self, code: &str) -> bool {
+        self.code == code
+    }
+
     fn fields(object: &serde_json::Map<String, Value>) -> Self {
         let text = |name| match object.get(name) {
             Some(Value::String(text)) => text.to_ascii_lowercase(),

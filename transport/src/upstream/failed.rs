@@ -105,6 +105,12 @@ impl Failed {
         failed
     }
 
+    /// The chat role says that another connection goes on with the stream.
+    pub(crate) fn is_taken_over(&self) -> bool {
+        let said = self.upstream.as_ref().filter(|said| said.verdict.is_some());
+        said.is_some_and(|said| Said::read(&said.body).is_called("stream_taken_over"))
+    }
+
     /// The body of what its endpoint said.
     pub(super) fn body(self) -> Bytes {
         self.upstream.map(|said| said.body).unwrap_or_default()

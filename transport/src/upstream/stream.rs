@@ -155,6 +155,8 @@ pub struct Piece {
     pub text: String,
     /// Their ids, where the worker tells them.
     pub token_ids: Vec<u32>,
+    /// Nobody has counted them.
+    pub estimated: bool,
 }
 
 /// What a block of a stream is to us.

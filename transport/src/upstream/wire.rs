@@ -41,9 +41,10 @@ use super::failed::Failed;
 use super::models::{Described, ModelInfo};
 use super::target::Target;
 use super::whole::{Whole, judge};
-use super::{Answer, Ask, Limits, Path, laid_over, late};
+use super::{Answer, Ask, Limits, Path, Secret, laid_over, late};
 use crate::convert;
 use crate::exchange::{Behalf, Rest, ResumeCall, SessionAnswer, SessionAsk};
+use crate::streams::Used;
 pub(super) use line::Workers;
 use line::{Line, Road};
 pub(super) use stream::WireStream;
@@ -98,6 +99,19 @@ impl Client {
     ) -> Result<Rest, Failed> {
         let ask = move |channel: Channel, headers| async move {
             kept::resume(&channel, headers, call, &limits).await
+        };
+        self.of_chat(target, ask, limits).await
+    }
+
+    /// Waits until a stream that the chat role at `target` keeps is over, and returns what it came to.
+    pub(crate) async fn awaited(
+        &self,
+        target: &Target,
+        stream: (String, Option<Secret>),
+        limits: Limits,
+    ) -> Result<Used, Failed> {
+        let ask = move |channel: Channel, headers| async move {
+            kept::over(&channel, headers, stream, &limits).await
         };
         self.of_chat(target, ask, limits).await
     }
@@ -267,6 +281,7 @@ fn asked(ask: &Ask) -> Result<StreamInferenceRequest, Failed> {
         token_ids: resume.token_ids.clone(),
         text: resume.text.clone(),
         fingerprint: resume.origin.fingerprint.clone(),
+        tokens_min: (resume.least < resume.seq).then_some(resume.least.0),
     });
     Ok(question)
 }

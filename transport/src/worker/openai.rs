@@ -101,7 +101,8 @@ impl OpenAi {
             let finish_reason = "length".to_owned();
             return out.say(StreamInferenceResponse { finish_reason, ..Default::default() }).await;
         }
-        let mut reader = Reader::new(job.ask.parameters.as_ref());
+        let behind = seam.as_ref().and_then(|seam| seam.counted_by(&job.ask));
+        let mut reader = Reader::new(behind.as_ref().or(job.ask.parameters.as_ref()));
         if self.counts(&job.ask) {
             reader = reader.counted();
         }

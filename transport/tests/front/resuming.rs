@@ -203,10 +203,34 @@ async fn comments_pass_and_are_not_kept() {
     reader.until(": still there\n\n").await;
     sender.send(Part::End(end(Outcome::Completed))).await.unwrap();
     reader.rest().await;
-    assert_eq!(
-        ask(&world, PATH, KEY, "1").await.text(),
-        ": still there\n\nid: 2\ndata: [DONE]\n\n"
-    );
+    assert_eq!(ask(&world, PATH, KEY, "1").await.text(), "id: 2\ndata: [DONE]\n\n");
+}
+
+#[tokio::test]
+async fn where_an_answer_went_on_elsewhere_is_told_in_its_place_and_to_nobody_who_is_past_it() {
+    let (world, sender) = world(Limits::default());
+    let seam = ": resumed after 2 tokens by w1\n\n";
+    let mut reader = Reader::open_after(&world, &sender, 2).await;
+    reader.until("id: 2\n").await;
+    sender.send(bytes(seam)).await.unwrap();
+    send_numbers(&sender, 3..=4).await;
+    reader.until("id: 4\ndata: 4\n\n").await;
+    let behind = format!("{seam}{}", numbers(3..=4));
+    assert_eq!(reader.text, numbers(1..=2) + &behind);
+    // The last word of an answer that broke once more may be all that follows.
+    let again = ": resumed after 4 tokens by w0\n\n";
+    sender.send(bytes(again)).await.unwrap();
+    sender.send(Part::End(end(Outcome::Completed))).await.unwrap();
+    reader.rest().await;
+    let end = format!("{again}id: 5\ndata: [DONE]\n\n");
+    for (last, rest) in [
+        ("0", numbers(1..=2) + &behind + &end),
+        ("2", behind + &end),
+        ("3", numbers(4..=4) + &end),
+        ("4", end),
+    ] {
+        assert_eq!(ask(&world, PATH, KEY, last).await.text(), rest, "after {last}");
+    }
 }
 
 #[tokio::test]

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use http::{Method, Request};
+use http::Request;
 use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
 use serde_json::{Value, json};
 use tokio::time::sleep;
 
@@ -129,15 +130,7 @@ async fn a_broken_answer_is_kept_as_it_was_delivered_and_marked() {
 async fn what_a_client_that_left_was_given_is_kept_and_the_turn_is_free() {
     let (replica, home) = (Replica::new().await, dir());
     let site = Site::new(home.path(), &replica, &keys()).await;
-    let body = json!({"model": "m", "stream": true, "messages": [{"role": "user", "content": "dawdle about it for a while"}]});
-    let request = Request::builder()
-        .method(Method::POST)
-        .uri(format!("http://{}/api/v1/chat/completions", site.addr))
-        .header("authorization", "Bearer KEY-ann");
-    let answer =
-        client().request(request.body(Full::from(body.to_string())).unwrap()).await.unwrap();
-    let session = answer.headers()["x-session-id"].to_str().unwrap().to_owned();
-    let mut body = answer.into_body();
+    let (session, mut body) = begun(&site, "dawdle about it for a while").await;
     for _ in 0..6 {
         body.frame().await.unwrap().unwrap();
     }
@@ -158,15 +151,8 @@ async fn a_client_that_leaves_at_the_finish_reason_has_had_all_of_it() {
     let call = json!({"role": "assistant", "content": null, "tool_calls": [
         {"id": "c1", "type": "function", "function": {"name": "look", "arguments": "{}"}}]});
     replica.will_say(call);
-    let body = json!({"model": "m", "stream": true, "messages": [{"role": "user", "content": "hesitate"}]});
-    let request = Request::builder()
-        .method(Method::POST)
-        .uri(format!("http://{}/api/v1/chat/completions", site.addr))
-        .header("authorization", "Bearer KEY-ann");
-    let answer =
-        client().request(request.body(Full::from(body.to_string())).unwrap()).await.unwrap();
-    let session = answer.headers()["x-session-id"].to_str().unwrap().to_owned();
-    let (mut body, mut read) = (answer.into_body(), Vec::new());
+    let (session, mut body) = begun(&site, "hesitate").await;
+    let mut read = Vec::new();
     while memchr::memmem::find(&read, b"\"finish_reason\":\"stop\"").is_none() {
         read.extend_from_slice(&body.frame().await.unwrap().unwrap().into_data().unwrap());
     }
@@ -299,4 +285,16 @@ async fn limits_are_said_and_kept() {
     }
     sleep(Duration::from_millis(1)).await;
     site.close().await;
+}
+
+/// A stream of ann's, as it begins: its session, and what is still to be read.
+async fn begun(site: &Site, text: &str) -> (String, Incoming) {
+    let messages = json!([{"role": "user", "content": text}]);
+    let body = json!({"model": "m", "stream": true, "messages": messages});
+    let request = Request::post(format!("http://{}/api/v1/chat/completions", site.addr))
+        .header("authorization", "Bearer KEY-ann")
+        .body(Full::from(body.to_string()));
+    let answer = client().request(request.unwrap()).await.unwrap();
+    let session = answer.headers()["x-session-id"].to_str().unwrap().to_owned();
+    (session, answer.into_body())
 }

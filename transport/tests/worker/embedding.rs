@@ -10,11 +10,11 @@ use futures_util::stream::BoxStream;
 use http::StatusCode;
 use proto::chat::v1::chat_service_server::{ChatService, ChatServiceServer};
 use proto::chat::v1::{
-    ClearSessionRequest, ClearSessionResponse, EmbedRequest, EmbedResponse, GetHistoryRequest,
-    GetHistoryResponse, GetSessionMessagesRequest, GetSessionMessagesResponse, GetSessionRequest,
-    GetSessionResponse, ListModelsRequest, ListModelsResponse, ListSessionsRequest,
-    ListSessionsResponse, Model, ResumeStreamRequest, ResumeStreamResponse, StreamChatRequest,
-    StreamChatResponse,
+    AwaitStreamRequest, AwaitStreamResponse, ClearSessionRequest, ClearSessionResponse,
+    EmbedRequest, EmbedResponse, GetHistoryRequest, GetHistoryResponse, GetSessionMessagesRequest,
+    GetSessionMessagesResponse, GetSessionRequest, GetSessionResponse, ListModelsRequest,
+    ListModelsResponse, ListSessionsRequest, ListSessionsResponse, Model, ResumeStreamRequest,
+    ResumeStreamResponse, StreamChatRequest, StreamChatResponse,
 };
 use serde_json::{Value, json};
 use tokio_util::task::AbortOnDropHandle;
@@ -164,6 +164,10 @@ impl ChatService for Before {
         &self,
         _: Request<ResumeStreamRequest>,
     ) -> Said<Self::ResumeStreamStream> {
+        missing()
+    }
+
+    async fn await_stream(&self, _: Request<AwaitStreamRequest>) -> Said<AwaitStreamResponse> {
         missing()
     }
 

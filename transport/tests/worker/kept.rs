@@ -17,7 +17,7 @@ use crate::world::{Answer, LONG, Worker, World};
 const QUESTION: &str = "Tell me of points and trains.";
 const RESUMABLE: (&str, &str) = ("x-pointsman-resumable", "true");
 
-fn hashing(delay: Duration) -> Worker {
+pub fn hashing(delay: Duration) -> Worker {
     Worker::new(Backend::Hash(Hash { delay, seed: 7 }))
 }
 
@@ -26,7 +26,7 @@ fn slow() -> Worker {
     hashing(Duration::from_millis(15))
 }
 
-fn body(more: &Value) -> Value {
+pub fn body(more: &Value) -> Value {
     let mut body = json!({
         "model": "m", "stream": true, "max_tokens": 80,
         "messages": [{"role": "user", "content": QUESTION}],
@@ -36,14 +36,14 @@ fn body(more: &Value) -> Value {
 }
 
 /// A client that has read some of a stream.
-struct Client {
-    id: String,
-    told: String,
+pub struct Client {
+    pub id: String,
+    pub told: String,
     rest: hyper::body::Incoming,
 }
 
 impl Client {
-    async fn begin(world: &World, more: &Value, headers: &[(&str, &str)]) -> Self {
+    pub async fn begin(world: &World, more: &Value, headers: &[(&str, &str)]) -> Self {
         let headers = [&[RESUMABLE], headers].concat();
         let response = world.begin_with("/v1/chat/completions", &body(more), &headers).await;
         let (head, rest) = response.into_parts();
@@ -55,7 +55,15 @@ impl Client {
         Self { id, told: String::new(), rest }
     }
 
-    async fn until(mut self, words: &str) -> Self {
+    /// Comes back to it.
+    pub async fn again(world: &World, id: &str, after: u64) -> Self {
+        let path = format!("/v1/streams/{id}?last_event_id={after}");
+        let (head, rest) = world.get_begun(&path, &[]).await.into_parts();
+        assert_eq!(head.status, 200);
+        Self { id: id.to_owned(), told: String::new(), rest }
+    }
+
+    pub async fn until(mut self, words: &str) -> Self {
         while !self.told.contains(words) {
             let frame = timeout(LONG, self.rest.frame()).await.unwrap().unwrap().unwrap();
             self.told += core::str::from_utf8(&frame.into_data().unwrap()).unwrap();
@@ -63,40 +71,40 @@ impl Client {
         self
     }
 
-    async fn finish(mut self) -> String {
+    pub async fn finish(mut self) -> String {
         let rest = timeout(LONG, self.rest.collect()).await.unwrap().unwrap().to_bytes();
         self.told += core::str::from_utf8(&rest).unwrap();
         self.told
     }
 
     /// The number of the last event that came whole.
-    fn last(&self) -> u64 {
+    pub fn last(&self) -> u64 {
         last(&self.told)
     }
 }
 
-fn last(told: &str) -> u64 {
+pub fn last(told: &str) -> u64 {
     numbers(told).last().copied().unwrap_or_default()
 }
 
-fn numbers(told: &str) -> Vec<u64> {
+pub fn numbers(told: &str) -> Vec<u64> {
     let whole = told.rsplit_once("\n\n").map_or("", |(whole, _)| whole);
     let ids = whole.split("\n\n").filter_map(|block| block.strip_prefix("id: "));
     ids.map(|id| id.split_once('\n').unwrap().0.parse().unwrap()).collect()
 }
 
 /// Its events without their numbers, as any other stream has them.
-fn plain(told: &str) -> Answer {
+pub fn plain(told: &str) -> Answer {
     let lines = told.split_inclusive('\n').filter(|line| !line.starts_with("id: "));
     Answer { status: http::StatusCode::OK, headers: http::HeaderMap::new(), text: lines.collect() }
 }
 
-async fn resumed(world: &World, id: &str, after: u64, headers: &[(&str, &str)]) -> Answer {
+pub async fn resumed(world: &World, id: &str, after: u64, headers: &[(&str, &str)]) -> Answer {
     world.get_with(&format!("/v1/streams/{id}?last_event_id={after}"), headers).await
 }
 
 /// What `/metrics` says was used.
-async fn used(world: &World) -> u64 {
+pub async fn used(world: &World) -> u64 {
     let metrics = world.get("/metrics").await;
     let lines = metrics.lines().filter(|line| line.starts_with("gateway_tokens_used_total"));
     lines.map(|line| line.rsplit_once(' ').unwrap().1.parse::<u64>().unwrap()).sum()
@@ -226,7 +234,8 @@ async fn a_chat_role_that_is_away_or_full_is_told_as_what_it_is() {
 
 /// The rest of a stream over gRPC, and whether the first message said that there is none.
 async fn rest_of(chat: &World, id: &str, last_event_id: u64) -> Result<(bool, String), Status> {
-    let ask = ResumeStreamRequest { stream_id: id.to_owned(), last_event_id };
+    let stream_id = id.to_owned();
+    let ask = ResumeStreamRequest { stream_id, last_event_id, ..ResumeStreamRequest::default() };
     let mut said = client(chat).await.resume_stream(ask).await?.into_inner();
     let first = timeout(LONG, said.message()).await.unwrap()?.unwrap();
     let mut events = first.events;

@@ -1,6 +1,10 @@
 //! Workers over real loopback sockets: asked directly, and by a whole gateway in front of them.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "../redis/server.rs"]
+#[allow(dead_code, reason = "shared with tests that need more of it")]
+mod server;
+
 mod asked;
 mod auth;
 mod certificates;
@@ -9,6 +13,7 @@ mod embedding;
 mod failing;
 mod gateway;
 mod kept;
+mod lagging;
 mod lines;
 mod lying;
 mod outliving;

@@ -47,6 +47,7 @@ pub fn resume(unbroken: &Told, at: usize) -> Resume {
         token_ids: unbroken.ids[..at].to_vec(),
         text: if at == 0 { String::new() } else { unbroken.texts[at - 1].clone() },
         fingerprint: unbroken.fingerprint.clone(),
+        tokens_min: None,
     }
 }
 
@@ -118,7 +119,7 @@ async fn echo_goes_on_where_it_was_without_ids() {
         seq: 4,
         text: unbroken.texts[3].clone(),
         fingerprint: unbroken.fingerprint.clone(),
-        token_ids: vec![],
+        ..Resume::default()
     };
     let rest = ask(&other, StreamInferenceRequest { resume: Some(resume), ..asked }).await.unwrap();
     assert_eq!(format!("{}{}", unbroken.texts[3], rest.text), words(9));

@@ -1,9 +1,5 @@
 //! Services beside the gateway, which charge its ledger over gRPC: on an embedded one and on a shared one.
 
-#[path = "../redis/server.rs"]
-#[allow(dead_code, reason = "shared with tests that need more of it")]
-mod server;
-
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,6 +26,7 @@ use transport::keys::generate;
 use transport::redis::{Settings, Store};
 use transport::till::{Refused, Till};
 
+use crate::server;
 use crate::world::{LONG, Worker, World};
 
 /// A chat role of two tenants that may use 1,000 tokens a day each; ann is a user of the first.

@@ -269,18 +269,30 @@ impl World {
     /// One whose requests have spans, before endpoints as [`World::before`] takes them.
     pub async fn traced(tracer: Tracer, urls: &[String], more: &str) -> Self {
         let home = tempfile::Builder::new().prefix("pm-").tempdir().unwrap();
-        Self::tracing_at(home, Role::All, &endpoints(urls, more), tracer).await
+        Self::tracing_at(home, Role::All, &endpoints(urls, more), (tracer, Env::default())).await
+    }
+
+    /// One of several roles that share the Redis on this port.
+    pub async fn sharing(role: Role, redis: u16, text: &str) -> Self {
+        let home = tempfile::Builder::new().prefix("pm-").tempdir().unwrap();
+        let env = [("REDIS_ADDR", format!("127.0.0.1:{redis}"))].into_iter().collect();
+        Self::tracing_at(home, role, text, (Tracer::default(), env)).await
     }
 
     async fn at(home: TempDir, role: Role, told: &str) -> Self {
-        Self::tracing_at(home, role, told, Tracer::default()).await
+        Self::tracing_at(home, role, told, (Tracer::default(), Env::default())).await
     }
 
-    async fn tracing_at(home: TempDir, role: Role, told: &str, tracer: Tracer) -> Self {
+    async fn tracing_at(
+        home: TempDir,
+        role: Role,
+        told: &str,
+        (tracer, env): (Tracer, Env),
+    ) -> Self {
         let data = home.path().join("data");
         let text = format!("version: 1\ndata: {{dir: '{}'}}\n{told}", data.display());
         let flags = Flags { role, ..Flags::default() };
-        let loaded = parse("test.yaml", text.as_bytes(), &flags, &Env::default());
+        let loaded = parse("test.yaml", text.as_bytes(), &flags, &env);
         let config = loaded.unwrap_or_else(|errors| panic!("{errors}")).config;
         let gateway = Gateway::start(&config).unwrap();
         gateway.health().set_serving(true);
@@ -357,12 +369,17 @@ impl World {
     }
 
     pub async fn get_with(&self, path: &str, headers: &[(&str, &str)]) -> Answer {
+        Answer::of(self.get_begun(path, headers).await).await
+    }
+
+    /// The same, with the head alone.
+    pub async fn get_begun(&self, path: &str, headers: &[(&str, &str)]) -> http::Response<Body> {
         let request = Request::get(format!("http://{}{path}", self.addr));
         let request =
             headers.iter().fold(request, |request, (name, value)| request.header(*name, *value));
         let client: Client<HttpConnector, Full<Bytes>> =
             Client::builder(TokioExecutor::new()).build_http();
-        Answer::of(client.request(request.body(Full::default()).unwrap()).await.unwrap()).await
+        client.request(request.body(Full::default()).unwrap()).await.unwrap()
     }
 }
 

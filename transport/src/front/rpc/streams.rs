@@ -4,14 +4,20 @@ use std::collections::VecDeque;
 
 use axum::body::{Body, BodyDataStream};
 use futures_util::stream::{BoxStream, StreamExt, unfold};
-use http::{Response, StatusCode, Uri};
-use proto::chat::v1::{ResumeStreamRequest, ResumeStreamResponse};
-use tonic::Status;
+use http::{Response as HttpResponse, StatusCode, Uri};
+use proto::chat::v1::{
+    AwaitStreamRequest, AwaitStreamResponse, ResumeStreamRequest, ResumeStreamResponse,
+};
+use tonic::{Request, Response, Status};
 
 use super::{pieces, status};
-use crate::exchange::Resumed;
-use crate::front::resumable;
+use crate::convert;
+use crate::exchange::{Chat, Resumed};
+use crate::front::error::ApiError;
+use crate::front::{Shared, head, resumable};
 use crate::sse;
+use crate::streams::{Coming, Used, Whose};
+use crate::trace::Trace;
 
 /// Where HTTP is asked for it.
 pub(super) fn path(asked: &ResumeStreamRequest) -> Result<Uri, Status> {
@@ -24,9 +30,31 @@ pub(super) fn path(asked: &ResumeStreamRequest) -> Result<Uri, Status> {
     path.parse().map_err(|_| unknown())
 }
 
+/// How whoever asks comes.
+pub(super) fn coming(asked: &ResumeStreamRequest) -> Coming {
+    Coming { kept_here: asked.kept_here, reader: asked.reader.into() }
+}
+
+/// Waits for a stream's end.
+pub(super) async fn awaited<C: Chat>(
+    shared: &Shared<C>,
+    request: Request<AwaitStreamRequest>,
+) -> Result<Response<AwaitStreamResponse>, Status> {
+    let refuse = |error: ApiError| status::of_error(&error);
+    let bearer = head::bearer(request.metadata().as_ref()).map_err(refuse)?;
+    let caller = shared.auth.authenticate(bearer.as_deref(), None, &Trace::default());
+    let caller = caller.await.map_err(|error| refuse(error.into()))?;
+    let whose = Whose::from(&caller.principal);
+    let over = shared.streams.awaited(&request.get_ref().stream_id, whose).await;
+    let used = over.map_err(|_| refuse(resumable::unknown()))?;
+    let Used { usage, whole } = used.ok_or_else(pieces::lost)?;
+    let usage = Some(convert::usage_said(usage, 0));
+    Ok(Response::new(AwaitStreamResponse { usage, whole }))
+}
+
 /// What HTTP answered, in messages. The first comes at once: it says whether there are more.
 pub(super) async fn of(
-    response: Response<Body>,
+    response: HttpResponse<Body>,
 ) -> Result<BoxStream<'static, Result<ResumeStreamResponse, Status>>, Status> {
     if !response.status().is_success() {
         return Err(status::of_response(response).await);

@@ -292,9 +292,10 @@ fn kind(chunk: &Chunk) -> EventKind {
 fn piece(chunk: Chunk) -> Option<Box<Piece>> {
     let Chunk { choice, text, token_ids, reasoning, tool_calls_json, refusal, extra_json, .. } =
         chunk;
+    let estimated = chunk.estimated;
     let more = [reasoning, tool_calls_json, refusal, extra_json];
     let plain = choice == 0 && more.iter().all(String::is_empty);
-    plain.then(|| Box::new(Piece { text, token_ids }))
+    plain.then(|| Box::new(Piece { text, token_ids, estimated }))
 }
 
 fn size(chunk: &Chunk) -> usize {

@@ -27,6 +27,8 @@ const AGAIN_BYTES_MAX: usize = 64;
 pub(super) struct Seam {
     /// Tokens before it.
     seq: u64,
+    /// The most that may be counted behind it.
+    told_max: Option<u32>,
     /// How the answer began, until it is sure that it is not told again; empty where there is nothing to be sure of.
     begun: String,
     /// What of that has come again.
@@ -71,8 +73,13 @@ impl Seam {
                 "the question ends with a message of the assistant's own: nobody can say which is continued",
             );
         }
-        if let Some(most) = ask.parameters.as_mut().and_then(|said| said.max_tokens.as_mut()) {
-            *most = most.saturating_sub(u32::try_from(resume.seq).unwrap_or(u32::MAX));
+        let most = ask.parameters.as_mut().and_then(|said| said.max_tokens.as_mut());
+        let left =
+            |most: u32, seq: u64| most.saturating_sub(u32::try_from(seq).unwrap_or(u32::MAX));
+        // What is told may be no more than was asked for; what the server may write is more, where the seam was estimated high.
+        let told_max = most.as_deref().map(|most| left(*most, resume.seq));
+        if let Some(most) = most {
+            *most = left(*most, resume.tokens_min.unwrap_or(resume.seq).min(resume.seq));
         }
         let mut cut = AGAIN_BYTES_MAX.min(resume.text.len());
         while !resume.text.is_char_boundary(cut) {
@@ -85,7 +92,13 @@ impl Seam {
             ..Message::default()
         });
         let (heard, held) = (String::new(), Vec::new());
-        Ok(Some(Self { seq: resume.seq, begun, heard, held, judged: false }))
+        Ok(Some(Self { seq: resume.seq, told_max, begun, heard, held, judged: false }))
+    }
+
+    /// The question's parameters, for whoever counts what comes.
+    pub(super) fn counted_by(&self, ask: &StreamInferenceRequest) -> Option<Parameters> {
+        let parameters = ask.parameters.clone()?;
+        Some(Parameters { max_tokens: self.told_max, ..parameters })
     }
 
     /// Whether all tokens that were asked for are there already.
@@ -255,5 +268,25 @@ mod tests {
         Seam::of(&mut over).unwrap();
         assert!(Seam::is_at_the_end(&over));
         assert!(Seam::of(&mut ask("", 0, Parameters::default())).unwrap().is_none());
+    }
+
+    #[test]
+    fn what_was_estimated_before_the_seam_cuts_nothing_short() {
+        let most = |max_tokens, tokens_min| {
+            let mut ask =
+                ask(TOLD, 20, Parameters { max_tokens: Some(max_tokens), ..Default::default() });
+            ask.resume.as_mut().unwrap().tokens_min = tokens_min;
+            let seam = Seam::of(&mut ask).unwrap().unwrap();
+            let told_max = seam.counted_by(&ask).unwrap().max_tokens;
+            (ask.parameters.as_ref().unwrap().max_tokens, told_max, Seam::is_at_the_end(&ask))
+        };
+        assert_eq!(most(25, Some(14)), (Some(11), Some(5), false));
+        assert_eq!(most(20, Some(14)), (Some(6), Some(0), false));
+        assert_eq!(most(14, Some(14)), (Some(0), Some(0), true), "it has all that were allowed");
+        assert_eq!(
+            most(25, Some(99)),
+            (Some(5), Some(5), false),
+            "more than there are is nonsense"
+        );
     }
 }

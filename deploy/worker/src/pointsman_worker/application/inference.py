@@ -150,7 +150,10 @@ class _Run:
                 raise Unavailable(DRAINING) from error
 
     async def _pass_on(self, pump: Pump) -> None:
-        """Sends pieces as they come. The one that completes the answer waits for the bill, which may come after it."""
+        """Sends pieces as they come. The one that completes the answer waits for the bill, which may come after it.
+
+        A bill on its way, of a server that counts with every token, is known here and costs no message.
+        """
         last: Chunk | None = None
         waiting_since = time.monotonic()
         while True:
@@ -165,7 +168,7 @@ class _Run:
             chunk = self.answer.place(piece)
             if self.answer.complete and last is None:
                 last = chunk
-            elif last is None:
+            elif last is None and (piece.says_something or piece.usage is None):
                 await self._tell(chunk)
         if last is None:
             raise BackendFailed("the backend's answer broke off before its end")

@@ -66,12 +66,16 @@ class Parameters:
 
 @dataclass(frozen=True, slots=True)
 class Resume:
-    """The part of an answer that its client already has: `seq` tokens, their ids where known, their text."""
+    """The part of an answer that its client already has: `seq` tokens, their ids where known, their text.
+
+    Where some of `seq` were estimated, `tokens_min` is how many there are at least.
+    """
 
     seq: int
     token_ids: tuple[int, ...]
     text: str
     fingerprint: str
+    tokens_min: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +96,14 @@ class Question:
         if self.parameters.max_tokens is None:
             return None
         return max(0, self.parameters.max_tokens - (self.resume.seq if self.resume else 0))
+
+    @property
+    def max_tokens_open(self) -> int | None:
+        """The same where an estimate must not end the answer early: only what is sure is taken off."""
+        resume = self.resume
+        if self.parameters.max_tokens is None or resume is None or resume.tokens_min is None:
+            return self.max_tokens_left
+        return max(0, self.parameters.max_tokens - min(resume.tokens_min, resume.seq))
 
 
 @dataclass(frozen=True, slots=True)

@@ -118,7 +118,8 @@ def _resume(told: wire.Resume) -> Resume:
         raise InvalidQuestion(f"`resume.token_ids`: {len(told.token_ids)} ids, but `resume.seq` is {told.seq}")
     if told.seq > TOKENS_MAX:
         raise InvalidQuestion(f"`resume.seq`: give a whole number up to {TOKENS_MAX}")
-    return Resume(told.seq, tuple(told.token_ids), told.text, told.fingerprint)
+    least = told.tokens_min if told.HasField("tokens_min") else None
+    return Resume(told.seq, tuple(told.token_ids), told.text, told.fingerprint, least)
 
 
 def _list(where: str, text: str) -> list[Any]:

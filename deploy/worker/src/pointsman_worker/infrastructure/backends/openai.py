@@ -70,7 +70,7 @@ class OpenAICompatible:
 
     async def generate(self, question: Question) -> AsyncGenerator[Piece, None]:
         """Streams a chat completion. Closing the generator closes the connection, and so stops the server."""
-        if question.resume and question.max_tokens_left == 0:
+        if question.resume and question.max_tokens_open == 0:
             yield Piece(finish_reason="length")
             return
         seam = openai_seam.Seam(question) if self._settings.continues else None

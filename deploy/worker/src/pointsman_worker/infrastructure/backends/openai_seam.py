@@ -50,7 +50,7 @@ def asked(question: Question) -> Question:
     return replace(
         question,
         messages=(*question.messages, Message("assistant", resume.text)),
-        parameters=replace(parameters, max_tokens=question.max_tokens_left, extra=extra),
+        parameters=replace(parameters, max_tokens=question.max_tokens_open, extra=extra),
         resume=None,
     )
 
