@@ -171,6 +171,9 @@ impl Client {
         if target.base_url.is_worker() {
             return wire::call(self, target, ask, limits).await;
         }
+        if let Some(question) = wire::direct::question(target, &ask, &limits)? {
+            return wire::direct::call(self, target, question, &ask, limits).await;
+        }
         let (stream, path) = (ask.stream, ask.path);
         let head_within = if stream { limits.first_token } else { limits.whole_answer };
         let request = request(target, ask)?;

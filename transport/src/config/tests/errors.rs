@@ -130,6 +130,16 @@ const TOLD: &[(&str, &str)] = &[
         "p.yaml:2:11: routing.default_provider: no provider named \"opnai\"; did you mean openai?",
     ),
     (
+        "models: {m: {endpoints: [{url: 'grpc://w:1', continues: r1}]}}",
+        "p.yaml:2:58: models.m.endpoints[0].continues: a worker says itself whose answers it continues: give \
+         --backend-continues to the worker",
+    ),
+    (
+        "models: {m: {endpoints: [{url: 'http://w:1', continues: ' '}]}}",
+        "p.yaml:2:58: models.m.endpoints[0].continues: name what the server runs in 1 to 256 bytes, like \
+         qwen2.5-7b-instruct@a09a354",
+    ),
+    (
         "rules: [{model_name: m, provider_id: nobody}]",
         "p.yaml:2:25: rules[0].provider_id: no provider named \"nobody\"",
     ),
