@@ -91,7 +91,8 @@ pub struct Ask {
     pub request_id: String,
     /// Headers of the caller to pass on (`traceparent`, ...). Ours win over them.
     pub headers: HeaderMap,
-    /// What the client has of the answer already, where another endpoint began it. Only workers continue answers.
+    /// What the client has of the answer already, where another endpoint began it. Only workers continue answers, and targets of
+    /// which it is said.
     pub resume: Option<Box<Resume>>,
     /// For whom, where the chat role is asked.
     pub behalf: Option<Box<Behalf>>,

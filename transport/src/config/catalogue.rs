@@ -313,8 +313,8 @@ impl Endpoint {
 fn expect_revision(section: &Section<'_>, url: &Url, revision: &str) {
     let reason = if url.is_worker() {
         "a worker says itself whose answers it continues: give --backend-continues to the worker"
-    } else if revision.trim().is_empty() || revision.len() > REVISION_MAX {
-        "name what the server runs in 1 to 256 bytes, like qwen2.5-7b-instruct@a09a354"
+    } else if revision.len() > REVISION_MAX {
+        "name what the server runs in 256 bytes at most, like qwen2.5-7b-instruct@a09a354"
     } else {
         return;
     };

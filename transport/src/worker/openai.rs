@@ -4,6 +4,7 @@ mod direct;
 mod seam;
 
 use core::time::Duration;
+use std::sync::Arc;
 
 use control::outcome::Failure;
 use http::HeaderMap;
@@ -228,7 +229,10 @@ fn refused(failed: &Failed, goes_on: bool) -> Halt {
         let words = format!("the backend does not take what continues an answer ({status})");
         return Status::failed_precondition(words).into();
     }
-    convert::status(failed).into()
+    // Who hears it in this process hears all of it.
+    let mut status = convert::status(failed);
+    status.set_source(Arc::new(failed.clone()));
+    status.into()
 }
 
 fn limits(job: &Job) -> Limits {

@@ -44,6 +44,8 @@ enum Manner {
     BeginsAnewUncounted,
     /// Takes no members that it does not know.
     Strict,
+    /// Takes nothing.
+    Refuses(u16),
 }
 
 /// A server whose next word is a function of all text before it.
@@ -78,6 +80,12 @@ async fn complete(State((manner, delay, asked, dead)): Known, Json(body): Json<V
         return StatusCode::INTERNAL_SERVER_ERROR.into_response();
     }
     asked.lock().unwrap().push(body.clone());
+    if let Manner::Refuses(status) = manner {
+        let error =
+            json!({"error": {"message": "not so", "type": "odd", "code": "c", "param": "p"}});
+        let status = StatusCode::from_u16(status).unwrap();
+        return (status, [("retry-after", "7")], Json(error)).into_response();
+    }
     let goes_on = body["continue_final_message"] == json!(true);
     if goes_on && manner == Manner::Strict {
         let error = json!({"error": {"message": "extra fields not permitted"}});
@@ -371,5 +379,28 @@ async fn what_runs_another_revision_and_what_is_not_plain_text_is_joined_by_nobo
         for (key, value) in more.as_object().unwrap() {
             assert_eq!(&asked[0][key], value, "as its client wrote it");
         }
+    }
+}
+
+#[tokio::test]
+async fn what_such_a_server_refuses_is_told_as_that_of_any_other() {
+    for status in [400, 401, 404, 413, 422, 429, 500, 503] {
+        let server = Server::start(Manner::Refuses(status), Duration::ZERO).await;
+        let world = async |more: &str| {
+            let url = &server.url;
+            let text = format!(
+                "models: {{m: {{endpoints: [{{url: '{url}', name: w0{more}}}]}}}}\nrouting: {{max_retries: 0}}"
+            );
+            World::of(&text).await
+        };
+        let (own, plain) = (world(", continues: r1").await, world("").await);
+        let more = json!({"stream": true});
+        let (own, plain) = (own.ask("hi", more.clone()).await, plain.ask("hi", more).await);
+        let told = |answer: &Answer| {
+            let header = |name| answer.header(name).to_owned();
+            let again = (header("retry-after"), header("x-should-retry"));
+            (answer.status, again, answer.json())
+        };
+        assert_eq!(told(&own), told(&plain), "{status}");
     }
 }

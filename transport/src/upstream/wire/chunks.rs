@@ -32,7 +32,7 @@ impl Chunks {
             Self::Quic(answer) => answer.next(begun, limits).await,
             Self::Chat(answer) => answer.next(begun, limits).await,
             Self::Direct(answer) => {
-                answer.next().await.map_err(|status| refusal::of(&status, begun, limits))
+                answer.next().await.map_err(|status| refusal::of_server(&status, begun, limits))
             }
         }
     }
