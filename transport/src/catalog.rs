@@ -95,6 +95,8 @@ impl Catalog {
         for (name, route) in routes.iter_mut().filter(|(_, route)| !route.described) {
             let known = before.routes.get(name);
             let known = known.filter(|known| known.target.base_url == route.target.base_url);
+            // What the configuration has said of it, it no longer says.
+            let known = known.filter(|known| known.target.continues.is_none());
             if let Some(known) = known {
                 (route.described, route.fingerprint) = (known.described, known.fingerprint);
             }

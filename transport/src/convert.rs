@@ -30,6 +30,7 @@ use crate::quic::{Identity, Pin, Trust};
 use crate::sources::Instance;
 use crate::tls::TlsError;
 use crate::upstream::{BadSecret, BadUrl, Failed, Secret, Target, WorkerLoad};
+use crate::worker::continuing;
 
 pub(crate) use sessions::{
     history_answer, line_said, message_said, messages_answer, session_answer, session_said,
@@ -252,7 +253,12 @@ fn same_standing(one: &Configured, other: &Configured) -> bool {
             route.http2,
         )
     };
-    standing(one) == standing(other) && one.api_key == other.api_key && one.tls == other.tls
+    // Whose answers it continues is said of one model.
+    let goes_on = one.continues.is_some() || other.continues.is_some();
+    !goes_on
+        && standing(one) == standing(other)
+        && one.api_key == other.api_key
+        && one.tls == other.tls
 }
 
 fn route(configured: &Configured) -> Result<Route, RouteError> {
@@ -268,6 +274,8 @@ fn route(configured: &Configured) -> Result<Route, RouteError> {
     }
     let mut models = BTreeMap::new();
     if let Serves::Model { name, upstream } = &configured.serves {
+        let revision = configured.continues.as_deref();
+        target.continues = revision.map(|revision| continuing(name, revision).into());
         let upstream = (upstream != name).then(|| upstream.as_str().into());
         models.insert(name.as_str().into(), upstream);
     }
@@ -275,6 +283,7 @@ fn route(configured: &Configured) -> Result<Route, RouteError> {
         Serves::Discovered { except } => except.iter().map(|name| name.as_str().into()).collect(),
         Serves::Model { .. } => Default::default(),
     };
+    let own = target.continues.as_deref().and_then(fingerprint);
     Ok(Route {
         target,
         provider: configured.provider.clone().unwrap_or_else(|| "pointsman".to_owned()),
@@ -288,8 +297,8 @@ fn route(configured: &Configured) -> Result<Route, RouteError> {
         except,
         source: CONFIGURED.into(),
         listed: true,
-        fingerprint: None,
-        described: false,
+        fingerprint: own,
+        described: own.is_some(),
     })
 }
 

@@ -91,7 +91,8 @@ pub struct Ask {
     pub request_id: String,
     /// Headers of the caller to pass on (`traceparent`, ...). Ours win over them.
     pub headers: HeaderMap,
-    /// What the client has of the answer already, where another endpoint began it. Only workers continue answers.
+    /// What the client has of the answer already, where another endpoint began it. Only workers continue answers, and targets of
+    /// which it is said.
     pub resume: Option<Box<Resume>>,
     /// For whom, where the chat role is asked.
     pub behalf: Option<Box<Behalf>>,
@@ -170,6 +171,9 @@ impl Client {
         let began = Instant::now();
         if target.base_url.is_worker() {
             return wire::call(self, target, ask, limits).await;
+        }
+        if let Some(question) = wire::direct::question(target, &ask, &limits)? {
+            return wire::direct::call(self, target, question, &ask, limits).await;
         }
         let (stream, path) = (ask.stream, ask.path);
         let head_within = if stream { limits.first_token } else { limits.whole_answer };

@@ -49,6 +49,7 @@ pub use echo::Echo;
 pub use hash::Hash;
 pub use incoming::Incoming;
 pub use openai::OpenAi;
+pub(crate) use openai::{Direct, continuing, is_continuable};
 pub use presence::{Agent, AgentError, Presence, Registration, service_name};
 pub use quic::{QuicDoor, QuicError};
 pub use telemetry::Telemetry;

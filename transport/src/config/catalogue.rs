@@ -61,6 +61,7 @@ impl Model {
             in_flight_max: None,
             http2: false,
             tls: None,
+            continues: None,
         };
         Self {
             policy: None,
@@ -94,6 +95,8 @@ pub struct Endpoint {
     pub http2: bool,
     /// TLS with it, where it is a worker over QUIC.
     pub tls: Option<WorkerTls>,
+    /// What it runs, where it continues the answers of others that run the same.
+    pub continues: Option<String>,
 }
 
 /// A provider: one URL, one key, many models.
@@ -285,11 +288,41 @@ impl Endpoint {
         let in_flight_max = section.maybe_between("in_flight_max", "no limit", IN_FLIGHT);
         let http2 = section.get("http2", false);
         let tls = WorkerTls::of(section, url.as_ref());
+        let continues = section.maybe::<String>("continues", "it continues no answer");
         let url = url.filter(|url| expect_chat(section, "url", url, false))?;
+        if let Some(revision) = &continues {
+            expect_revision(section, &url, revision);
+        }
         let name = name.unwrap_or_else(|| url.authority().to_owned());
-        Some(Self { name, url, weight, priority, api_key, model, in_flight_max, http2, tls })
+        Some(Self {
+            name,
+            url,
+            weight,
+            priority,
+            api_key,
+            model,
+            in_flight_max,
+            http2,
+            tls,
+            continues,
+        })
     }
 }
+
+/// A revision is a name, and said of a server that cannot say it itself.
+fn expect_revision(section: &Section<'_>, url: &Url, revision: &str) {
+    let reason = if url.is_worker() {
+        "a worker says itself whose answers it continues: give --backend-continues to the worker"
+    } else if revision.len() > REVISION_MAX {
+        "name what the server runs in 256 bytes at most, like qwen2.5-7b-instruct@a09a354"
+    } else {
+        return;
+    };
+    section.problem("continues", ProblemKind::Invalid(reason.to_owned()));
+}
+
+/// Longer than a path with a digest.
+const REVISION_MAX: usize = 256;
 
 /// Providers whose address everybody knows.
 const KNOWN: [(&str, &str); 2] = [

@@ -34,6 +34,8 @@ pub struct Route {
     pub http2: bool,
     /// TLS with it, where it is a worker over QUIC.
     pub tls: Option<WorkerTls>,
+    /// What it runs, where it continues the answers of others that run the same.
+    pub continues: Option<String>,
 }
 
 /// Which models a route serves.
@@ -127,6 +129,7 @@ fn at_provider(name: &str, provider: &Provider) -> Route {
         timeout: provider.timeout,
         http2: provider.http2,
         tls: None,
+        continues: None,
     }
 }
 
@@ -145,6 +148,7 @@ fn of_endpoint(model: &str, endpoint: &Endpoint) -> Route {
         timeout: None,
         http2: endpoint.http2,
         tls: endpoint.tls.clone(),
+        continues: endpoint.continues.clone(),
     }
 }
 
@@ -162,5 +166,6 @@ fn of_upstream(upstream: &Upstream) -> Route {
         timeout: None,
         http2: upstream.http2,
         tls: upstream.tls.clone(),
+        continues: None,
     }
 }

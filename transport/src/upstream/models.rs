@@ -10,6 +10,7 @@ use super::connect::Client;
 use super::failed::Failed;
 use super::target::Target;
 use super::{Limits, wire};
+use crate::convert;
 
 /// A model of `GET /models`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,7 +45,8 @@ impl Client {
         let list: List = serde_json::from_slice(&body)
             .map_err(|_| Failed::new(Failure::Garbage, "not a list of models"))?;
         let models = list.data.into_iter().map(Entry::info).collect();
-        Ok(Described { models, fingerprint: None })
+        let fingerprint = target.continues.as_deref().and_then(convert::fingerprint);
+        Ok(Described { models, fingerprint })
     }
 }
 

@@ -24,13 +24,22 @@ pub struct Target {
     pub headers: HeaderMap,
     /// Whom to believe where our own wire is spoken over TLS or QUIC; `None` is whoever a public authority vouches for.
     pub trust: Option<Arc<Trust>>,
+    /// The mark of what it runs, where it continues answers and is no worker, who would say so itself.
+    pub continues: Option<Arc<str>>,
 }
 
 impl Target {
     /// An endpoint without a key, speaking whatever HTTP version it offers.
     #[must_use]
     pub fn new(base_url: BaseUrl) -> Self {
-        Self { base_url, api_key: None, http2_only: false, headers: HeaderMap::new(), trust: None }
+        Self {
+            base_url,
+            api_key: None,
+            http2_only: false,
+            headers: HeaderMap::new(),
+            trust: None,
+            continues: None,
+        }
     }
 }
 

@@ -17,6 +17,7 @@
 
 mod chat;
 mod chunks;
+pub(super) mod direct;
 mod grpc;
 mod kept;
 mod line;
@@ -172,7 +173,7 @@ pub(super) async fn call(
         return embeddings(&line, target, ask, (began, limits)).await.map(Answer::Whole);
     }
     let question = asked(&ask)?;
-    let mut envelope = text::Envelope::new(&ask.request_id, &question.model, client.wall.now());
+    let envelope = text::Envelope::new(&ask.request_id, &question.model, client.wall.now());
     let tokens_max = question.parameters.as_ref().and_then(|said| said.max_tokens);
     let mut question = Some(question);
     let asking = || {
@@ -181,22 +182,34 @@ pub(super) async fn call(
         let (behalf, whole) = (ask.behalf.clone(), !ask.stream);
         Ok(stream::open(&line, Asking { headers, question, behalf, whole }, &limits))
     };
-    let opened = opened(&line, asking, began, &limits).await;
+    let opened = opened(&line, asking, began, &limits).await?;
+    let stream = told(&ask, (opened, Some(line.clone())), (envelope, tokens_max), began, &limits)?;
+    if ask.stream {
+        return Ok(Answer::Stream(Box::new(stream.into())));
+    }
+    whole::collect(stream).await.map(Answer::Whole)
+}
+
+/// What was begun as a stream of events, of the answer that its client has the beginning of.
+fn told(
+    ask: &Ask,
+    (opened, line): (stream::Opened, Option<Line>),
+    (mut envelope, tokens_max): (text::Envelope, Option<u32>),
+    began: Instant,
+    limits: &Limits,
+) -> Result<WireStream, Failed> {
     let mut tally = tally::Tally::new(tokens_max);
     if let Some(resume) = &ask.resume {
         tally = tally.after(resume.seq);
         envelope = envelope.since(resume.origin.created);
     }
-    let stream = WireStream::new(opened?, line.clone(), envelope, tally, began, &limits);
+    let stream = WireStream::new(opened, line, envelope, tally, began, limits);
     if let Some(resume) = &ask.resume
         && stream.origin().is_none_or(|own| own.fingerprint != resume.origin.fingerprint)
     {
         return Err(Failed::new(Failure::Garbage, "the worker that goes on is of another model"));
     }
-    if ask.stream {
-        return Ok(Answer::Stream(Box::new(stream.into())));
-    }
-    whole::collect(stream).await.map(Answer::Whole)
+    Ok(stream)
 }
 
 /// Waits for the connection, and then for a first word, each as long as it may take.

@@ -1,8 +1,10 @@
 //! The backend that passes on to an OpenAI-compatible server: vLLM, SGLang, llama.cpp, a provider.
 
+mod direct;
 mod seam;
 
 use core::time::Duration;
+use std::sync::Arc;
 
 use control::outcome::Failure;
 use http::HeaderMap;
@@ -18,7 +20,9 @@ use crate::translate::{self, Reader};
 use crate::upstream::{
     Answer, Ask, Client, EventKind, Failed, Limits, Path, Secret, Settings, Target,
 };
+pub(crate) use direct::Direct;
 use seam::Seam;
+pub(crate) use seam::is_continuable;
 
 /// The server stands beside the worker: a connection takes no longer than this.
 const CONNECT_WITHIN: Duration = Duration::from_secs(2);
@@ -36,6 +40,9 @@ pub struct OpenAi {
     model: Option<String>,
     /// What it runs, where it continues the answers of others that run the same.
     revision: Option<String>,
+    /// What a gateway that asks it itself wants: headers to pass on, and how long it waits.
+    passed: HeaderMap,
+    within: Option<Limits>,
 }
 
 impl OpenAi {
@@ -57,7 +64,12 @@ impl OpenAi {
             return Err(BackendError::Worker);
         }
         let client = Client::over(&Settings::default(), network)?;
-        Ok(Self { client, target, model: None, revision: None })
+        Ok(Self::at(client, target))
+    }
+
+    fn at(client: Client, target: Target) -> Self {
+        let passed = HeaderMap::new();
+        Self { client, target, model: None, revision: None, passed, within: None }
     }
 
     /// Asks with a key.
@@ -88,10 +100,7 @@ impl OpenAi {
     /// Equal for two servers that continue each other's answers; empty where this one continues none. The worker in Python
     /// makes the same of the same.
     pub(super) fn fingerprint(&self, model: &str) -> String {
-        let Some(revision) = &self.revision else { return String::new() };
-        let digest = Sha256::new().chain_update("prefix-1\0").chain_update(model);
-        let digest = digest.chain_update("\0").chain_update(revision).finalize();
-        digest[..8].iter().map(|byte| format!("{byte:02x}")).collect()
+        self.revision.as_ref().map(|revision| continuing(model, revision)).unwrap_or_default()
     }
 
     /// Asks, and turns each event into chunks.
@@ -108,7 +117,9 @@ impl OpenAi {
         }
         let asked = self.asked(&job.ask, seam.is_some())?;
         let ask = self.ask(&job, asked);
-        let mut stream = match self.client.call(&self.target, ask, limits(&job)).await {
+        let limits = self.within.unwrap_or_else(|| limits(&job));
+        // Boxed: a gateway's own call may lead here.
+        let mut stream = match Box::pin(self.client.call(&self.target, ask, limits)).await {
             Ok(Answer::Stream(stream)) => stream,
             Ok(Answer::Whole(_)) => return Err(Status::internal("no stream came").into()),
             Err(failed) => return Err(refused(&failed, seam.is_some())),
@@ -177,7 +188,7 @@ impl OpenAi {
     }
 
     fn ask(&self, job: &Job, body: String) -> Ask {
-        let mut headers = HeaderMap::new();
+        let mut headers = self.passed.clone();
         job.trace.write(&mut headers);
         Ask {
             resume: None,
@@ -189,6 +200,13 @@ impl OpenAi {
             headers,
         }
     }
+}
+
+/// The mark of a server that serves `model` and runs what `revision` names.
+pub(crate) fn continuing(model: &str, revision: &str) -> String {
+    let digest = Sha256::new().chain_update("prefix-1\0").chain_update(model);
+    let digest = digest.chain_update("\0").chain_update(revision).finalize();
+    digest[..8].iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// What can be said after another chunk; all of it, where nothing is continued.
@@ -211,7 +229,10 @@ fn refused(failed: &Failed, goes_on: bool) -> Halt {
         let words = format!("the backend does not take what continues an answer ({status})");
         return Status::failed_precondition(words).into();
     }
-    convert::status(failed).into()
+    // Who hears it in this process hears all of it.
+    let mut status = convert::status(failed);
+    status.set_source(Arc::new(failed.clone()));
+    status.into()
 }
 
 fn limits(job: &Job) -> Limits {

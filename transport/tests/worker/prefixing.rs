@@ -1,6 +1,6 @@
 //! OpenAI-compatible servers that continue an answer where they are told to, and such as only say so.
 
-use std::convert::Infallible;
+use std::io;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -17,6 +17,7 @@ use proto::inference::v1::{Parameters, Resume, StreamInferenceRequest};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tonic::Code;
 use transport::worker::{Backend, OpenAi};
@@ -43,26 +44,30 @@ enum Manner {
     BeginsAnewUncounted,
     /// Takes no members that it does not know.
     Strict,
+    /// Takes nothing.
+    Refuses(u16),
 }
 
 /// A server whose next word is a function of all text before it.
 struct Server {
     url: String,
     asked: Arc<Mutex<Vec<Value>>>,
+    dead: CancellationToken,
     _serving: AbortOnDropHandle<()>,
 }
 
-type Known = State<(Manner, Duration, Arc<Mutex<Vec<Value>>>)>;
+type Known = State<(Manner, Duration, Arc<Mutex<Vec<Value>>>, CancellationToken)>;
 
 impl Server {
     async fn start(manner: Manner, delay: Duration) -> Self {
         let asked = Arc::new(Mutex::new(Vec::new()));
         let app = Router::new().route("/v1/chat/completions", post(complete));
-        let app = app.with_state((manner, delay, Arc::clone(&asked)));
+        let dead = CancellationToken::new();
+        let app = app.with_state((manner, delay, Arc::clone(&asked), dead.clone()));
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let serving = tokio::spawn(async move { axum::serve(listener, app).await.unwrap() });
-        Self { url, asked, _serving: AbortOnDropHandle::new(serving) }
+        Self { url, asked, dead, _serving: AbortOnDropHandle::new(serving) }
     }
 
     fn last_asked(&self) -> Value {
@@ -70,8 +75,17 @@ impl Server {
     }
 }
 
-async fn complete(State((manner, delay, asked)): Known, Json(body): Json<Value>) -> Response {
+async fn complete(State((manner, delay, asked, dead)): Known, Json(body): Json<Value>) -> Response {
+    if dead.is_cancelled() {
+        return StatusCode::INTERNAL_SERVER_ERROR.into_response();
+    }
     asked.lock().unwrap().push(body.clone());
+    if let Manner::Refuses(status) = manner {
+        let error =
+            json!({"error": {"message": "not so", "type": "odd", "code": "c", "param": "p"}});
+        let status = StatusCode::from_u16(status).unwrap();
+        return (status, [("retry-after", "7")], Json(error)).into_response();
+    }
     let goes_on = body["continue_final_message"] == json!(true);
     if goes_on && manner == Manner::Strict {
         let error = json!({"error": {"message": "extra fields not permitted"}});
@@ -98,7 +112,10 @@ async fn complete(State((manner, delay, asked)): Known, Json(body): Json<Value>)
         let usage = if counts { usage(produced) } else { Value::Null };
         json!({"choices": [choice], "usage": usage}).to_string()
     };
-    let blocks = stream::unfold((0, prefix), move |(step, mut text)| async move {
+    let blocks = stream::unfold((0, prefix, dead), move |(step, mut text, dead)| async move {
+        if dead.is_cancelled() {
+            return Some((Err(io::Error::other("it died")), (usize::MAX, text, dead)));
+        }
         let data = match step {
             0 => event(json!({"role": "assistant", "content": ""}), None, 0),
             step if step <= most => {
@@ -112,8 +129,7 @@ async fn complete(State((manner, delay, asked)): Known, Json(body): Json<Value>)
             step if step == most + 3 => "[DONE]".to_owned(),
             _ => return None,
         };
-        let block = Ok::<_, Infallible>(Bytes::from(format!("data: {data}\n\n")));
-        Some((block, (step + 1, text)))
+        Some((Ok(Bytes::from(format!("data: {data}\n\n"))), (step + 1, text, dead)))
     });
     ([("content-type", "text/event-stream")], Body::from_stream(blocks)).into_response()
 }
@@ -222,43 +238,169 @@ async fn a_server_that_only_is_said_to_continue_is_found_out_before_a_word_of_it
     }
 }
 
+/// A question whose stream is broken in the middle, at one who serves it.
+async fn broken(world: &World, more: &Value, kill: impl FnOnce(&str)) -> Answer {
+    let mut body = json!({
+        "model": "m", "stream": true, "stream_options": {"include_usage": true},
+        "messages": [{"role": "user", "content": "Tell me of points and trains."}],
+    });
+    body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    let (head, mut body) = world.begin("/v1/chat/completions", &body).await.into_parts();
+    let mut text = String::new();
+    while text.matches("\"content\":").count() < 12 {
+        let frame = timeout(LONG, body.frame()).await.unwrap().expect("it goes on").unwrap();
+        text += core::str::from_utf8(&frame.into_data().unwrap()).unwrap();
+    }
+    kill(head.headers["x-pointsman-replica"].to_str().unwrap());
+    let rest = timeout(LONG, body.collect()).await.unwrap().unwrap().to_bytes();
+    text += core::str::from_utf8(&rest).unwrap();
+    Answer { status: head.status, headers: head.headers, text }
+}
+
+/// It went on, and is what it would have been.
+fn is_whole(answer: Answer, whole: &Answer, manner: Manner) {
+    assert_eq!(answer.text.matches(": resumed after ").count(), 1, "{manner:?}: {answer:?}");
+    let blocks = answer.text.split_inclusive("\n\n").filter(|block| !block.starts_with(':'));
+    let answer = Answer { text: blocks.collect(), ..answer };
+    assert!(answer.is_done(), "{manner:?}: {answer:?}");
+    assert_eq!(answer.told(), whole.told(), "{manner:?}: word for word");
+    let bill = |answer: &Answer| answer.events().last().unwrap()["usage"].clone();
+    let total = bill(&answer)["total_tokens"].as_u64();
+    assert_eq!(total, bill(whole)["total_tokens"].as_u64(), "{manner:?}: one bill");
+    if manner == Manner::Continues {
+        assert_eq!(bill(&answer), bill(whole), "its prompt counted once");
+    }
+    let ids =
+        answer.events().into_iter().map(|event| (event["id"].clone(), event["created"].clone()));
+    let ids: std::collections::BTreeSet<_> = ids.map(|id| format!("{id:?}")).collect();
+    assert_eq!(ids.len(), 1, "one answer: {ids:?}");
+}
+
+/// Long words, so that what is estimated is soon more than that, and more than there is.
+fn questions() -> impl Iterator<Item = (Manner, Value)> {
+    let manners = [Manner::Continues, Manner::Uncounted].into_iter();
+    manners.flat_map(|manner| [(manner, json!({})), (manner, json!({"max_tokens": 40}))])
+}
+
+async fn whole(world: &World, more: &Value) -> Answer {
+    let mut more = more.clone();
+    more["stream"] = json!(true);
+    more["stream_options"] = json!({"include_usage": true});
+    world.ask("Tell me of points and trains.", more).await
+}
+
 #[tokio::test]
 async fn a_stream_whose_worker_dies_goes_on_at_another_server_and_is_billed_once() {
-    let manners = [Manner::Continues, Manner::Uncounted];
-    // Long words, so that what is estimated is soon more than that, and more than there is.
-    for (manner, most) in
-        manners.into_iter().flat_map(|manner| [(manner, None), (manner, Some(40))])
-    {
+    for (manner, more) in questions() {
         let servers = [Server::start(manner, SLOW).await, Server::start(manner, SLOW).await];
         let mut workers = [before(&servers[0], "r1"), before(&servers[1], "r1")];
         let urls: Vec<String> = workers.iter().map(Worker::url).collect();
         let world = World::before(&urls, "routing: {max_retries: 5}").await;
-        let body = json!({
-            "model": "m", "stream": true, "stream_options": {"include_usage": true}, "max_tokens": most,
-            "messages": [{"role": "user", "content": "Tell me of points and trains."}],
+        let whole = whole(&world, &more).await;
+        let kill = |name: &str| workers[usize::from(name == "w1")].kill();
+        is_whole(broken(&world, &more, kill).await, &whole, manner);
+    }
+}
+
+/// A gateway that asks these servers itself.
+async fn asking(servers: &[(&Server, &str)]) -> World {
+    let endpoint = |(at, (server, revision)): (usize, &(&Server, &str))| {
+        format!("{{url: '{}', name: w{at}, continues: {revision}}}", server.url)
+    };
+    let endpoints: Vec<_> = servers.iter().enumerate().map(endpoint).collect();
+    let endpoints = endpoints.join(", ");
+    World::of(&format!("models: {{m: {{endpoints: [{endpoints}]}}}}\nrouting: {{max_retries: 5}}"))
+        .await
+}
+
+#[tokio::test]
+async fn servers_that_are_asked_without_workers_go_on_with_each_others_streams() {
+    for (manner, more) in questions() {
+        let servers = [Server::start(manner, SLOW).await, Server::start(manner, SLOW).await];
+        let world = asking(&[(&servers[0], "r1"), (&servers[1], "r1")]).await;
+        let whole = whole(&world, &more).await;
+        let kill = |name: &str| servers[usize::from(name == "w1")].dead.cancel();
+        is_whole(broken(&world, &more, kill).await, &whole, manner);
+    }
+}
+
+#[tokio::test]
+async fn with_a_worker_of_the_same_revision_they_do_so_too() {
+    for first in ["w0", "w1"] {
+        let servers = [
+            Server::start(Manner::Continues, SLOW).await,
+            Server::start(Manner::Continues, SLOW).await,
+        ];
+        let mut worker = before(&servers[0], "r1");
+        let tier = |name: &str| 1 + u8::from(name != first);
+        let world = World::of(&format!(
+            "models: {{m: {{endpoints: [{{url: '{}', name: w0, priority: {}}}, \
+             {{url: '{}', name: w1, continues: r1, priority: {}}}]}}}}\nrouting: {{max_retries: 5}}",
+            worker.url(),
+            tier("w0"),
+            servers[1].url,
+            tier("w1"),
+        ))
+        .await;
+        let whole = whole(&world, &json!({})).await;
+        let more = json!({});
+        let answer = broken(&world, &more, |name| {
+            assert_eq!(name, first);
+            match name {
+                "w0" => worker.kill(),
+                _ => servers[1].dead.cancel(),
+            }
         });
-        let whole = Answer::of(world.begin("/v1/chat/completions", &body).await).await;
-        let response = world.begin("/v1/chat/completions", &body).await;
-        let (head, mut body) = response.into_parts();
-        let serving = head.headers["x-pointsman-replica"].to_str().unwrap().to_owned();
-        let mut text = String::new();
-        while text.matches("\"content\":").count() < 12 {
-            let frame = timeout(LONG, body.frame()).await.unwrap().expect("it goes on").unwrap();
-            text += core::str::from_utf8(&frame.into_data().unwrap()).unwrap();
+        is_whole(answer.await, &whole, Manner::Continues);
+    }
+}
+
+#[tokio::test]
+async fn what_runs_another_revision_and_what_is_not_plain_text_is_joined_by_nobody() {
+    for (revision, more) in [
+        ("r2", json!({})),
+        ("r1", json!({"tools": [{"type": "function", "function": {"name": "f"}}]})),
+        ("r1", json!({"seed": 4})),
+        ("r1", json!({"stop": ["never"]})),
+        ("r1", json!({"response_format": {"type": "json_object"}})),
+    ] {
+        let servers = [
+            Server::start(Manner::Continues, SLOW).await,
+            Server::start(Manner::Continues, SLOW).await,
+        ];
+        let world = asking(&[(&servers[0], "r1"), (&servers[1], revision)]).await;
+        let told = broken(&world, &more, |name| servers[usize::from(name == "w1")].dead.cancel());
+        let told = told.await.text;
+        assert!(!told.contains("[DONE]") && !told.contains(": resumed after "), "{more}: {told}");
+        assert!(told.contains("\"error\""), "{more}: {told}");
+        let asked: Vec<Value> =
+            servers.iter().flat_map(|server| server.asked.lock().unwrap().clone()).collect();
+        assert_eq!(asked.len(), 1, "nobody was asked to go on, or anew: {asked:?}");
+        for (key, value) in more.as_object().unwrap() {
+            assert_eq!(&asked[0][key], value, "as its client wrote it");
         }
-        workers[usize::from(serving == "w1")].kill();
-        let rest = timeout(LONG, body.collect()).await.unwrap().unwrap().to_bytes();
-        text += core::str::from_utf8(&rest).unwrap();
-        assert_eq!(text.matches(": resumed after ").count(), 1, "{manner:?}: {text}");
-        let text = text.split_inclusive("\n\n").filter(|block| !block.starts_with(':')).collect();
-        let answer = Answer { status: head.status, headers: head.headers, text };
-        assert!(answer.is_done(), "{manner:?}: {answer:?}");
-        assert_eq!(answer.told(), whole.told(), "{manner:?} {most:?}: word for word");
-        let bill = |answer: &Answer| answer.events().last().unwrap()["usage"].clone();
-        let total = bill(&answer)["total_tokens"].as_u64();
-        assert_eq!(total, bill(&whole)["total_tokens"].as_u64(), "{manner:?}: one bill");
-        if manner == Manner::Continues {
-            assert_eq!(bill(&answer), bill(&whole), "its prompt counted once");
-        }
+    }
+}
+
+#[tokio::test]
+async fn what_such_a_server_refuses_is_told_as_that_of_any_other() {
+    for status in [400, 401, 404, 413, 422, 429, 500, 503] {
+        let server = Server::start(Manner::Refuses(status), Duration::ZERO).await;
+        let world = async |more: &str| {
+            let url = &server.url;
+            let text = format!(
+                "models: {{m: {{endpoints: [{{url: '{url}', name: w0{more}}}]}}}}\nrouting: {{max_retries: 0}}"
+            );
+            World::of(&text).await
+        };
+        let (own, plain) = (world(", continues: r1").await, world("").await);
+        let more = json!({"stream": true});
+        let (own, plain) = (own.ask("hi", more.clone()).await, plain.ask("hi", more).await);
+        let told = |answer: &Answer| {
+            let header = |name| answer.header(name).to_owned();
+            let again = (header("retry-after"), header("x-should-retry"));
+            (answer.status, again, answer.json())
+        };
+        assert_eq!(told(&own), told(&plain), "{status}");
     }
 }

@@ -130,6 +130,11 @@ const TOLD: &[(&str, &str)] = &[
         "p.yaml:2:11: routing.default_provider: no provider named \"opnai\"; did you mean openai?",
     ),
     (
+        "models: {m: {endpoints: [{url: 'grpc://w:1', continues: r1}]}}",
+        "p.yaml:2:46: models.m.endpoints[0].continues: a worker says itself whose answers it continues: give \
+         --backend-continues to the worker",
+    ),
+    (
         "rules: [{model_name: m, provider_id: nobody}]",
         "p.yaml:2:25: rules[0].provider_id: no provider named \"nobody\"",
     ),
@@ -271,4 +276,13 @@ fn a_secret_is_shown_nowhere_whatever_is_wrong_around_it() {
         };
         assert!(!shown.contains("hunter2"), "{text}\n{shown}");
     }
+}
+
+#[test]
+fn what_a_server_runs_is_named_in_some_words() {
+    let told = errors(&format!(
+        "models: {{m: {{endpoints: [{{url: 'http://w:1', continues: {}}}]}}}}",
+        "x".repeat(257)
+    ));
+    assert!(told.contains("continues: name what the server runs in 256 bytes at most"), "{told}");
 }

@@ -10,6 +10,7 @@ use super::line::{Line, Road};
 use super::{Asking, chat, grpc, quic, refusal};
 use crate::upstream::Limits;
 use crate::upstream::failed::Failed;
+use crate::worker::Direct;
 
 /// The chunks of an answer. Dropping them cancels the call.
 #[derive(Debug)]
@@ -17,6 +18,8 @@ pub(super) enum Chunks {
     Grpc(Box<Streaming<Chunk>>),
     Quic(Box<quic::Answer>),
     Chat(Box<chat::Answer>),
+    /// Of no worker: the server itself is asked from here.
+    Direct(Box<Direct>),
 }
 
 impl Chunks {
@@ -28,6 +31,9 @@ impl Chunks {
             }
             Self::Quic(answer) => answer.next(begun, limits).await,
             Self::Chat(answer) => answer.next(begun, limits).await,
+            Self::Direct(answer) => {
+                answer.next().await.map_err(|status| refusal::of_server(&status, begun, limits))
+            }
         }
     }
 }

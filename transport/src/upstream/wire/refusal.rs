@@ -43,6 +43,12 @@ pub(super) fn of(status: &Status, begun: bool, limits: &Limits) -> Failed {
     failed
 }
 
+/// The same where the server itself was asked: what it said, as it said it.
+pub(super) fn of_server(status: &Status, begun: bool, limits: &Limits) -> Failed {
+    let said = status.source().and_then(|source| source.downcast_ref::<Failed>());
+    said.cloned().unwrap_or_else(|| of(status, begun, limits))
+}
+
 /// The same of a call to the chat role. What it refuses, or ends, it has decided for all of us: it is passed on as it is
 /// worded, and neither held against that process nor asked again.
 pub(super) fn of_chat(status: &Status, begun: bool, limits: &Limits) -> Failed {

@@ -34,7 +34,11 @@ pub(super) struct Opened {
 /// # Errors
 /// Where there is none: the worker refused, or could not be reached.
 pub(super) async fn open(line: &Line, asking: Asking, limits: &Limits) -> Result<Opened, Failed> {
-    let mut rest = chunks::stream(line, asking, limits).await?;
+    begun(chunks::stream(line, asking, limits).await?, limits).await
+}
+
+/// The same of chunks that are on their way.
+pub(super) async fn begun(mut rest: Chunks, limits: &Limits) -> Result<Opened, Failed> {
     let first = rest.next(false, limits).await?;
     let first =
         first.ok_or_else(|| Failed::new(Failure::Truncated, "an answer without a chunk"))?;
@@ -47,7 +51,8 @@ pub(in crate::upstream) struct WireStream {
     /// `None` once the stream is over.
     chunks: Option<Chunks>,
     first: Option<Chunk>,
-    line: Line,
+    /// Where its worker's load is told; none where it comes from no worker.
+    line: Option<Line>,
     envelope: Envelope,
     tally: Tally,
     patience: Patience,
@@ -67,7 +72,7 @@ pub(in crate::upstream) struct WireStream {
 impl WireStream {
     pub(super) fn new(
         opened: Opened,
-        line: Line,
+        line: Option<Line>,
         envelope: Envelope,
         tally: Tally,
         began: Instant,
@@ -152,8 +157,8 @@ impl WireStream {
                 }
                 return Err(Failed::new(Failure::Truncated, "the stream ended without a reason"));
             };
-            if let Some(load) = &chunk.load {
-                self.line.tell(load);
+            if let (Some(load), Some(line)) = (&chunk.load, &self.line) {
+                line.tell(load);
             }
             let first = self.tally.insert(&chunk)?;
             if !is_silent(&chunk) {

@@ -40,7 +40,7 @@ pub(super) struct Seam {
 }
 
 /// Whether an answer to this question can be continued, so that its tokens are worth an exact count.
-pub(super) fn is_continuable(parameters: Option<&Parameters>) -> bool {
+pub(crate) fn is_continuable(parameters: Option<&Parameters>) -> bool {
     let Some(said) = parameters else { return true };
     let plain = Members::read(&said.extra_json).is_some_and(|extra| is_plain(&extra));
     plain && said.seed.is_none() && said.stop.is_empty()
