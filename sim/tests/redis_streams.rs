@@ -97,8 +97,10 @@ async fn what_nobody_touches_goes_at_its_time_and_a_sign_of_life_too() {
 }
 
 /// What has to be heard often enough.
-const ANSWERS: [&str; 14] = [
+const ANSWERS: [&str; 16] = [
     "appended",
+    "missing",
+    "forgotten",
     "foreign",
     "kept",
     "touched",
@@ -132,11 +134,12 @@ impl Both<'_> {
             (self.flush)();
             self.heads.clear();
         }
-        match rng.below(12) {
+        match rng.below(13) {
             0..=3 => self.append(rng, &id, named).await,
             4 => {
                 let owner = rng.of(&["a", "b"]).to_owned();
-                let owned = Owned { owner, whose, running: rng.one_in(2), ttl: HOUR };
+                let epoch = 1 + rng.below(4);
+                let owned = Owned { owner, whose, running: rng.one_in(2), epoch, ttl: HOUR };
                 let (one, two) =
                     (self.real.keep(&id, &owned).await, self.simulated.keep(&id, &owned).await);
                 self.hear("kept");
@@ -161,15 +164,16 @@ impl Both<'_> {
             }
             7 => {
                 let read = rng.one_in(2).then(|| rng.below(9));
-                let one = self.real.claim(&id, &whose, read).await;
+                let behind = rng.of(&[0, 0, 1, 5]);
+                let one = self.real.claim(&id, &whose, read, behind).await;
                 self.hear(if matches!(one, Ok(Some(_))) { "claimed" } else { "refused" });
-                same(named, &one, &self.simulated.claim(&id, &whose, read).await);
+                same(named, &one, &self.simulated.claim(&id, &whose, read, behind).await);
             }
             8 => {
                 let (epoch, read) = (1 + rng.below(4), rng.below(9));
-                let one = self.real.beat(&id, epoch, read).await;
+                let one = self.real.beat(&id, epoch, read, HOUR).await;
                 self.hear("beat");
-                same(named, &one, &self.simulated.beat(&id, epoch, read).await);
+                same(named, &one, &self.simulated.beat(&id, epoch, read, HOUR).await);
             }
             9 => {
                 let after = rng.below(20);
@@ -181,6 +185,11 @@ impl Both<'_> {
             10 => {
                 self.hear("last");
                 same(named, &self.real.last(&id).await, &self.simulated.last(&id).await);
+            }
+            11 if rng.one_in(4) => {
+                self.heads.remove(&id);
+                self.hear("forgotten");
+                same(named, &self.real.forget(&id).await, &self.simulated.forget(&id).await);
             }
             _ => self.lives(rng, named).await,
         }
@@ -198,10 +207,15 @@ impl Both<'_> {
         let count = 1 + rng.below(6);
         let mut shipment = shipment(from, count, rng.one_in(8));
         shipment.entries_max = rng.of(&[3, 50, 8_192]);
+        shipment.kept_from = if rng.one_in(2) { 1 } else { from };
         let one = self.real.append(id, &shipment).await;
-        self.hear(if one.is_ok() { "appended" } else { "foreign" });
+        self.hear(match one {
+            Ok(last) if last < from => "missing",
+            Ok(_) => "appended",
+            Err(_) => "foreign",
+        });
         same(named, &one, &self.simulated.append(id, &shipment).await);
-        let head = head.max(from + count - 1);
+        let head = head.max(one.unwrap_or(head));
         self.heads.insert(id.to_owned(), head);
     }
 
@@ -232,7 +246,7 @@ fn shipment(from: u64, count: u64, is_end: bool) -> Shipment {
         Bytes::from(format!("id: {seq}\ndata: {{\"choices\":[{choice}]}}\n\n"))
     };
     let events = (from..from + count).map(chunk).collect();
-    Shipment { from, events, is_end, entries_max: 8_192, ttl: HOUR }
+    Shipment { kept_from: 1, from, events, is_end, entries_max: 8_192, ttl: HOUR }
 }
 
 fn log_at(port: u16) -> StreamLog {

@@ -193,6 +193,9 @@ pub struct Streams {
     stopping: CancellationToken,
 }
 
+/// More than a gateway opens in a second.
+const DISPLACED_MAX: usize = 8_192;
+
 /// What `/health` calls the shared log.
 const PART: &str = "stream log";
 
@@ -202,6 +205,8 @@ struct Shelf {
     ended: VecDeque<(Instant, String)>,
     /// Places of streams that are being opened.
     promised: usize,
+    /// Those that made room, which the shared log has still: the oldest first, at most [`DISPLACED_MAX`].
+    displaced: VecDeque<String>,
 }
 
 impl Streams {
@@ -261,6 +266,13 @@ impl Streams {
                 return Err(Full);
             };
             shelf.streams.remove(&oldest);
+            if self.shared.is_some() {
+                // What is not told in time goes with its own time.
+                if shelf.displaced.len() >= DISPLACED_MAX {
+                    shelf.displaced.pop_front();
+                }
+                shelf.displaced.push_back(oldest);
+            }
         }
         shelf.promised += 1;
         Ok(Place(Arc::clone(self)))
@@ -289,7 +301,9 @@ impl Streams {
                 Self::resume_here(kept, shared.as_ref(), whose, after, coming.reader).await
             }
             (None, Some(log)) if !coming.kept_here => {
-                Distant::attach(Arc::clone(log), id, whose, after).await.map(Reader::elsewhere)
+                let kept = self.limits.kept.max(shipping::ORPHAN_TTL_MIN);
+                let distant = Distant::attach(Arc::clone(log), id, whose, after, kept).await;
+                distant.map(Reader::elsewhere)
             }
             (None, Some(_) | None) => Err(Missed::Unknown),
         }
@@ -335,7 +349,10 @@ impl Streams {
         kept.may_resume(whose, after)?;
         // Where Redis does not answer, readers elsewhere cannot read either.
         let claimed = match shared {
-            Some(log) => log.claim(kept.id(), &whose.to_string(), None).await.ok().flatten(),
+            Some(log) => {
+                let behind = kept.epoch().max(reader);
+                log.claim(kept.id(), &whose.to_string(), None, behind).await.ok().flatten()
+            }
             None => None,
         };
         let claim = claimed.map_or(Claim::After(reader), |claimed| Claim::Epoch(claimed.epoch));
@@ -356,6 +373,20 @@ impl Streams {
             if let Some(log) = &self.shared {
                 let lives = log.live(&self.name, distant::SIGN_TTL).await;
                 self.say(&lives, &mut well);
+                if lives.is_ok() {
+                    self.forget_displaced(log).await;
+                }
+            }
+        }
+    }
+
+    /// Has the shared log forget what made room here, as much as a tick has time for.
+    async fn forget_displaced(&self, log: &StreamLog) {
+        let until = Instant::now() + distant::SIGN_EVERY / 2;
+        while Instant::now() < until {
+            let Some(id) = self.shelf().displaced.pop_front() else { return };
+            if log.forget(&id).await.is_err() {
+                return;
             }
         }
     }

@@ -172,6 +172,103 @@ async fn a_redis_that_does_not_answer_holds_nobody_up_and_is_caught_up_with() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn readers_that_came_here_while_redis_was_away_count_afterwards() {
+    let redis = Server::start();
+    let grace = Duration::from_secs(4);
+    let one = gateway_with(&redis, 1, Limits { grace, ..Limits::default() });
+    let two = gateway(&redis, 2);
+    let (mut here, parts) = one.open(7).await;
+    parts.send_numbers(1..=1).await;
+    here.until("id: 1\n").await;
+    let id = here.reader.id().to_owned();
+    redis.freeze();
+    let mut first = one.resume(&id, 1).await.unwrap();
+    let mut second = one.resume(&id, 1).await.unwrap();
+    assert_eq!(first.rest().await.1, Next::TakenOver);
+    parts.send_numbers(2..=2).await;
+    second.until("id: 2\n").await;
+    redis.thaw();
+    second.until(": the log of streams answers again").await;
+    // The next, here and elsewhere, is the one that counts.
+    let mut third = one.resume(&id, 2).await.unwrap();
+    assert_eq!(second.rest().await.1, Next::TakenOver);
+    drop((first, second));
+    parts.send_numbers(3..=3).await;
+    third.until("id: 3\n").await;
+    let mut there = two.resume(&id, 3).await.unwrap();
+    let (began, mut number) = (Instant::now(), 4);
+    while began.elapsed() < grace * 2 {
+        parts.send_numbers(number..=number).await;
+        there.until(&format!("id: {number}\n")).await;
+        number += 1;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(third.rest().await.1, Next::TakenOver);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_redis_acknowledged_and_lost_is_written_again() {
+    let redis = Server::start();
+    let (one, two) = (gateway(&redis, 1), gateway(&redis, 2));
+    let (mut here, parts) = one.open(7).await;
+    parts.send_numbers(1..=5).await;
+    here.until("id: 5\n").await;
+    let id = here.reader.id().to_owned();
+    redis.ask(&format!("XDEL stream:chat:{id} 4-0 5-0"));
+    redis.ask(&format!("XSETID stream:chat:{id} 3-0"));
+    parts.send_numbers(6..=6).await;
+    here.until("id: 6\n").await;
+    // Nor does it end a reader there that nothing is known of its stream for a moment.
+    let mut there = two.resume(&id, 2).await.unwrap();
+    there.until("id: 6\n").await;
+    redis.ask(&format!("DEL chat:req:meta:{id}"));
+    tokio::time::sleep(Duration::from_millis(1_500)).await;
+    redis.ask(&format!("DEL stream:chat:{id}"));
+    parts.send_numbers(7..=7).await;
+    there.until("id: 7\n").await;
+    parts.end().await;
+    let end = "id: 8\ndata: [DONE]\n\n";
+    assert_eq!(there.rest().await, (numbers(3..=7) + end, Next::Over));
+    let mut whole = two.resume(&id, 0).await.unwrap();
+    assert_eq!(whole.rest().await, (numbers(1..=7) + end, Next::Over));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_made_room_here_is_forgotten_there() {
+    let redis = Server::start();
+    let one = gateway_with(&redis, 1, Limits { streams_max: 2, ..Limits::default() });
+    for request in 1..=8 {
+        let (mut here, parts) = one.open(request).await;
+        parts.end().await;
+        assert_eq!(here.rest().await.1, Next::Over);
+        drop(here);
+        // An ended stream makes room once its end is written.
+        let began = Instant::now();
+        while one.streams.reserve().is_err() {
+            assert!(began.elapsed() < LONG);
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+    let began = Instant::now();
+    let kept = || redis.ask("EVAL \"return #redis.call('KEYS','*chat:*')\" 0");
+    while kept().parse::<usize>().unwrap() > 4 {
+        assert!(began.elapsed() < LONG, "{} keys of two streams", kept());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_left_before_it_heard_of_its_stream_leaves_none() {
+    let redis = Server::start();
+    let one = gateway(&redis, 1);
+    redis.freeze();
+    let (mut here, parts) = one.open(7).await;
+    assert!(timeout(Duration::from_millis(20), here.reader.reach()).await.is_err());
+    drop(here);
+    timeout(Duration::from_secs(5), parts.0.closed()).await.expect("nobody can come back to it");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stream_opened_while_redis_is_away_says_that_it_is_kept_here_alone() {
     let mut redis = Server::start();
     let one = gateway(&redis, 1);

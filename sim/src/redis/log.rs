@@ -72,6 +72,16 @@ impl Logs {
                 }
                 Said::Number(is_there.into())
             }
+            ("UNLINK", [key]) => {
+                let is_there = self.at(now, key).is_some();
+                if is_there {
+                    self.before.push_back(((*key).to_owned(), self.held.remove(*key)));
+                    if self.before.len() > WRITES_MAX {
+                        self.before.pop_front();
+                    }
+                }
+                Said::Number(is_there.into())
+            }
             ("HGET", [key, field]) => self.field(now, key, field).map_or(Said::Nothing, Said::text),
             ("XRANGE", [key, from, "+", "COUNT", count]) => {
                 let from: u64 = from.strip_suffix("-0")?.parse().ok()?;
@@ -150,12 +160,15 @@ impl Logs {
     }
 
     fn append(&mut self, now: u64, key: &str, args: &[Vec<u8>]) -> Result<Said, Unreadable> {
-        let [most, span, first, events @ ..] = args else { return Err(Unreadable) };
+        let [most, span, kept, first, events @ ..] = args else { return Err(Unreadable) };
         let (most, span) = (whole(most)?, whole(span)?);
         let mut entries: VecDeque<_> = self.entries(now, key).cloned().collect();
         let until = self.at(now, key).and_then(|held| held.until);
         let have = entries.back().map_or(0, |(seq, _)| *seq);
         let mut seq = whole(first)?;
+        if have + 1 < seq && whole(kept)? < seq {
+            return Ok(Said::Number(have));
+        }
         for event in events.chunks(4) {
             let [event, token, is_final, reason] = event else { return Err(Unreadable) };
             if seq > have {
@@ -183,12 +196,13 @@ impl Logs {
     }
 
     fn keep(&mut self, now: u64, key: &str, args: &[Vec<u8>]) -> Result<Said, Unreadable> {
-        let [owner, whose, status, span] = args else { return Err(Unreadable) };
+        let [owner, whose, status, span, known] = args else { return Err(Unreadable) };
         let (mut fields, until) = self.hash(now, key);
         for (name, value) in [("owner", owner), ("whose", whose), ("status", status)] {
             fields.insert(name.to_owned(), text(value)?.to_owned());
         }
-        fields.entry("epoch".to_owned()).or_insert_with(|| "1".to_owned());
+        let epoch: u64 = fields.get("epoch").map_or(Ok(0), |text| parsed(text))?;
+        fields.insert("epoch".to_owned(), epoch.max(whole(known)?).to_string());
         let number = |name: &str| fields.get(name).map_or(Ok(0), |text| parsed(text));
         let said = [number("reader")?, number("beat")?, number("read")?];
         self.write(key, Held { what: What::Hash(fields), until });
@@ -197,12 +211,14 @@ impl Logs {
     }
 
     fn claim(&mut self, now: u64, key: &str, args: &[Vec<u8>]) -> Result<Said, Unreadable> {
-        let [whose, read] = args else { return Err(Unreadable) };
+        let [whose, read, behind] = args else { return Err(Unreadable) };
         let (mut fields, until) = self.hash(now, key);
         if fields.get("whose").map(String::as_str) != Some(text(whose)?) {
             return Ok(Said::Nothing);
         }
-        let epoch = more(&mut fields, "epoch")?;
+        let epoch: u64 = fields.get("epoch").map_or(Ok(0), |text| parsed(text))?;
+        let epoch = epoch.max(whole(behind)?) + 1;
+        fields.insert("epoch".to_owned(), epoch.to_string());
         let read = text(read)?;
         if !read.is_empty() {
             fields.insert("reader".to_owned(), epoch.to_string());
@@ -215,18 +231,22 @@ impl Logs {
     }
 
     fn beat(&mut self, now: u64, key: &str, args: &[Vec<u8>]) -> Result<Said, Unreadable> {
-        let [epoch, read] = args else { return Err(Unreadable) };
+        let [epoch, read, span] = args else { return Err(Unreadable) };
         let (mut fields, until) = self.hash(now, key);
         let epoch = text(epoch)?;
         match fields.get("epoch") {
             None => return Ok(Said::MinusOne),
-            Some(current) if current != epoch => return Ok(Said::Number(0)),
+            Some(current) if parsed::<u64>(current)? > parsed::<u64>(epoch)? => {
+                return Ok(Said::Number(0));
+            }
             Some(_) => {}
         }
+        fields.insert("epoch".to_owned(), epoch.to_owned());
         fields.insert("reader".to_owned(), epoch.to_owned());
         fields.insert("read".to_owned(), text(read)?.to_owned());
         more(&mut fields, "beat")?;
         self.write(key, Held { what: What::Hash(fields), until });
+        self.expire(now, key, whole(span)?);
         Ok(Said::Number(1))
     }
 }

@@ -58,6 +58,8 @@ pub struct StreamLog {
 /// Events on their way into the log.
 #[derive(Clone, Debug)]
 pub struct Shipment {
+    /// The number of the first that the writer keeps: what is missing before it stays missing.
+    pub kept_from: u64,
     /// The number of the first.
     pub from: u64,
     /// Blocks of the answer.
@@ -79,6 +81,8 @@ pub struct Owned {
     pub whose: String,
     /// More will come.
     pub running: bool,
+    /// Of the last reader that the gateway knows of, from 1 on.
+    pub epoch: u64,
     /// How long this stands.
     pub ttl: Duration,
 }
@@ -142,14 +146,15 @@ impl StreamLog {
         Ok(Self { caller: Caller::new(settings, network)? })
     }
 
-    /// Writes events. Returns the number of the last.
+    /// Writes events, unless some before them are missing that the writer keeps. Returns the number of the last that is there.
     ///
     /// # Errors
     /// [`StoreError`]; they may have been written, and may be written again.
     pub async fn append(&self, id: &str, shipment: &Shipment) -> Result<u64, StoreError> {
         let count = shipment.events.len();
         let answer = self.caller.script_on(&APPEND, stream_key(id), |command| {
-            command.arg(shipment.entries_max).arg(millis(shipment.ttl)).arg(shipment.from);
+            command.arg(shipment.entries_max).arg(millis(shipment.ttl));
+            command.arg(shipment.kept_from).arg(shipment.from);
             for (index, event) in shipment.events.iter().enumerate() {
                 let is_final = shipment.is_end && index + 1 == count;
                 let words = Words::of(event);
@@ -168,6 +173,7 @@ impl StreamLog {
         let status = if owned.running { "streaming" } else { "ended" };
         let answer = self.caller.script_on(&KEEP, meta_key(id), |command| {
             command.arg(&owned.owner).arg(&owned.whose).arg(status).arg(millis(owned.ttl));
+            command.arg(owned.epoch);
         });
         let [epoch, beat, read] = integers(&answer.await?)?;
         Ok(Readers { epoch, beat, read })
@@ -183,6 +189,18 @@ impl StreamLog {
         self.caller.command(&command).await.map(drop)
     }
 
+    /// Forgets a stream.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn forget(&self, id: &str) -> Result<(), StoreError> {
+        // In different slots of a cluster.
+        for key in [stream_key(id), meta_key(id)] {
+            self.caller.command(redis::cmd("UNLINK").arg(key)).await?;
+        }
+        Ok(())
+    }
+
     /// Who may resume a stream; `None` where there is no such stream.
     ///
     /// # Errors
@@ -194,8 +212,8 @@ impl StreamLog {
         if answer == Value::Nil { Ok(None) } else { text(&answer).map(Some) }
     }
 
-    /// A reader takes over; `elsewhere` is the last event it has, where it is not on the gateway that runs the stream.
-    /// `None` where there is no such stream of theirs.
+    /// A reader takes over; `elsewhere` is the last event it has, where it is not on the gateway that runs the stream, and
+    /// `behind` an epoch that its own will be above, whatever the log says. `None` where there is no such stream of theirs.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -204,10 +222,11 @@ impl StreamLog {
         id: &str,
         whose: &str,
         elsewhere: Option<u64>,
+        behind: u64,
     ) -> Result<Option<Claimed>, StoreError> {
         let read = elsewhere.map(|read| read.to_string()).unwrap_or_default();
         let answer = self.caller.script_on(&CLAIM, meta_key(id), |command| {
-            command.arg(whose).arg(&read);
+            command.arg(whose).arg(&read).arg(behind);
         });
         let answer = answer.await?;
         if answer == Value::Nil {
@@ -217,13 +236,19 @@ impl StreamLog {
         Ok(Some(Claimed { epoch: number(epoch)?, owner: text(owner)? }))
     }
 
-    /// A reader elsewhere is still there, and has read so far.
+    /// A reader elsewhere is still there, and has read so far. What is known of the stream stays for so long.
     ///
     /// # Errors
     /// [`StoreError`].
-    pub async fn beat(&self, id: &str, epoch: u64, read: u64) -> Result<Beat, StoreError> {
+    pub async fn beat(
+        &self,
+        id: &str,
+        epoch: u64,
+        read: u64,
+        ttl: Duration,
+    ) -> Result<Beat, StoreError> {
         let answer = self.caller.script_on(&BEAT, meta_key(id), |command| {
-            command.arg(epoch).arg(read);
+            command.arg(epoch).arg(read).arg(millis(ttl));
         });
         Ok(match integer(&answer.await?)? {
             1.. => Beat::Current,

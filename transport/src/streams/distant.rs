@@ -43,8 +43,10 @@ pub(super) struct Distant {
     pause: Duration,
     beat_at: Instant,
     answered_at: Instant,
-    /// Since when its gateway has given no sign.
+    /// Since when its gateway has given no sign, or the log knows nothing of the stream.
     dead_since: Option<Instant>,
+    /// How long it is kept after a reader was here.
+    kept: Duration,
 }
 
 impl Distant {
@@ -54,6 +56,7 @@ impl Distant {
         id: &str,
         whose: Whose,
         after: u64,
+        kept: Duration,
     ) -> Result<Self, Missed> {
         let whose = whose.to_string();
         if log.whose(id).await.map_err(Missed::Away)?.as_ref() != Some(&whose) {
@@ -75,7 +78,7 @@ impl Distant {
             }
         }
         // Last: who cannot read on cuts nobody off.
-        let claimed = log.claim(id, &whose, Some(after)).await.map_err(Missed::Away)?;
+        let claimed = log.claim(id, &whose, Some(after), 0).await.map_err(Missed::Away)?;
         let claimed = claimed.ok_or(Missed::Unknown)?;
         let now = Instant::now();
         Ok(Self {
@@ -89,6 +92,7 @@ impl Distant {
             beat_at: now,
             answered_at: now,
             dead_since: None,
+            kept,
         })
     }
 
@@ -131,22 +135,27 @@ impl Distant {
     /// Reads on. What it finds besides events ends the reading.
     async fn look(&mut self) -> Result<Option<Next>, StoreError> {
         let beats = self.beat_at <= Instant::now();
+        let (mut dead, mut patience) = (false, DEAD_AFTER);
         if beats {
-            match self.log.beat(&self.id, self.claimed.epoch, self.at).await? {
+            // What is read is kept, however slowly that goes.
+            let beat = self.log.beat(&self.id, self.claimed.epoch, self.at, self.kept);
+            let (beat, touched) = tokio::join!(beat, self.log.touch(&self.id, self.kept));
+            match touched.and(beat)? {
                 Beat::Current => {}
                 Beat::TakenOver => return Ok(Some(Next::TakenOver)),
-                Beat::Gone => return Ok(Some(Next::Lost)),
+                // A log that lost it hears of it again from a gateway that lives.
+                Beat::Gone => (dead, patience) = (true, SIGN_TTL),
             }
+            // Before the events are read: a gateway that dies now has written what it wrote.
+            dead |= !self.log.is_alive(&self.claimed.owner).await?;
         }
-        // Before the events are read: a gateway that dies now has written what it wrote.
-        let dead = if beats { !self.log.is_alive(&self.claimed.owner).await? } else { false };
         self.waiting = self.log.read(&self.id, self.at).await?;
         if beats {
             self.beat_at = Instant::now() + BEAT_EVERY;
             let since = *self.dead_since.get_or_insert_with(Instant::now);
             if !dead || !self.waiting.is_empty() {
                 self.dead_since = None;
-            } else if since.elapsed() >= DEAD_AFTER {
+            } else if since.elapsed() >= patience {
                 return Ok(Some(Next::Lost));
             }
         }

@@ -49,10 +49,16 @@ pub(super) struct Kept {
 
 struct State {
     log: Log,
-    /// Of the reader that counts.
+    /// Of the reader that counts, among all gateways.
     epoch: u64,
+    /// Of the reader that counts, among those here; above all of them where it is elsewhere.
+    ticket: u64,
     /// Whether it is here.
     attached: bool,
+    /// Somebody has been told what the stream is called.
+    announced: bool,
+    /// Since when there is no room for more.
+    full_since: Option<Instant>,
     /// When a reader was last heard of.
     seen: Instant,
     reach: Reach,
@@ -72,7 +78,10 @@ impl Kept {
         let state = State {
             log: Log::new(bounds),
             epoch: 0,
+            ticket: 0,
             attached: false,
+            announced: false,
+            full_since: None,
             seen: Instant::now(),
             reach: if shared { Reach::AnyGateway } else { Reach::ThisGateway },
             aside: (0, Bytes::new()),
@@ -98,9 +107,24 @@ impl Kept {
         self.state().reach
     }
 
+    /// Of the last reader, wherever it is.
+    pub fn epoch(&self) -> u64 {
+        self.state().epoch
+    }
+
+    /// Its client knows what it is called: from here on it may come back.
+    pub fn announce(&self) {
+        self.state().announced = true;
+    }
+
     /// Changes the log, and tells the readers.
     pub fn write<T>(&self, change: impl FnOnce(&mut Log) -> T) -> T {
-        let done = change(&mut self.state().log);
+        let mut state = self.state();
+        let done = change(&mut state.log);
+        if state.log.is_full() {
+            state.full_since.get_or_insert_with(Instant::now);
+        }
+        drop(state);
         self.news.send_replace(());
         done
     }
@@ -147,12 +171,8 @@ impl Kept {
         if epoch < state.epoch {
             return;
         }
-        if state.attached {
-            // Above both, so that the one here finds itself replaced.
-            state.epoch = epoch + u64::from(epoch == state.epoch);
-        } else {
-            state.epoch = epoch;
-        }
+        state.epoch = epoch;
+        state.ticket += 1;
         (state.attached, state.seen) = (false, Instant::now());
         state.log.sent(read);
         drop(state);
@@ -164,8 +184,13 @@ impl Kept {
         let state = self.state();
         match state.attached {
             false if control::planted!(GraceNeverEnds) => None,
+            // Nobody could come back to it.
+            false if !state.announced => Some(state.seen),
             false => Some(state.seen + grace),
-            true => state.log.is_full().then(|| state.seen + TAKES_NOTHING_MAX + grace),
+            true => {
+                let full_since = state.full_since.filter(|_| state.log.is_full())?;
+                Some(state.seen.max(full_since) + TAKES_NOTHING_MAX + grace)
+            }
         }
     }
 
@@ -190,7 +215,8 @@ impl Kept {
         if log.is_end(after) { Err(Missed::Complete) } else { Ok(()) }
     }
 
-    /// Becomes its reader, from behind this event on. What was said before is not for it.
+    /// Becomes its reader, from behind this event on. What was said before is not for it. Returns its ticket, by which it looks
+    /// and leaves.
     pub fn attach(&self, claim: Claim, after: u64) -> (u64, u64, watch::Receiver<()>) {
         let mut state = self.state();
         let epoch = match claim {
@@ -198,7 +224,10 @@ impl Kept {
             Claim::Epoch(epoch) => epoch,
         };
         // Somebody who claimed later has come first: then this reader is replaced already.
+        let mut ticket = 0;
         if epoch >= state.epoch {
+            state.ticket += 1;
+            ticket = state.ticket;
             (state.epoch, state.attached, state.seen) = (epoch, true, Instant::now());
             state.log.rewind(after);
         }
@@ -206,23 +235,23 @@ impl Kept {
         drop(state);
         self.news.send_replace(());
         self.moves.notify_one();
-        (epoch, aside, self.news.subscribe())
+        (ticket, aside, self.news.subscribe())
     }
 
-    /// The reader of this epoch leaves.
-    pub fn detach(&self, epoch: u64) {
+    /// The reader of this ticket leaves.
+    pub fn detach(&self, ticket: u64) {
         let mut state = self.state();
-        if state.epoch == epoch {
+        if state.ticket == ticket {
             (state.attached, state.seen) = (false, Instant::now());
         }
         drop(state);
         self.moves.notify_one();
     }
 
-    /// What the reader of this epoch finds behind `after`, who has heard `aside` last.
-    pub fn look(&self, epoch: u64, after: u64, aside: u64) -> Look {
+    /// What the reader of this ticket finds behind `after`, who has heard `aside` last.
+    pub fn look(&self, ticket: u64, after: u64, aside: u64) -> Look {
         let mut state = self.state();
-        if state.epoch != epoch && !control::planted!(BothReadersStay) {
+        if state.ticket != ticket && !control::planted!(BothReadersStay) {
             return Look::TakenOver;
         }
         if state.aside.0 != aside {
@@ -232,7 +261,7 @@ impl Kept {
         if let Found::Events(_, last) = &found {
             let waited_for = state.log.is_full();
             state.log.sent(*last);
-            state.seen = Instant::now();
+            (state.seen, state.full_since, state.announced) = (Instant::now(), None, true);
             drop(state);
             if waited_for {
                 self.moves.notify_one();
@@ -256,14 +285,17 @@ mod tests {
         let whose = Whose { tenant: control::id::AccountId(1), key: None };
         let bounds = Bounds { entries_max: 2, bytes_max: 1_000 };
         let kept = Kept::new("req_1-1".to_owned(), whose, bounds, false);
-        let (epoch, _, _news) = kept.attach(Claim::After(0), 0);
+        let (ticket, _, _news) = kept.attach(Claim::After(0), 0);
+        kept.announce();
+        // A long silence before is nobody's fault.
+        tokio::time::advance(2 * TAKES_NOTHING_MAX).await;
         assert_eq!(kept.gives_up_at(grace), None);
         kept.write(|log| (0..2).for_each(|_| assert_ne!(log.push(b"data: x\n\n"), 0)));
         kept.write(|log| log.show(2));
         let since = Instant::now();
         assert_eq!(kept.gives_up_at(grace), Some(since + TAKES_NOTHING_MAX + grace));
         tokio::time::advance(Duration::from_secs(40)).await;
-        assert!(matches!(kept.look(epoch, 0, 0), Look::Found(Found::Events(_, 2))));
+        assert!(matches!(kept.look(ticket, 0, 0), Look::Found(Found::Events(_, 2))));
         assert_eq!(kept.gives_up_at(grace), Some(Instant::now() + TAKES_NOTHING_MAX + grace));
         // The next that is written finds room.
         assert!(kept.with(super::super::log::Log::has_room));

@@ -36,7 +36,7 @@ enum Where {
 
 struct Here {
     kept: Arc<Kept>,
-    epoch: u64,
+    ticket: u64,
     news: watch::Receiver<()>,
     at: u64,
     aside: u64,
@@ -44,8 +44,8 @@ struct Here {
 
 impl Reader {
     pub(super) fn here(kept: Arc<Kept>, claim: Claim, after: u64) -> Self {
-        let (epoch, aside, news) = kept.attach(claim, after);
-        Self(Where::Here(Here { kept, epoch, news, at: after, aside }))
+        let (ticket, aside, news) = kept.attach(claim, after);
+        Self(Where::Here(Here { kept, ticket, news, at: after, aside }))
     }
 
     pub(super) fn elsewhere(distant: Distant) -> Self {
@@ -76,7 +76,7 @@ impl Reader {
     }
 
     /// Where it can be resumed from now on. Of a stream that is being opened, resolves when that is known: a call to the
-    /// shared log at most.
+    /// shared log at most. A reader that leaves before that leaves a stream to which nobody can come back.
     pub async fn reach(&mut self) -> Reach {
         let Where::Here(here) = &mut self.0 else { return Reach::AnyGateway };
         loop {
@@ -85,6 +85,7 @@ impl Reader {
             let settled = here.kept.with(|log| log.shown() > 0 || !log.is_open());
             let reach = here.kept.reach();
             if settled || reach == Reach::ThisGateway || here.news.changed().await.is_err() {
+                here.kept.announce();
                 return reach;
             }
         }
@@ -104,7 +105,7 @@ impl Here {
         loop {
             // First the bell, then the look: what comes in between rings again.
             self.news.borrow_and_update();
-            match self.kept.look(self.epoch, self.at, self.aside) {
+            match self.kept.look(self.ticket, self.at, self.aside) {
                 Look::Found(Found::Events(bytes, last)) => {
                     self.at = last;
                     return Next::Bytes(bytes);
@@ -128,6 +129,6 @@ impl Here {
 
 impl Drop for Here {
     fn drop(&mut self) {
-        self.kept.detach(self.epoch);
+        self.kept.detach(self.ticket);
     }
 }

@@ -26,7 +26,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 const LAST_TRIES: u32 = 3;
 
 /// What a stream whose gateway has died is kept for at least, so that its client finds what it was sent.
-const ORPHAN_TTL_MIN: Duration = Duration::from_secs(60);
+pub(super) const ORPHAN_TTL_MIN: Duration = Duration::from_secs(60);
 
 const CUT_OFF: &[u8] = b": the log of streams does not answer; until it does, only this gateway can resume this one\n\n";
 const BACK: &[u8] = b": the log of streams answers again; any gateway can resume this one\n\n";
@@ -64,7 +64,8 @@ impl Shipping {
         ended: Duration,
     ) -> Self {
         let ttl = (grace + ended).max(ORPHAN_TTL_MIN);
-        let owned = Owned { owner, whose: kept.whose().to_string(), running: true, ttl };
+        let whose = kept.whose().to_string();
+        let owned = Owned { owner, whose, running: true, epoch: 1, ttl };
         let mut tick = tokio::time::interval_at(Instant::now() + LOOK_EVERY, LOOK_EVERY);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Self {
@@ -93,6 +94,7 @@ impl Shipping {
         }
         let (from, events) = kept.with(|log| log.unshipped(self.shipped, EVENTS_MAX, BYTES_MAX));
         let shipment = Shipment {
+            kept_from: first,
             from,
             is_end: !is_open && from + events.len() as u64 > head,
             // What is not kept here is not kept there.
@@ -100,7 +102,7 @@ impl Shipping {
             ttl: self.owned.ttl.max(ORPHAN_TTL_MIN),
             events,
         };
-        let (log, id, owned) = (Arc::clone(&self.log), self.id.clone(), self.owned.clone());
+        let (log, id, owned) = (Arc::clone(&self.log), self.id.clone(), self.owned(kept));
         let is_new = self.shipped == 0;
         self.shipment = Some(Box::pin(async move {
             // Both at once: a stream's first event waits for one round trip, too.
@@ -126,6 +128,7 @@ impl Shipping {
         match turn {
             Turn::Shipped(Ok(number)) => {
                 (self.shipment, self.not_before) = (None, None);
+                // Below what was acknowledged before, where that was lost: then it is sent again.
                 self.shipped = number;
                 let caught_up = kept.write(|log| {
                     log.show(number);
@@ -151,7 +154,7 @@ impl Shipping {
                     }
                 }
             }
-            Turn::Tick if self.look.is_none() => self.look = Some(self.looking()),
+            Turn::Tick if self.look.is_none() => self.look = Some(self.looking(kept)),
             Turn::Tick => {}
         }
     }
@@ -181,7 +184,7 @@ impl Shipping {
             }
             let done = self.shipped >= kept.with(|log| log.head());
             // What nobody can resume any more goes with its last events.
-            if done && self.looking().await.is_ok() {
+            if done && self.looking(kept).await.is_ok() {
                 return true;
             }
             tokio::time::sleep(LOOK_EVERY).await;
@@ -201,8 +204,13 @@ impl Shipping {
         kept.write(|log| log.show(log.head()));
     }
 
-    fn looking(&self) -> BoxFuture<'static, Result<Readers, StoreError>> {
-        let (log, id, owned) = (Arc::clone(&self.log), self.id.clone(), self.owned.clone());
+    /// What is said of the stream now.
+    fn owned(&self, kept: &Kept) -> Owned {
+        Owned { epoch: kept.epoch().max(1), ..self.owned.clone() }
+    }
+
+    fn looking(&self, kept: &Kept) -> BoxFuture<'static, Result<Readers, StoreError>> {
+        let (log, id, owned) = (Arc::clone(&self.log), self.id.clone(), self.owned(kept));
         Box::pin(async move {
             let (readers, touched) = tokio::join!(log.keep(&id, &owned), log.touch(&id, owned.ttl));
             touched.and(readers)
