@@ -7,6 +7,7 @@
 mod server;
 
 use core::time::Duration;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use control::id::{AccountId, Minted, ReservationId};
@@ -66,18 +67,20 @@ async fn sums(store: &Store) -> (u64, u64) {
 /// The error that scripts meet, where they meet one.
 type Refusal = Arc<Mutex<Option<&'static str>>>;
 
-/// A way to `server` on which scripts may be refused.
-async fn between(server: &Server) -> (u16, Refusal) {
-    let refusal = Refusal::default();
+/// A way to `server` on which scripts may be refused, and how many connections came over it.
+async fn between(server: &Server) -> (u16, Refusal, Arc<AtomicUsize>) {
+    let (refusal, lines) = (Refusal::default(), Arc::<AtomicUsize>::default());
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (port, behind, refuses) =
         (listener.local_addr().unwrap().port(), server.port, Arc::clone(&refusal));
+    let counted = Arc::clone(&lines);
     tokio::spawn(async move {
         while let Ok((caller, _)) = listener.accept().await {
+            counted.fetch_add(1, Ordering::Relaxed);
             tokio::spawn(pass(caller, behind, Arc::clone(&refuses)));
         }
     });
-    (port, refusal)
+    (port, refusal, lines)
 }
 
 async fn pass(caller: TcpStream, behind: u16, refuses: Refusal) {
@@ -130,7 +133,7 @@ async fn command(
 #[tokio::test]
 async fn each_refusal_is_named_for_what_it_is_charges_nothing_and_passes() {
     let server = Server::start();
-    let (port, refusal) = between(&server).await;
+    let (port, refusal, _) = between(&server).await;
     let store = store(port);
     let granted = store.perform(&reserve(None, 1)).await.unwrap();
     for (error, kind, words) in [
@@ -160,6 +163,26 @@ async fn each_refusal_is_named_for_what_it_is_charges_nothing_and_passes() {
     }
     assert_eq!(store.perform(&settle(1, &granted)).await.unwrap().reply, Reply::Done);
     assert_eq!(sums(&store).await, (70, 0));
+}
+
+#[tokio::test]
+async fn a_redis_that_is_loading_is_not_dialled_again_for_each_question() {
+    let server = Server::start();
+    let (port, refusal, lines) = between(&server).await;
+    let store = store(port);
+    let granted = store.perform(&reserve(None, 1)).await.unwrap();
+    let before = lines.load(Ordering::Relaxed);
+    *refusal.lock().unwrap() = Some("LOADING Redis is loading the dataset in memory");
+    for _ in 0..50 {
+        assert_eq!(store.perform(&settle(1, &granted)).await.unwrap_err().name(), "not_serving");
+    }
+    *refusal.lock().unwrap() = None;
+    assert_eq!(store.perform(&settle(1, &granted)).await.unwrap().reply, Reply::Done);
+    assert_eq!(
+        lines.load(Ordering::Relaxed),
+        before,
+        "it serves on the same connection once it has loaded"
+    );
 }
 
 #[tokio::test]
