@@ -26,9 +26,22 @@ pub struct Runs {
 #[derive(Debug)]
 struct Heard {
     run: String,
-    /// The run before, and the last run id under which it was current: answers may overtake each other.
-    before: Option<(String, RunId)>,
+    /// The run before: answers may overtake each other.
+    before: Option<Before>,
 }
+
+#[derive(Debug)]
+struct Before {
+    run: String,
+    /// The last run id under which it was current.
+    id: RunId,
+    /// The moment from which on it was not.
+    over: Moment,
+}
+
+/// When something was asked, on the way of what was heard. What is heard of an earlier moment may be over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Moment(u64);
 
 impl Runs {
     /// `salt` must differ from process to process: no run id of an earlier life may appear again.
@@ -61,8 +74,15 @@ impl Runs {
         }
     }
 
-    /// `tenant`'s scripts answered in `run`: the run id the owner shall hear.
-    pub fn hear(&mut self, tenant: AccountId, run: String) -> RunId {
+    /// Now, for whoever asks now.
+    #[must_use]
+    pub const fn now(&self) -> Moment {
+        Moment(self.epoch)
+    }
+
+    /// `tenant`'s scripts answered in `run` what was asked `then`: the run id the owner shall hear. A run that was over is another
+    /// one when it comes back: a slot of a cluster may move away and home.
+    pub fn hear(&mut self, tenant: AccountId, run: String, then: Moment) -> RunId {
         let current = self.current();
         let Some(heard) = self.tenants.get_mut(&tenant) else {
             if self.tenants.len() >= TENANTS_MAX {
@@ -75,14 +95,15 @@ impl Runs {
         if heard.run == run {
             return current;
         }
-        if let Some((before, id)) = &heard.before
-            && *before == run
+        if let Some(before) = &heard.before
+            && before.run == run
+            && then < before.over
         {
-            return *id;
+            return before.id;
         }
-        let before = std::mem::replace(&mut heard.run, run);
-        heard.before = Some((before, current));
         self.epoch += 1;
+        let before = std::mem::replace(&mut heard.run, run);
+        heard.before = Some(Before { run: before, id: current, over: Moment(self.epoch) });
         self.current()
     }
 }
@@ -100,8 +121,8 @@ mod tests {
     #[test]
     fn a_tenant_heard_of_for_the_first_time_changes_no_run() {
         let mut runs = Runs::new(7);
-        let first = runs.hear(ONE, "a.1".into());
-        assert_eq!(runs.hear(TWO, "b.1".into()), first);
+        let first = heard(&mut runs, ONE, "a.1");
+        assert_eq!(heard(&mut runs, TWO, "b.1"), first);
         assert_eq!(runs.told(ONE, Some(first)), Some("a.1"));
         assert_eq!(runs.told(TWO, Some(first)), Some("b.1"));
         assert_eq!(runs.told(AccountId(3), Some(first)), None, "nothing is held there");
@@ -110,11 +131,11 @@ mod tests {
     #[test]
     fn another_run_of_any_part_is_another_run_of_the_whole() {
         let mut runs = Runs::new(7);
-        let first = runs.hear(ONE, "a.1".into());
-        runs.hear(TWO, "b.1".into());
-        let second = runs.hear(TWO, "c.1".into());
+        let first = heard(&mut runs, ONE, "a.1");
+        heard(&mut runs, TWO, "b.1");
+        let second = heard(&mut runs, TWO, "c.1");
         assert_ne!(first, second);
-        assert_eq!(runs.hear(ONE, "a.1".into()), second);
+        assert_eq!(heard(&mut runs, ONE, "a.1"), second);
         assert_eq!(runs.told(ONE, Some(first)), Some(ANOTHER), "what was believed is over");
         assert_eq!(runs.told(ONE, Some(second)), Some("a.1"));
     }
@@ -122,10 +143,28 @@ mod tests {
     #[test]
     fn an_answer_that_was_overtaken_brings_the_old_run_and_no_new_one() {
         let mut runs = Runs::new(7);
-        let first = runs.hear(ONE, "a.1".into());
-        let second = runs.hear(ONE, "b.1".into());
-        assert_eq!(runs.hear(ONE, "a.1".into()), first);
+        let then = runs.now();
+        let first = runs.hear(ONE, "a.1".into(), then);
+        let second = runs.hear(ONE, "b.1".into(), then);
+        assert_eq!(runs.hear(ONE, "a.1".into(), then), first);
         assert_eq!(runs.current(), second);
+    }
+
+    #[test]
+    fn a_run_that_comes_back_is_another() {
+        let mut runs = Runs::new(7);
+        let first = heard(&mut runs, ONE, "a.1");
+        let second = heard(&mut runs, ONE, "b.1");
+        let third = heard(&mut runs, ONE, "a.1");
+        assert!(third != first && third != second);
+        assert_eq!(runs.told(ONE, Some(third)), Some("a.1"));
+        assert_eq!(runs.told(ONE, Some(first)), Some(ANOTHER));
+    }
+
+    /// Asked and answered with nothing in between.
+    fn heard(runs: &mut Runs, tenant: AccountId, run: &str) -> RunId {
+        let now = runs.now();
+        runs.hear(tenant, run.into(), now)
     }
 
     #[test]
