@@ -240,6 +240,15 @@ impl Health {
         gauge("pointsman_journal_replayed_records", "Records reproduced", &self.replayed);
     }
 
+    fn sharing_degraded(&self, degraded: bool) {
+        self.shared_degraded.set(i64::from(degraded));
+        let state = if degraded { "by this gateway alone" } else { "with the others" };
+        let mut sharing = self.sharing.lock().unwrap_or_else(PoisonError::into_inner);
+        if sharing.is_news(degraded) {
+            tracing::warn!("rates, keys and sessions' homes are kept {state} from here on");
+        }
+    }
+
     /// A part says how it is. `None` where there is nothing to say any more.
     pub fn note(&self, part: &str, state: Option<(bool, String)>) {
         let mut notes = self.notes();
@@ -461,14 +470,7 @@ impl Observer for Arc<Health> {
                 let state = if *degraded { "only what was drawn ahead" } else { "from the store" };
                 tracing::warn!("quota is spent {state} from here on");
             }
-            Observation::SharedDegraded(degraded) => {
-                self.shared_degraded.set(i64::from(*degraded));
-                let state = if *degraded { "by this gateway alone" } else { "with the others" };
-                let mut sharing = self.sharing.lock().unwrap_or_else(PoisonError::into_inner);
-                if sharing.is_news(*degraded) {
-                    tracing::warn!("rates, keys and sessions' homes are kept {state} from here on");
-                }
-            }
+            Observation::SharedDegraded(degraded) => self.sharing_degraded(*degraded),
             Observation::Arrived { .. }
             | Observation::Consulted { .. }
             | Observation::ConsultLost { .. }

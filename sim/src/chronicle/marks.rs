@@ -31,6 +31,9 @@ struct Known {
 /// Replicas named in one mark.
 const NAMED_MAX: usize = 4;
 
+/// What a gateway says of a store that keeps it waiting.
+const LATE: &str = "finds the quota store late, and spends what it drew before";
+
 impl Marks {
     fn add(&mut self, at_ns: u64, host: Host, text: String) {
         self.list.push(Mark { at_ns, host: id_of(host), text });
@@ -117,10 +120,7 @@ impl Marks {
                 }
                 Observation::EndpointRemoved { name, .. } => left.push(name.to_string()),
                 Observation::SourceRefused { why, .. } => refused = Some(why.to_string()),
-                Observation::QuotaLate => {
-                    let text = "finds the quota store late, and spends what it drew before";
-                    self.add(step.at, host, text.to_owned());
-                }
+                Observation::QuotaLate => self.add(step.at, host, LATE.to_owned()),
                 Observation::QuotaDegraded(true) => {
                     let text =
                         "cannot reach the quota store: spends what it drew before".to_owned();

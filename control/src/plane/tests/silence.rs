@@ -5,6 +5,7 @@ use core::time::Duration;
 
 use super::gateways::{Town, named};
 use super::world::{Ask, seconds};
+use crate::id::CallerToken;
 use crate::plane::{Effect, Observation};
 use crate::quota;
 
@@ -20,6 +21,22 @@ fn drawn_ahead() -> Town {
     let first = town.ask(0, Ask::new());
     town.complete(0, first, 5);
     town
+}
+
+/// A town, and a request whose answer from the store came when it had gone on.
+fn answered_late() -> (Town, CallerToken) {
+    let mut town = drawn_ahead();
+    town.away = true;
+    let first = town.gateways[0].ask(Ask::new());
+    let asked = town.serve();
+    town.later(MOMENT);
+    assert!(town.sent(0, first));
+    town.away = false;
+    for effect in asked {
+        town.gateways[0].effects.push(effect);
+    }
+    town.serve();
+    (town, first)
 }
 
 fn said(town: &Town) -> Vec<&Observation> {
@@ -86,17 +103,7 @@ fn what_the_ledgers_silence_made_suspect_is_asked_once_without_a_wait_and_believ
 
 #[test]
 fn a_ledger_that_answers_again_before_anything_else_was_needed_leaves_nothing_suspect() {
-    let mut town = drawn_ahead();
-    town.away = true;
-    let first = town.gateways[0].ask(Ask::new());
-    let asked = town.serve();
-    town.later(MOMENT);
-    assert!(town.sent(0, first));
-    town.away = false;
-    for effect in asked {
-        town.gateways[0].effects.push(effect);
-    }
-    town.serve();
+    let (mut town, first) = answered_late();
     town.complete(0, first, 5);
     town.away = true;
     let next = town.ask(0, named(7));
@@ -107,17 +114,7 @@ fn a_ledger_that_answers_again_before_anything_else_was_needed_leaves_nothing_su
 
 #[test]
 fn an_answer_after_the_moment_charges_nothing_twice() {
-    let mut town = drawn_ahead();
-    town.away = true;
-    let first = town.gateways[0].ask(Ask::new());
-    let asked = town.serve();
-    town.later(MOMENT);
-    assert!(town.sent(0, first));
-    town.away = false;
-    for effect in asked {
-        town.gateways[0].effects.push(effect);
-    }
-    town.serve();
+    let (mut town, first) = answered_late();
     town.complete(0, first, 20);
     // Unused for half its life, the allotment is settled with what was spent of it.
     for _ in 0..60 {
