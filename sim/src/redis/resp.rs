@@ -57,7 +57,7 @@ pub struct Nonsense;
 #[derive(Debug, Default)]
 pub struct Commands(Vec<u8>);
 
-const WORDS_MAX: usize = 256;
+const WORDS_MAX: usize = 512;
 const BYTES_MAX: usize = 1 << 20;
 
 impl Commands {

@@ -6,9 +6,9 @@ local found = {}
 for i = 1, #keys do
   local packed = redis.call('HGET', KEYS[1], 'B' .. keys[i])
   if packed then
-    local sums = cmsgpack.unpack(packed)
-    sums[21] = nil
-    found[#found + 1] = {keys[i], unpack(sums)}
+    local row = {keys[i], struct.unpack('<dddddddddddddddddddd', packed)}
+    row[22] = nil
+    found[#found + 1] = row
   end
 end
 return found
