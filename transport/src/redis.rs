@@ -180,8 +180,8 @@ impl Store {
         together: &Together<'_>,
     ) -> Result<(String, Vec<Reply>), StoreError> {
         let words = asks.iter().map(|(ask, told)| Words::of(ask, *told));
-        let words = words.collect::<Result<_, _>>()?;
-        let (run, replies) = group::run(&self.caller, tenant, words, together).await?;
+        let words = words.collect::<Result<Vec<_>, _>>()?;
+        let (run, replies) = group::run(&self.caller, tenant, &words, together).await?;
         Ok((run, replies.into_iter().collect::<Result<_, _>>()?))
     }
 

@@ -51,8 +51,9 @@ local function begin()
   local info = call('INFO', 'replication')
   local _, at = info:find('master_replid:', 1, true)
   run = (at and info:match('^%w+', at + 1) or 'none') .. '.' .. meta[TOKEN]
-  -- A full server takes no draws. This changes nothing, and is refused if what a draw writes would be.
-  return draws and redis.pcall('ZADD', EXPIRIES, 'XX', 0, '')
+  -- A full server takes no draws, and what else leaves with them it may. This changes nothing, and is refused where what a
+  -- draw writes would be; alone it would be the first to hear of that.
+  return draws and asks > 1 and redis.pcall('ZADD', EXPIRIES, 'XX', 0, '')
 end
 
 local function perform(at, full)

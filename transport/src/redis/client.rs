@@ -146,7 +146,7 @@ impl Caller {
     }
 
     /// Runs a script.
-    pub async fn call(&self, call: &Call) -> Result<Value, StoreError> {
+    pub async fn call(&self, call: &Call<'_>) -> Result<Value, StoreError> {
         self.script(|whole| call.command(whole)).await
     }
 

@@ -95,7 +95,7 @@ impl Group {
         };
         // Whatever becomes of this future, those who wait are next.
         let _lead = Lead { group: self, tenant };
-        let mut answers = self.call(tenant, vec![ask]).await;
+        let mut answers = self.call(tenant, &[ask]).await;
         answers.pop().unwrap_or_else(|| Err(StoreError::Garbled("no answer to one ask".into())))
     }
 
@@ -152,7 +152,7 @@ impl Group {
             }
             let (asks, waiting): (Vec<_>, Vec<_>) =
                 batch.into_iter().map(|one| (one.ask, one.answer)).unzip();
-            let answers = self.call(rest.tenant, asks).await;
+            let answers = self.call(rest.tenant, &asks).await;
             for (waiting, answer) in waiting.into_iter().zip(answers) {
                 // Who has stopped waiting asks again.
                 let _ = waiting.send(answer);
@@ -161,39 +161,34 @@ impl Group {
     }
 
     /// One answer to each.
-    async fn call(&self, tenant: AccountId, asks: Vec<Words>) -> Vec<Answer> {
-        let count = asks.len();
-        if count == 1 {
-            return self.call_once(tenant, asks).await;
-        }
-        let answers = self.call_once(tenant, asks.clone()).await;
-        let is_blamed = |why: &StoreError| {
-            matches!(why, StoreError::Foreign(_) | StoreError::Garbled(_) | StoreError::Full(_))
-        };
-        let mut again = Vec::with_capacity(count);
-        for (answer, ask) in answers.into_iter().zip(asks) {
-            match answer {
-                // Draws are refused by a full server one by one.
-                Err(why) if is_blamed(&why) => {
-                    again.extend(self.call_once(tenant, vec![ask]).await);
+    async fn call(&self, tenant: AccountId, asks: &[Words]) -> Vec<Answer> {
+        match self.call_once(tenant, asks).await {
+            Ok(answers) => answers,
+            Err(why @ (StoreError::Foreign(_) | StoreError::Garbled(_) | StoreError::Full(_)))
+                if asks.len() > 1 =>
+            {
+                tracing::debug!(asks = asks.len(), "asked again, each alone: {why}");
+                let mut answers = Vec::with_capacity(asks.len());
+                for ask in asks {
+                    let alone = self.call_once(tenant, std::slice::from_ref(ask)).await;
+                    answers.extend(alone.unwrap_or_else(|why| vec![Err(why)]));
                 }
-                answer => again.push(answer),
+                answers
             }
+            Err(why) => vec![Err(why); asks.len()],
         }
-        again
     }
 
-    async fn call_once(&self, tenant: AccountId, asks: Vec<Words>) -> Vec<Answer> {
-        let count = asks.len();
+    async fn call_once(
+        &self,
+        tenant: AccountId,
+        asks: &[Words],
+    ) -> Result<Vec<Answer>, StoreError> {
         let token = format!("{}{:x}", self.token, self.tokens.fetch_add(1, Ordering::Relaxed));
         let together = Together { at: None, token: &token, bounds: &self.bounds };
-        match run(&self.caller, tenant, asks, &together).await {
-            Ok((run, replies)) => {
-                let named = |reply: Result<_, _>| reply.map(|reply| (run.clone(), reply));
-                replies.into_iter().map(named).collect()
-            }
-            Err(why) => vec![Err(why); count],
-        }
+        let (run, replies) = run(&self.caller, tenant, asks, &together).await?;
+        let named = |reply: Result<_, _>| reply.map(|reply| (run.clone(), reply));
+        Ok(replies.into_iter().map(named).collect())
     }
 
     fn lines(&self) -> MutexGuard<'_, BTreeMap<AccountId, VecDeque<Waiting>>> {
@@ -205,11 +200,11 @@ impl Group {
 pub(super) async fn run(
     caller: &Caller,
     tenant: AccountId,
-    asks: Vec<Words>,
+    asks: &[Words],
     together: &Together<'_>,
 ) -> Result<(String, Replies), StoreError> {
     let holds: Vec<HoldId> = asks.iter().map(|ask| ask.hold).collect();
-    let call = Call::of(tenant, asks.into_iter(), together)?;
+    let call = Call::of(tenant, asks, together)?;
     reply::replies(caller.call(&call).await?, &holds)
 }
 

@@ -167,17 +167,21 @@ impl Words {
 }
 
 /// A call of a script, ready to be sent.
-pub(super) struct Call {
-    pub script: &'static Source,
-    pub keys: [String; 6],
-    pub args: Vec<String>,
+pub(super) struct Call<'a> {
+    script: &'static Source,
+    keys: [String; 6],
+    args: Vec<String>,
+    asks: &'a [Words],
 }
 
-impl Call {
+impl<'a> Call<'a> {
     /// By SHA, or with the script's text.
     pub fn command(&self, whole: bool) -> Cmd {
         let mut command = self.script.command(whole);
         command.arg(self.keys.len()).arg(&self.keys).arg(&self.args);
+        for ask in self.asks {
+            command.arg(&ask.words);
+        }
         command
     }
 
@@ -187,19 +191,17 @@ impl Call {
     /// [`StoreError::TooLarge`].
     pub fn of(
         tenant: AccountId,
-        asks: impl Iterator<Item = Words>,
+        asks: &'a [Words],
         together: &Together<'_>,
     ) -> Result<Self, StoreError> {
-        let mut args = together.words()?;
-        args.extend(asks.flat_map(|ask| ask.words));
-        Ok(Self { script: &*LEDGER, keys: keys(tenant), args })
+        Ok(Self { script: &*LEDGER, keys: keys(tenant), args: together.words()?, asks })
     }
 
     /// Reads `count` balances of `tenant`, those after `after`.
     pub fn balances(tenant: AccountId, after: Option<&BalanceKey>, count: usize) -> Self {
         let after = after.map(|key| balance(key).split_off(1)).unwrap_or_default();
         let args = vec![after, count.to_string()];
-        Self { script: &*BALANCES, keys: keys(tenant), args }
+        Self { script: &*BALANCES, keys: keys(tenant), args, asks: &[] }
     }
 }
 
