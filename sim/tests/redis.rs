@@ -24,7 +24,7 @@ use control::{Instant, Wall};
 use shared::{ANSWERS, Both, HOME_MICROS, Lapse};
 use sim::redis::{Server, Stance, converse};
 use tokio::net::TcpListener;
-use transport::redis::{Settings, Store, StoreError, Told, Wave};
+use transport::redis::{Settings, Store, StoreError, Together, Told, Wave};
 
 #[tokio::test]
 async fn the_simulated_server_answers_as_the_ledger_does() {
@@ -36,6 +36,8 @@ async fn the_simulated_server_answers_as_the_ledger_does() {
         let heard = bench.heard.get(word).copied().unwrap_or_default();
         assert!(heard >= 10, "`{word}` was answered {heard} times: too seldom to compare anything");
     }
+    let in_batches = bench.compare_batches(scripts(20)).await;
+    assert!(in_batches > 2_000, "only {in_batches} asks were made in batches");
     let of_several = bench.compare(scripts(10), 4).await;
     assert!(of_several > 800, "only {of_several} asks were made");
 }
@@ -135,9 +137,11 @@ const TENANT: AccountId = AccountId(7);
 async fn ask(store: &Store) -> Result<(String, Reply), StoreError> {
     let bounds = LedgerConfig::default();
     let at = At { now: Instant::from_nanos(1_000_000), wall: Wall::from_millis(1_772_323_200_000) };
-    let told = Told { at: Some(at), believed: None, confirmed: None, token: "t", bounds: &bounds };
-    let draw = script::draw(script::request(1));
-    store.run_script(TENANT, &Ask::Reserve(draw), &told).await
+    let together = Together { at: Some(at), token: "t", bounds: &bounds };
+    let told = Told { believed: None, confirmed: None };
+    let ask = Ask::Reserve(script::draw(script::request(1)));
+    let (run, replies) = store.run_script(TENANT, &[(&ask, told)], &together).await?;
+    Ok((run, replies[0].clone()))
 }
 
 fn wave(settings: Settings) -> Wave {

@@ -2,8 +2,9 @@
 //!
 //! **What stands where.** A tenant's ledger is six keys with its hash tag, `pointsman:ledger:{<tenant>}:*`: a hash (the
 //! book) with what is live, what has ended, the accounts and the balances; and sorted sets and a list that say what
-//! expires, closes or is forgotten next. One ask is one call of one script, which touches one slot and does a bounded
-//! amount of work: at most 64 expiries, 12 windows to close and 64 ends to forget, whatever has piled up. The bounds of
+//! expires, closes or is forgotten next. One call of one script performs one ask of a tenant or, under load, up to 64
+//! ([`group`]); it touches one slot and does a bounded amount of work: at most 64 expiries and 64 ends to forget, and for
+//! each draw 12 windows to close, whatever has piled up. The bounds of
 //! [`LedgerConfig`] count per tenant here, where the pure ledger has one for all. Histories of closed windows are not
 //! kept: no answer depends on them, and gateways have them in their journals.
 //!
@@ -47,6 +48,7 @@
 mod client;
 mod desk;
 mod error;
+mod group;
 mod names;
 mod reply;
 mod runs;
@@ -58,20 +60,17 @@ mod stream_log;
 mod untold;
 mod wave;
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use control::id::AccountId;
-use control::quota::{
-    Ask, BalanceKey, HoldId, LedgerConfig, Reply, RunId, StoreAnswer, StoreOp, Sums,
-};
+use control::quota::{Ask, BalanceKey, LedgerConfig, Reply, RunId, StoreAnswer, StoreOp, Sums};
 
 pub use client::{Settings, SettingsError, Tls};
 pub use desk::{Counter, Desk};
 pub use error::StoreError;
 pub use names::{home_keys, key_key, rate_key, scoped_name};
 pub use runs::Runs;
-pub use script::{NUMBER_MAX, Told, keys, scripts};
+pub use script::{NUMBER_MAX, Together, Told, keys, scripts};
 pub use session_log::SessionLog;
 pub use shared::{JoinError, Shared};
 pub use stream_log::{Beat, Claimed, Logged, Owned, Readers, Shipment, StreamLog, stream_scripts};
@@ -80,7 +79,8 @@ pub use wave::{Brought, Wave, wave_scripts};
 
 use crate::seam::Network;
 use client::Caller;
-use script::Call;
+use group::Group;
+use script::{Call, Words};
 
 /// Balances read with one call: some 20 KiB, and well below a millisecond of the server's time.
 const BALANCES_PER_CALL: usize = 100;
@@ -98,12 +98,9 @@ pub struct Store {
     caller: Arc<Caller>,
     /// For what is shared beside the ledger.
     beside: Arc<Caller>,
-    bounds: LedgerConfig,
+    group: Arc<Group>,
     runs: Mutex<Runs>,
-    /// With a number that counts up it is part of the run of each book this process makes: one that is made again, because
-    /// it was deleted, is another.
     token: String,
-    tokens: AtomicU64,
 }
 
 impl Store {
@@ -126,18 +123,20 @@ impl Store {
         salt: u64,
         network: Network,
     ) -> Result<Self, SettingsError> {
-        let caller = Caller::new(settings, network)?;
+        let (patience, asks_max) = (settings.call_timeout, settings.in_flight_max);
+        let caller = Arc::new(Caller::new(settings, network)?);
+        let token = format!("{salt:016x}");
+        let group = Group::new(Arc::clone(&caller), bounds, token.clone(), (patience, asks_max));
         Ok(Self {
             beside: Arc::new(caller.beside()),
-            caller: Arc::new(caller),
-            bounds,
+            caller,
+            group: Arc::new(group),
             runs: Mutex::new(Runs::new(salt)),
-            token: format!("{salt:016x}"),
-            tokens: AtomicU64::new(0),
+            token,
         })
     }
 
-    /// Asks.
+    /// Asks; together with other asks of its tenant, where some wait already.
     ///
     /// # Errors
     /// [`StoreError`]: no answer. Except where it says that nothing was sent, the ask may have been performed.
@@ -150,7 +149,7 @@ impl Store {
             let run = self.runs().current();
             return Ok(StoreAnswer { op: op.op, run, reply: Reply::Here });
         };
-        let (believed, confirmed) = {
+        let (believed, confirmed, then) = {
             let runs = self.runs();
             let confirmed = match &op.ask {
                 Ask::Settle { confirmed, .. } => *confirmed,
@@ -161,35 +160,29 @@ impl Store {
                 | Ask::Refund { .. } => None,
             };
             let told = |run| runs.told(tenant, run).map(str::to_owned);
-            (told(op.run), told(confirmed))
+            (told(op.run), told(confirmed), runs.now())
         };
-        let token = format!("{}{:x}", self.token, self.tokens.fetch_add(1, Ordering::Relaxed));
-        let told = Told {
-            at: None,
-            believed: believed.as_deref(),
-            confirmed: confirmed.as_deref(),
-            token: &token,
-            bounds: &self.bounds,
-        };
-        let (run, reply) = self.run_script(tenant, &op.ask, &told).await?;
-        let run = self.runs().hear(tenant, run);
+        let told = Told { believed: believed.as_deref(), confirmed: confirmed.as_deref() };
+        let (run, reply) = self.group.ask(tenant, Words::of(&op.ask, told)?).await?;
+        let run = self.runs().hear(tenant, run, then);
         Ok(StoreAnswer { op: op.op, run, reply })
     }
 
-    /// Runs the script of `ask` as it is told: the seam at which the scripts are compared with their specification.
-    /// Returns the tenant's run and the reply.
+    /// Runs the script for these asks, with what it is told: the seam at which it is compared with its specification, which
+    /// performs them one after the other at one time. Returns the tenant's run and the replies.
     ///
     /// # Errors
     /// [`StoreError`].
     pub async fn run_script(
         &self,
         tenant: AccountId,
-        ask: &Ask,
-        told: &Told<'_>,
-    ) -> Result<(String, Reply), StoreError> {
-        let hold = hold(ask).ok_or(StoreError::Unrepresentable("a probe runs no script"))?;
-        let call = Call::of(tenant, ask, told)?;
-        reply::reply(self.caller.call(&call).await?, hold)
+        asks: &[(&Ask, Told<'_>)],
+        together: &Together<'_>,
+    ) -> Result<(String, Vec<Reply>), StoreError> {
+        let words = asks.iter().map(|(ask, told)| Words::of(ask, *told));
+        let words = words.collect::<Result<Vec<_>, _>>()?;
+        let (run, replies) = group::run(&self.caller, tenant, &words, together).await?;
+        Ok((run, replies.into_iter().collect::<Result<_, _>>()?))
     }
 
     /// The open balances of a tenant, by account and window. Read in parts: what happens meanwhile may show in some.
@@ -208,6 +201,21 @@ impl Store {
                 return Ok(all);
             }
         }
+    }
+
+    /// Those of these balances that are open, in one call that takes no place of the ledger's. Of nine at most.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn standing(
+        &self,
+        tenant: AccountId,
+        wanted: &[BalanceKey],
+    ) -> Result<Vec<(BalanceKey, Sums)>, StoreError> {
+        if wanted.is_empty() {
+            return Ok(Vec::new());
+        }
+        reply::balances(self.beside.call(&Call::standing(tenant, wanted)?).await?)
     }
 
     /// The run that was heard of last.
@@ -235,16 +243,5 @@ impl Store {
 
     fn runs(&self) -> std::sync::MutexGuard<'_, Runs> {
         self.runs.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-fn hold(ask: &Ask) -> Option<HoldId> {
-    match ask {
-        Ask::Probe => None,
-        Ask::Reserve(draw) => Some(draw.hold),
-        Ask::Extend { hold, .. }
-        | Ask::Assert { hold, .. }
-        | Ask::Settle { hold, .. }
-        | Ask::Refund { hold } => Some(*hold),
     }
 }

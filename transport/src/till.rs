@@ -144,16 +144,15 @@ impl Till {
     /// [`Refused::Away`].
     pub async fn balances(&self, who: &Principal) -> Result<Vec<Standing>, Refused> {
         let payers = self.payers(who);
+        let open = self.pins_of(&payers);
         let found: Vec<(BalanceKey, Sums)> = match &self.store {
-            Some(store) => store.balances(who.tenant).await.map_err(|why| refused(&why))?,
+            Some(store) => store.standing(who.tenant, &open).await.map_err(|why| refused(&why))?,
             None => self.driver.look(|plane| {
                 let ledger = plane.ledger().ledger();
-                let keys = self.pins_of(&payers);
-                let sums = |key| Some((key, *ledger?.balance(&key)?));
-                keys.into_iter().filter_map(sums).collect()
+                let sums = |key: &BalanceKey| Some((*key, *ledger?.balance(key)?));
+                open.iter().filter_map(sums).collect()
             }),
         };
-        let open = self.pins_of(&payers);
         let standing = open.into_iter().map(|key| {
             let known = found.iter().find(|(other, _)| *other == key);
             let sums = known.map(|(_, sums)| *sums).unwrap_or_default();

@@ -21,7 +21,7 @@ use control::quota::{Ask, At, LedgerConfig, Reply};
 use control::{Instant, Wall};
 use script::{Belief, Step};
 use server::Server;
-use transport::redis::{Settings, Store, Told};
+use transport::redis::{Settings, Store, Together, Told};
 
 #[tokio::test]
 async fn the_scripts_answer_as_the_ledger_does() {
@@ -73,7 +73,41 @@ async fn a_backlog_of_ends_is_forgotten_as_if_there_were_none() {
     // And these are remembered, while what they were before is swept away.
     steps.extend((0..10).map(|id| ask(Ask::Refund { hold: hold(2_000 + id) })));
     steps.extend(again.map(|id| ask(Ask::Reserve(script::draw(hold(id))))));
-    bench.run(&bounds, &steps, 1).await.unwrap();
+    for size in [1, 7, 64] {
+        let calls = steps.chunks(size).flat_map(|chunk| [chunk, &[Step::Go]].concat());
+        bench.run(&bounds, &calls.collect::<Vec<_>>(), 1).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn several_asks_in_one_call_are_answered_as_one_after_the_other() {
+    let server = Server::start();
+    let mut bench = Bench::new(settings(&[&server], false));
+    let compared = bench.compare_batches(scripts(60)).await;
+    println!("{compared} asks compared, up to {} in a call: {:?}", bench.most, bench.heard);
+    assert_eq!(bench.most, 64, "calls are of all sizes");
+    for word in WORDS {
+        let heard = bench.heard.get(word).copied().unwrap_or_default();
+        assert!(heard >= 20, "`{word}` was answered {heard} times: too seldom to compare anything");
+    }
+}
+
+/// The bench itself: answers that two asks of one call hear of each other are noticed.
+#[tokio::test]
+async fn answers_in_the_wrong_order_are_noticed() {
+    let server = Server::start();
+    let mut bench = Bench::new(settings(&[&server], false));
+    bench.mistakes = true;
+    let bounds = LedgerConfig::default();
+    let ask = |ask| Step::Ask { tenant: 0, believed: Belief::None, confirmed: Belief::None, ask };
+    let reserve = |id| ask(Ask::Reserve(script::draw(script::request(id))));
+    // Alike but for what they are about.
+    let noticed = bench.run(&bounds, &[reserve(1), reserve(2)], 1).await;
+    assert!(noticed.is_err_and(|why| why.contains("the ledger")));
+    let other = [reserve(1), ask(Ask::Refund { hold: script::request(1) })];
+    assert!(bench.run(&bounds, &other, 1).await.is_err());
+    bench.mistakes = false;
+    assert_eq!(bench.run(&bounds, &other, 1).await, Ok(2));
 }
 
 /// More expiries than one call performs: whoever is asked about has expired, and the rest follows call by call.
@@ -86,10 +120,11 @@ async fn a_backlog_of_expiries_is_worked_off_in_bounded_steps() {
     let ask = |seconds: u64, ask: Ask| async move {
         let wall = Wall::from_millis(START + seconds * 1_000);
         let at = Some(At { now: Instant::from_nanos(seconds * 1_000_000_000), wall });
-        let told = Told { at, believed: None, confirmed: None, token: "token", bounds };
-        let reply = store.run_script(tenant, &ask, &told).await.unwrap().1;
+        let together = Together { at, token: "token", bounds };
+        let told = Told { believed: None, confirmed: None };
+        let mut replies = store.run_script(tenant, &[(&ask, told)], &together).await.unwrap().1;
         let balances = store.balances(tenant).await.unwrap();
-        (reply, balances[0].1.outstanding.tokens.0)
+        (replies.remove(0), balances[0].1.outstanding.tokens.0)
     };
     for id in 0..200 {
         let (reply, held) = ask(1, Ask::Reserve(script::draw(script::request(id)))).await;

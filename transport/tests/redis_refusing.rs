@@ -256,7 +256,7 @@ async fn a_book_that_somebody_wrote_into_is_an_error_and_no_guess() {
             }
         }
     }
-    assert!(harmed.contains('B') && harmed.contains('L'), "balances and holds: {harmed}");
+    assert!(harmed.contains('B') && harmed.contains('H'), "balances and holds: {harmed}");
     let granted = store.perform(&reserve(None, 1)).await.unwrap();
     assert_eq!(store.perform(&settle(1, &granted)).await.unwrap().reply, Reply::Done);
     assert_eq!(sums(&store).await, (70, 0));

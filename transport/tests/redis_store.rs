@@ -83,7 +83,7 @@ async fn again(store: &Store, op: &StoreOp) -> StoreAnswer {
 
 #[tokio::test]
 async fn a_restart_is_another_run_and_draws_are_turned_away_until_the_owner_knows() {
-    let mut server = Server::start();
+    let mut server = Server::start_with(&["appendonly yes", "appendfsync always"]);
     let store = store(settings(&server));
     let first = store.perform(&reserve(None, 1, 100)).await.unwrap();
     let same = store.perform(&reserve(Some(first.run), 2, 100)).await.unwrap();

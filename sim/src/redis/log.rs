@@ -236,7 +236,7 @@ impl Logs {
         let epoch = text(epoch)?;
         match fields.get("epoch") {
             None => return Ok(Said::MinusOne),
-            Some(current) if parsed::<u64>(current)? > parsed::<u64>(epoch)? => {
+            Some(current) if parsed(current)? > parsed(epoch)? => {
                 return Ok(Said::Number(0));
             }
             Some(_) => {}

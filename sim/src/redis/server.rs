@@ -10,7 +10,7 @@ use super::Command;
 use super::common::{Common, READS};
 use super::log::Logs;
 use super::resp::Said;
-use super::words::{Arguments, ELSEWHERE, HERE, Unreadable, named, row, told};
+use super::words::{Arguments, HERE, Unreadable, named, row, told};
 
 /// What it is just now.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -205,19 +205,29 @@ impl Server {
             token: common.token,
             latest: Instant::ZERO,
         });
+        if script != "ledger" {
+            return Err(Unreadable);
+        }
         let run = format!("{replid}.{}", of.token);
-        let ask = arguments.ask(script, &run)?;
-        let believed = common.believed.map(|told| if told == run { HERE } else { ELSEWHERE });
-        let asserted = matches!(ask, Ask::Assert { .. });
-        let op =
-            StoreOp { op: OpId(0), owner: OwnerId(0), run: believed, tenant: Some(tenant), ask };
-        let (expired, made, reply) = of.perform(at, common.bounds, &op);
-        let told = told(&run, &reply);
+        // All of a call or nothing: nobody hears of half of it, and no replica does.
+        let mut asks = Vec::new();
+        while let Some(ask) = arguments.ask(&run)? {
+            asks.push(ask);
+        }
+        let (mut answers, mut entries) = (vec![Said::text(run)], Vec::new());
         let note = |entry: &Entry, asserted| Made { tenant, entry: entry.clone(), asserted };
-        self.made.extend(expired.iter().map(|entry| note(entry, false)));
-        self.made.extend(made.iter().map(|entry| note(entry, asserted)));
-        self.calls.push((tenant, expired.into_iter().chain(made).collect()));
-        Ok(told)
+        for (believed, ask) in asks {
+            let asserted = matches!(ask, Ask::Assert { .. });
+            let (op, owner) = (OpId(0), OwnerId(0));
+            let op = StoreOp { op, owner, run: believed, tenant: Some(tenant), ask };
+            let (expired, made, reply) = of.perform(at, common.bounds.clone(), &op);
+            answers.push(told(&reply));
+            self.made.extend(expired.iter().map(|entry| note(entry, false)));
+            self.made.extend(made.iter().map(|entry| note(entry, asserted)));
+            entries.extend(expired.into_iter().chain(made));
+        }
+        self.calls.push((tenant, entries));
+        Ok(Said::List(answers))
     }
 
     fn balances(&self, tenant: AccountId, after: &str, count: u64) -> Said {

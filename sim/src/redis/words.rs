@@ -20,7 +20,6 @@ pub(super) const ELSEWHERE: RunId = RunId(2);
 pub(super) struct Common {
     /// Microseconds and milliseconds; `None` is the server's own time.
     pub at: Option<(u64, u64)>,
-    pub believed: Option<String>,
     pub token: String,
     pub bounds: LedgerConfig,
 }
@@ -53,7 +52,6 @@ impl<'a> Arguments<'a> {
             ("", _) => None,
             (now, wall) => Some((parsed(now)?, parsed(wall)?)),
         };
-        let believed = run(self.text()?);
         let token = self.text()?.to_owned();
         let mut count = || Ok(usize::try_from(self.number()?).unwrap_or(usize::MAX));
         let drift_max = Duration::from_micros(count()? as u64);
@@ -64,61 +62,38 @@ impl<'a> Arguments<'a> {
             remembered_max: count()?,
             remember: Duration::from_micros(count()? as u64),
         };
-        Ok(Common { at, believed, token, bounds })
+        Ok(Common { at, token, bounds })
     }
 
-    /// What the script of this name is asked; `here` is this server's run.
-    pub fn ask(&mut self, script: &str, here: &str) -> Read<Ask> {
-        let hold = hold(self.text()?)?;
-        Ok(match script {
+    /// The next ask, and the run its owner believes in; `here` is this server's run. `None` where there are no more.
+    pub fn ask(&mut self, here: &str) -> Read<Option<(Option<RunId>, Ask)>> {
+        if self.0.len() == 0 {
+            return Ok(None);
+        }
+        let (name, hold) = (self.text()?, hold(self.text()?)?);
+        let told = run(self.text()?).map(|run| if run == here { HERE } else { ELSEWHERE });
+        let (amount, ttl, place) = (self.amount()?, self.text()?, self.text()?);
+        let ttl = || parsed(ttl).map(Duration::from_micros);
+        let ask = match name {
             "reserve" => {
-                let ttl = self.micros()?;
-                let (amount, accounts) = (self.amount()?, self.accounts()?);
-                Ask::Reserve(Draw { hold, accounts, amount, ttl })
+                let accounts = accounts(place)?;
+                Ask::Reserve(Draw { hold, accounts, amount, ttl: ttl()? })
             }
-            "extend" => Ask::Extend { hold, total: self.amount()? },
-            "assert" => {
-                let (total, ttl) = (self.amount()?, self.micros()?);
-                Ask::Assert { hold, pins: self.balances()?, total, ttl }
-            }
+            "extend" => Ask::Extend { hold, total: amount },
+            "assert" => Ask::Assert { hold, pins: balances(place)?, total: amount, ttl: ttl()? },
             "settle" => {
-                let (actual, confirmed) = (self.amount()?, run(self.text()?));
-                let confirmed = confirmed.map(|run| if run == here { HERE } else { ELSEWHERE });
-                Ask::Settle { hold, pins: self.balances()?, actual, estimated: false, confirmed }
+                let pins = balances(place)?;
+                Ask::Settle { hold, pins, actual: amount, estimated: false, confirmed: told }
             }
             "refund" => Ask::Refund { hold },
             _ => return Err(Unreadable),
-        })
-    }
-
-    fn micros(&mut self) -> Read<Duration> {
-        self.number().map(Duration::from_micros)
+        };
+        // A settlement is told which run confirmed its hold, and believes in none.
+        Ok(Some((told.filter(|_| name != "settle"), ask)))
     }
 
     fn amount(&mut self) -> Read<Amount> {
         Ok(Amount { tokens: Tokens(self.number()?), money: MicroUsd(self.number()?) })
-    }
-
-    fn balances(&mut self) -> Read<Vec<BalanceKey>> {
-        let mut pins = Vec::new();
-        while self.0.len() > 0 {
-            pins.push(balance(self.text()?)?);
-        }
-        Ok(pins)
-    }
-
-    fn accounts(&mut self) -> Read<Vec<(AccountId, Limits)>> {
-        let mut accounts = Vec::new();
-        while self.0.len() > 0 {
-            let account = AccountId(hex(self.text()?)?);
-            let (day, month) = (self.cap()?, self.cap()?);
-            let window = self.optional()?.map(Duration::from_millis);
-            let cap = self.cap()?;
-            let rolling = window.map(|window| Rolling { window, cap });
-            let carry_debt = self.text()? == "1";
-            accounts.push((account, Limits { day, month, rolling, carry_debt }));
-        }
-        Ok(accounts)
     }
 
     fn cap(&mut self) -> Read<Cap> {
@@ -133,6 +108,28 @@ impl<'a> Arguments<'a> {
             text => parsed(text).map(Some),
         }
     }
+}
+
+/// Each behind an `A`, with its limits behind spaces.
+fn accounts(text: &str) -> Read<Vec<(AccountId, Limits)>> {
+    text.split('A').skip(1).map(account).collect()
+}
+
+fn account(text: &str) -> Read<(AccountId, Limits)> {
+    let words: Vec<Vec<u8>> = text.split(' ').map(|word| word.as_bytes().to_vec()).collect();
+    let mut words = Arguments::new(&words);
+    let account = AccountId(hex(words.text()?)?);
+    let (day, month) = (words.cap()?, words.cap()?);
+    let window = words.optional()?.map(Duration::from_millis);
+    let cap = words.cap()?;
+    let rolling = window.map(|window| Rolling { window, cap });
+    let carry_debt = words.text()? == "1";
+    Ok((account, Limits { day, month, rolling, carry_debt }))
+}
+
+/// Each behind a `B`.
+fn balances(text: &str) -> Read<Vec<BalanceKey>> {
+    text.split('B').skip(1).map(balance).collect()
 }
 
 fn run(text: &str) -> Option<String> {
@@ -205,15 +202,16 @@ pub(super) fn row(key: &BalanceKey, sums: &Sums) -> Said {
     Said::List([Said::text(named(key))].into_iter().chain(numbers).collect())
 }
 
-/// What a script answers.
-pub(super) fn told(run: &str, reply: &Reply) -> Said {
-    let mut words = vec![Said::text(run)];
+/// What the script answers to one ask.
+pub(super) fn told(reply: &Reply) -> Said {
+    let mut words = Vec::new();
     let mut say = |word: &str| words.push(Said::text(word));
     match reply {
         Reply::Granted { total, pins, .. } => {
             say("granted");
             words.extend(pair(*total));
-            words.extend(pins.iter().map(|pin| Said::text(named(pin))));
+            let pins: Vec<String> = pins.iter().map(|pin| format!("B{}", named(pin))).collect();
+            words.push(Said::text(pins.concat()));
         }
         Reply::Done | Reply::Here => say("done"),
         Reply::OtherRun => say("other"),

@@ -146,7 +146,7 @@ impl Caller {
     }
 
     /// Runs a script.
-    pub async fn call(&self, call: &Call) -> Result<Value, StoreError> {
+    pub async fn call(&self, call: &Call<'_>) -> Result<Value, StoreError> {
         self.script(|whole| call.command(whole)).await
     }
 
@@ -215,9 +215,11 @@ impl Caller {
         if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript) {
             return Failure::UnknownScript;
         }
+        // One that is loading serves on this very connection, once it has.
+        let is_loading = error.kind() == ErrorKind::Server(ServerErrorKind::BusyLoading);
         let error = StoreError::of(error);
         // A cluster's connection mends itself.
-        if error.wants_new_link() && !self.dialler.settings.cluster {
+        if error.wants_new_link() && !is_loading && !self.dialler.settings.cluster {
             let mut slot = self.slot();
             if slot.as_ref().is_some_and(|current| current.id() == link) {
                 *slot = None;

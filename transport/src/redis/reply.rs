@@ -12,10 +12,23 @@ use redis::Value;
 
 use super::error::StoreError;
 
-/// The run a script answered in, and what it says. `hold` is what it was asked about.
-pub(super) fn reply(answer: Value, hold: HoldId) -> Result<(String, Reply), StoreError> {
+/// What a script says to each of its asks.
+pub(super) type Replies = Vec<Result<Reply, StoreError>>;
+
+/// The run a script answered in, and what it says to each ask, in their order. `holds` are what was asked about.
+pub(super) fn replies(answer: Value, holds: &[HoldId]) -> Result<(String, Replies), StoreError> {
     let mut words = Words::of(answer)?;
     let run = words.text()?;
+    if words.0.len() != holds.len() {
+        let text = format!("{} answers to {} asks", words.0.len(), holds.len());
+        return Err(garbled(&text));
+    }
+    let replies = words.0.zip(holds).map(|(answer, hold)| reply(answer, *hold)).collect();
+    Ok((run, replies))
+}
+
+fn reply(answer: Value, hold: HoldId) -> Result<Reply, StoreError> {
+    let mut words = Words::of(answer)?;
     let said = words.text()?;
     let reply = match said.as_str() {
         "granted" => Reply::Granted { hold, total: words.amount()?, pins: words.pins()? },
@@ -25,10 +38,11 @@ pub(super) fn reply(answer: Value, hold: HoldId) -> Result<(String, Reply), Stor
         "large" => Reply::Denied(Denied::never(DenyReason::TooLarge)),
         "full" => Reply::Denied(Denied { reason: DenyReason::Full, retry_after: words.pause()? }),
         "spent" => Reply::Denied(words.spent()?),
+        "oom" => return Err(StoreError::Full(words.text()?)),
         other => return Err(garbled(other)),
     };
     words.end()?;
-    Ok((run, reply))
+    Ok(reply)
 }
 
 /// The balances a script read, in order.
@@ -116,11 +130,12 @@ impl Words {
     }
 
     fn pins(&mut self) -> Result<Vec<BalanceKey>, StoreError> {
-        let mut pins = Vec::with_capacity(self.0.len());
-        while self.0.len() > 0 {
-            pins.push(balance(&self.text()?)?);
+        let text = self.text()?;
+        let mut fields = text.split('B');
+        if fields.next() != Some("") {
+            return Err(garbled(&text));
         }
-        Ok(pins)
+        fields.map(balance).collect()
     }
 
     fn spent(&mut self) -> Result<Denied, StoreError> {
@@ -197,7 +212,6 @@ mod tests {
     #[test]
     fn a_refusal_is_read_with_all_it_says() {
         let words = vec![
-            text("abc.1"),
             text("spent"),
             Value::Int(1_500),
             text("00000000000000ff"),
@@ -206,7 +220,8 @@ mod tests {
             Value::Int(7),
             Value::Int(0),
         ];
-        let (run, reply) = reply(Value::Array(words), hold()).unwrap();
+        let answer = Value::Array(vec![text("abc.1"), Value::Array(words)]);
+        let (run, replies) = replies(answer, &[hold()]).unwrap();
         assert_eq!(run, "abc.1");
         let reason = DenyReason::Spent {
             account: AccountId(255),
@@ -215,7 +230,7 @@ mod tests {
             remaining: Amount { tokens: Tokens(7), money: MicroUsd(0) },
         };
         let retry_after = Duration::from_millis(1_500);
-        assert_eq!(reply, Reply::Denied(Denied { reason, retry_after }));
+        assert_eq!(replies, [Ok(Reply::Denied(Denied { reason, retry_after }))]);
     }
 
     #[test]
@@ -224,16 +239,27 @@ mod tests {
             Value::Nil,
             Value::Int(1),
             Value::Array(vec![]),
-            Value::Array(vec![text("r"), text("maybe")]),
-            Value::Array(vec![text("r"), text("done"), text("and more")]),
-            Value::Array(vec![text("r"), text("granted"), Value::Int(-1), Value::Int(0)]),
-            Value::Array(vec![text("r"), text("granted"), Value::Int(1)]),
-            Value::Array(vec![text("r"), text("granted"), Value::Int(1), Value::Int(1), text("x")]),
-            Value::Array(vec![Value::BulkString(vec![0xff]), text("done")]),
+            Value::Array(vec![text("maybe")]),
+            Value::Array(vec![text("done"), text("and more")]),
+            Value::Array(vec![text("granted"), Value::Int(-1), Value::Int(0), text("")]),
+            Value::Array(vec![text("granted"), Value::Int(1)]),
+            Value::Array(vec![text("granted"), Value::Int(1), Value::Int(1), text("x")]),
+            Value::Array(vec![text("granted"), Value::Int(1), Value::Int(1), text("B1")]),
+            Value::Array(vec![Value::BulkString(vec![0xff])]),
         ];
         for answer in answers {
-            let read = reply(answer.clone(), hold());
-            assert!(matches!(read, Err(StoreError::Garbled(_))), "{answer:?}: {read:?}");
+            // What was said to the other ask stands.
+            let done = Value::Array(vec![text("done")]);
+            let both = Value::Array(vec![text("r"), answer.clone(), done]);
+            let (_, read) = replies(both, &[hold(); 2]).unwrap();
+            assert!(matches!(read[0], Err(StoreError::Garbled(_))), "{answer:?}: {read:?}");
+            assert_eq!(read[1], Ok(Reply::Done));
+        }
+        for answers in [0, 1, 3] {
+            let mut said = vec![text("r")];
+            said.extend((0..answers).map(|_| Value::Array(vec![text("done")])));
+            let read = replies(Value::Array(said), &[hold(); 2]);
+            assert!(matches!(read, Err(StoreError::Garbled(_))), "{answers} answers to 2 asks");
         }
     }
 }

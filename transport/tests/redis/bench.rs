@@ -8,9 +8,9 @@ use control::quota::{
     Sums, Unit, WindowKind,
 };
 use control::{Instant, Wall};
-use transport::redis::{Settings, Store, Told};
+use transport::redis::{Settings, Store, Together, Told};
 
-use crate::script::{Belief, Rng, Step, bounds, steps};
+use crate::script::{Belief, Rng, Step, batches, bounds, steps};
 
 /// Steps of one random script.
 const STEPS: usize = 250;
@@ -71,6 +71,10 @@ pub struct Bench {
     tenants: u64,
     /// How often what was answered.
     pub heard: BTreeMap<&'static str, usize>,
+    /// How many asks the largest call had.
+    pub most: usize,
+    /// Two answers of each call are taken for each other's: what a bench must notice.
+    pub mistakes: bool,
 }
 
 /// A ledger, and the same in Redis.
@@ -84,17 +88,36 @@ impl Bench {
     /// Against the server of these settings.
     pub fn new(settings: Settings) -> Self {
         let store = Store::new(settings, LedgerConfig::default(), 1).unwrap();
-        Self { store, tenants: 0, heard: BTreeMap::new() }
+        Self { store, tenants: 0, heard: BTreeMap::new(), most: 0, mistakes: false }
     }
 
-    /// Runs so many random scripts; the number of asks made.
+    /// Runs so many random scripts, each ask a call; the number of asks made.
     pub async fn compare(&mut self, scripts: u64, tenants: usize) -> usize {
+        let single =
+            |step| if matches!(step, Step::Ask { .. }) { vec![step, Step::Go] } else { vec![step] };
+        let made = |rng: &mut Rng| {
+            steps(rng, tenants, STEPS, START).into_iter().flat_map(single).collect()
+        };
+        self.compare_made(scripts, tenants, made).await
+    }
+
+    /// The same with several asks in a call.
+    pub async fn compare_batches(&mut self, scripts: u64) -> usize {
+        self.compare_made(scripts, 1, |rng| batches(rng, STEPS, START)).await
+    }
+
+    async fn compare_made(
+        &mut self,
+        scripts: u64,
+        tenants: usize,
+        made: impl Fn(&mut Rng) -> Vec<Step>,
+    ) -> usize {
         let first = std::env::var("POINTSMAN_LEDGER_SEED").map_or(1, |seed| seed.parse().unwrap());
         let mut asks = 0;
         for seed in first..first + scripts {
             let mut rng = Rng(seed);
             let bounds = bounds(&mut rng);
-            let steps = steps(&mut rng, tenants, STEPS, START);
+            let steps = made(&mut rng);
             match self.run(&bounds, &steps, tenants).await {
                 Ok(made) => asks += made,
                 Err(_) => self.report(seed, &bounds, steps, tenants).await,
@@ -143,26 +166,44 @@ impl Bench {
             })
             .collect();
         let (mut micros, mut wall, mut asks) = (1_u64, START, 0);
-        for step in steps {
+        let mut together: Vec<Asked> = Vec::new();
+        for step in steps.iter().chain([&Step::Go]) {
+            let moment =
+                At { now: Instant::from_nanos(micros * 1_000), wall: Wall::from_millis(wall) };
             match step {
+                Step::Ask { tenant, believed, confirmed, ask }
+                    if together.first().is_none_or(|first| first.0 == *tenant) =>
+                {
+                    together.push((*tenant, (*believed, *confirmed), ask));
+                    continue;
+                }
+                // Who stands alone leaves with the next step whatever that is.
+                Step::Ask { .. } | Step::Go => {}
                 Step::Wait { micros: more } => {
                     micros += more;
                     wall += more / 1_000;
                 }
                 Step::Jump { millis } => wall = wall.saturating_add_signed(*millis),
-                Step::Ask { tenant, believed, confirmed, ask } => {
-                    asks += 1;
-                    let now = Instant::from_nanos(micros * 1_000);
-                    let at = At { now, wall: Wall::from_millis(wall) };
-                    let pair = &mut pairs[*tenant];
-                    let reply = pair.step(&self.store, at, (*believed, *confirmed), ask).await?;
+            }
+            if let Some((tenant, ..)) = together.first() {
+                asks += together.len();
+                self.most = self.most.max(together.len());
+                let (pair, mistakes) = (&mut pairs[*tenant], self.mistakes);
+                for reply in pair.step(&self.store, moment, &together, mistakes).await? {
                     *self.heard.entry(word(&reply)).or_default() += 1;
                 }
+            }
+            together.clear();
+            if let Step::Ask { tenant, believed, confirmed, ask } = step {
+                together.push((*tenant, (*believed, *confirmed), ask));
             }
         }
         Ok(asks)
     }
 }
+
+/// Whose ask, what its owner believes, and what it is.
+type Asked<'a> = (usize, (Belief, Belief), &'a Ask);
 
 /// The pure ledger's run.
 const HERE: RunId = RunId(1);
@@ -172,32 +213,41 @@ impl Pair {
         &mut self,
         store: &Store,
         at: At,
-        (believed, confirmed): (Belief, Belief),
-        ask: &Ask,
-    ) -> Result<Reply, String> {
+        asks: &[Asked<'_>],
+        mistakes: bool,
+    ) -> Result<Vec<Reply>, String> {
         // Before the first answer nobody knows the run.
         let known = |belief| match belief {
             Belief::Current if self.run.is_none() => Belief::None,
             Belief::None | Belief::Current | Belief::Other => belief,
         };
-        let (believed, confirmed) = (known(believed), known(confirmed));
-        let expected = self.expected(at, (believed, confirmed), ask);
+        let known = |asked: &Asked<'_>| (known(asked.1.0), known(asked.1.1));
+        let beliefs: Vec<(Belief, Belief)> = asks.iter().map(known).collect();
+        let both = || asks.iter().map(|asked| asked.2).zip(beliefs.iter().copied());
+        let expected: Vec<Reply> =
+            both().map(|(ask, beliefs)| self.expected(at, beliefs, ask)).collect();
         let text = |belief| match belief {
             Belief::None => None,
             Belief::Current => self.run.as_deref(),
             Belief::Other => Some("another"),
         };
-        let told = Told {
-            at: Some(at),
-            believed: text(believed),
-            confirmed: text(confirmed),
-            token: "token",
-            bounds: self.ledger.config(),
-        };
-        let answer = store.run_script(self.tenant, ask, &told).await;
-        let (run, reply) = answer.map_err(|error| format!("{at:?} {ask:?}: {error}"))?;
-        if reply != expected {
-            return Err(format!("{at:?}\nthe ledger: {expected:?}\n the script: {reply:?}"));
+        let told =
+            |(believed, confirmed)| Told { believed: text(believed), confirmed: text(confirmed) };
+        let told: Vec<_> = both().map(|(ask, beliefs)| (ask, told(beliefs))).collect();
+        let bounds = self.ledger.config();
+        let together = Together { at: Some(at), token: "token", bounds };
+        let answer = store.run_script(self.tenant, &told, &together).await;
+        let asked = || asks.iter().map(|asked| format!("{:?}\n", asked.2)).collect::<String>();
+        let (run, mut replies) = answer.map_err(|error| format!("{at:?}\n{}{error}", asked()))?;
+        if mistakes && replies.len() > 1 {
+            replies.swap(0, 1);
+        }
+        if replies != expected {
+            let lines = |replies: &[Reply]| -> String {
+                replies.iter().map(|reply| format!("{reply:?}\n")).collect()
+            };
+            let (pure, script) = (lines(&expected), lines(&replies));
+            return Err(format!("{at:?}\nthe ledger:\n{pure}the script:\n{script}"));
         }
         if self.run.get_or_insert_with(|| run.clone()) != &run {
             return Err(format!("the run became {run}"));
@@ -211,7 +261,7 @@ impl Pair {
             };
             return Err(format!("{at:?}\nledger:\n{}script:\n{}", lines(&pure), lines(&kept)));
         }
-        Ok(reply)
+        Ok(replies)
     }
 
     fn expected(&mut self, at: At, (believed, confirmed): (Belief, Belief), ask: &Ask) -> Reply {

@@ -18,6 +18,8 @@ pub enum Step {
     Jump { millis: i64 },
     /// An ask to the ledger of the tenant of that number.
     Ask { tenant: usize, believed: Belief, confirmed: Belief, ask: Ask },
+    /// What was asked since time went on leaves, as one call.
+    Go,
 }
 
 /// What an owner believes the store's run to be.
@@ -94,6 +96,39 @@ pub fn steps(rng: &mut Rng, tenants: usize, count: usize, wall: u64) -> Vec<Step
         });
     }
     steps
+}
+
+/// As many asks of one tenant, in batches of all sizes.
+pub fn batches(rng: &mut Rng, count: usize, wall: u64) -> Vec<Step> {
+    let mut made = Vec::new();
+    let mut wall = wall;
+    let mut asks = 0;
+    while asks < count {
+        let size = rng.of(&[1, 2, 2, 3, 5, 9, 20, 64]);
+        asks += size;
+        while asks_only(&mut made, steps(rng, 1, 1, wall)) {}
+        let of_time = made.last();
+        if let Some(Step::Wait { micros }) = of_time {
+            wall += micros / 1_000;
+        } else if let Some(Step::Jump { millis }) = of_time {
+            wall = wall.saturating_add_signed(*millis);
+        }
+        for _ in 0..size {
+            let (believed, confirmed) = (belief(rng), belief(rng));
+            made.push(Step::Ask { tenant: 0, believed, confirmed, ask: ask(rng, wall) });
+        }
+        made.push(Step::Go);
+    }
+    made
+}
+
+/// Takes a step of time. True where it was an ask.
+fn asks_only(made: &mut Vec<Step>, steps: Vec<Step>) -> bool {
+    let is_ask = matches!(steps[..], [Step::Ask { .. }]);
+    if !is_ask {
+        made.extend(steps);
+    }
+    is_ask
 }
 
 const DAY: i64 = 86_400_000;
