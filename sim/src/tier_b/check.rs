@@ -341,7 +341,7 @@ impl Checks {
         };
         // Turmoil never sends a lost segment again: a cut in the middle may have taken the end's message with it.
         let calm = self.calm_since.is_some_and(|since| since <= of.began);
-        if calm && now > end + WORK_AFTER_END {
+        if calm && now > end + self.work_after_end(*ticket) {
             let late = now.saturating_sub(end).as_secs_f64();
             let text = format!("replica-{replica} works on {request} {late:.1} s after its end");
             self.violated(now, 12, text);
@@ -437,7 +437,8 @@ mod tests {
             let mut world = World::with_answer(3);
             let gateway = world.checks.plan.operations[0].gateway;
             let charge = Charge { gateway, request: request.into(), tokens, is_estimate };
-            world.checks.charged(NOW, &charge);
+            // Long enough after it was asked that all of it can have been said.
+            world.checks.charged(2 * NOW, &charge);
             assert_eq!(world.broken(), broken, "{charge:?}");
         }
     }

@@ -13,7 +13,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::super::plan::{Fault, Guise, TierBPlan};
-use super::{Charge, Checks, Work};
+use super::{Charge, Checks, WORK_AFTER_END, Work};
 use crate::coverage::sometimes;
 
 /// A reader that was replaced may be shown something for so long: one elsewhere says that it is there twice a second, and is
@@ -21,6 +21,8 @@ use crate::coverage::sometimes;
 const TAKEN_OVER_AFTER: Duration = Duration::from_millis(2_500);
 /// What is seen of a reader elsewhere is so old, at most.
 const SEEN_LATE: Duration = Duration::from_secs(2);
+/// Who keeps a stream hears that its reader has gone, and whoever worked for it that it ended.
+const HEARD_WITHIN: Duration = Duration::from_secs(1);
 /// More than any stream has.
 const TOO_HIGH: u64 = 1_000_000;
 
@@ -322,6 +324,21 @@ impl Checks {
         self.shelf.books.get(&ticket).is_none_or(|book| book.readers.len() == 1)
     }
 
+    /// How long after a try's end somebody may still work for it. The time of who keeps a stream begins when it hears that its
+    /// reader is gone: at once, but for a reader elsewhere.
+    pub(super) fn work_after_end(&self, ticket: usize) -> Duration {
+        let Some(book) = self.shelf.books.get(&ticket) else { return WORK_AFTER_END };
+        if self.is_seen_late(book) { WORK_AFTER_END } else { HEARD_WITHIN }
+    }
+
+    /// Whether a reader may have read the log that is shared. A door does so of whatever it is asked.
+    fn is_seen_late(&self, book: &Book) -> bool {
+        let first = book.readers[0].asked.gateway;
+        let mut came_back = book.readers.iter().skip(1);
+        self.plan.shared
+            && came_back.any(|reader| self.plan.doors > 0 || reader.asked.gateway != first)
+    }
+
     /// A machine's process ended.
     pub fn process_died(&mut self, now: Duration, gateway: u8) {
         self.shelf.died.insert(gateway, now);
@@ -482,12 +499,7 @@ impl Checks {
         sometimes!("b_kept_given_up");
         let Some(book) = self.shelf.books.get(&ticket) else { return };
         let was_calm = self.calm_since.is_some_and(|since| since <= book.opened);
-        let first = book.readers[0].asked.gateway;
-        let is_elsewhere = |reader: &Reader| reader.asked.gateway != first;
-        let late = match book.readers.iter().any(is_elsewhere) {
-            true if self.plan.doors == 0 => SEEN_LATE,
-            true | false => Duration::ZERO,
-        };
+        let late = if self.is_seen_late(book) { SEEN_LATE } else { Duration::ZERO };
         let grace = Duration::from_millis(self.plan.grace_ms());
         if was_calm && book.gap_max + late < grace {
             let (id, gap) = (&book.id, book.gap_max);

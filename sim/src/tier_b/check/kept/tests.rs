@@ -151,15 +151,20 @@ fn to_be_given_up_before_the_grace_time_breaks_the_sixth() {
 
 #[test]
 fn work_goes_on_for_the_grace_time_and_no_longer() {
-    let mut kept = Kept::of(9);
-    kept.checks.plan.knobs.request_ms = 60_000;
-    kept.leaves(0, NOW);
-    let grace = Duration::from_millis(kept.checks.plan.grace_ms());
-    let late = NOW + grace + super::super::WORK_AFTER_END;
-    kept.checks.look(late);
-    assert_eq!(kept.broken(), None);
-    kept.checks.look(late + Duration::from_millis(5));
-    assert_eq!(kept.broken(), Some(12));
+    for (gateway, heard_within) in [(0, HEARD_WITHIN), (1, WORK_AFTER_END)] {
+        let mut kept = Kept::of(9);
+        (kept.checks.plan.knobs.request_ms, kept.checks.plan.shared) = (60_000, true);
+        let (back, _) = kept.asks(Guise::Honest, gateway);
+        kept.let_in(back);
+        kept.leaves(0, NOW);
+        kept.leaves(back, NOW);
+        let grace = Duration::from_millis(kept.checks.plan.grace_ms());
+        let late = NOW + grace + heard_within;
+        kept.checks.look(late);
+        assert_eq!(kept.broken(), None);
+        kept.checks.look(late + Duration::from_millis(5));
+        assert_eq!(kept.broken(), Some(12), "gateway-{gateway}");
+    }
 }
 
 #[test]
