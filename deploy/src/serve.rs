@@ -233,6 +233,7 @@ fn limits(config: &Config) -> Limits {
         connections_max: http.connections_max as usize,
         header_time: http.header_timeout,
         body_max: usize::try_from(http.body_bytes_max.0).unwrap_or(usize::MAX),
+        exchange_time: Some(http.timeout),
         ..Limits::default()
     }
 }

@@ -10,6 +10,7 @@ pub fn restart_required(old: &Config, new: &Config) -> Vec<String> {
     let (o, n) = (&old.server, &new.server);
     let differ = [
         ("server.http.addr", o.http.addr != n.http.addr),
+        ("server.http.timeout", o.http.timeout != n.http.timeout),
         ("server.http.tls", o.http.tls != n.http.tls),
         ("server.http.connections_max", o.http.connections_max != n.http.connections_max),
         ("server.http.header_timeout", o.http.header_timeout != n.http.header_timeout),
