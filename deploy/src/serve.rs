@@ -238,7 +238,7 @@ fn limits(config: &Config) -> Limits {
     }
 }
 
-/// Metrics and health on a port of their own. A default port that somebody else has is no reason not to serve.
+/// Health, and metrics where they are wanted, on a port of their own. A default port that somebody else has is no reason not to serve.
 fn admin_server(
     config: &Config,
     front: &Front<transport::chat::Local>,
@@ -246,21 +246,21 @@ fn admin_server(
 ) -> Result<impl Future<Output = ()> + use<>, StartError> {
     let addr = config.server.admin.addr;
     let bound = match Listener::bind(addr) {
-        _ if !config.monitoring.prometheus_enabled => None,
         Ok(listener) => Some(listener),
         Err(error) if addr == config::Admin::default_addr(config.role) => {
             let instead = match config.role {
-                Role::All | Role::Gateway => "they are at /metrics of the API's port too",
+                Role::All | Role::Gateway => "they are at the API's port too",
                 Role::Chat | Role::Auth => "give this process a server.admin.addr of its own",
             };
-            tracing::warn!(%error, "no metrics on {addr}: somebody else listens there; {instead}");
+            tracing::warn!(%error, "no health or metrics on {addr}: somebody else listens there; {instead}");
             None
         }
         Err(source) => {
             return Err(StartError::Listen { addr, key: "server.admin.addr", source });
         }
     };
-    let (meters, router) = (front.meters(), front.meta_router());
+    let (meters, router) =
+        (front.meters(), front.meta_router(config.monitoring.prometheus_enabled));
     Ok(async move {
         if let Some(listener) = bound {
             let server = Server::new(limits, meters).listen(listener);

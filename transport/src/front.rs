@@ -133,9 +133,9 @@ impl<C: Chat> Front<C> {
         routes::router(Arc::clone(&self.shared))
     }
 
-    /// Health, readiness and metrics alone, for the admin port.
-    pub fn meta_router(&self) -> Router {
-        routes::meta_router(Arc::clone(&self.shared))
+    /// Health, readiness and, where it is `measured`, metrics alone, for the admin port.
+    pub fn meta_router(&self, measured: bool) -> Router {
+        routes::meta_router(Arc::clone(&self.shared), measured)
     }
 }
 
