@@ -123,6 +123,24 @@ fn the_auth_role_has_ports_of_its_own_and_the_flag_wins() {
 }
 
 #[test]
+fn a_port_alone_keeps_the_host_of_the_file() {
+    let keys = format!("keys: [{{hash: '{}'}}]", KeyHash::of("k"));
+    let server = |role, server: &str, vars: &[(&str, &str)]| {
+        played(role, &format!("{keys}\n{server}"), vars).unwrap().config.server
+    };
+    let text =
+        "server: {grpc: {addr: '10.0.0.7:1'}, quota: {addr: '[::1]:2'}, admin: {addr: ':3'}}";
+    let chat = server(Role::Chat, text, &[("CHAT_SERVICE", "7001"), ("TOKEN_SERVICE", "7002")]);
+    assert_eq!(chat.grpc_addr.unwrap().to_string(), "10.0.0.7:7001");
+    assert_eq!(chat.quota_addr.unwrap().to_string(), "[::1]:7002");
+    let ports = [("AUTH_GRPC", "7003"), ("AUTH_HTTP_HEALTH", "7004")];
+    let auth = server(Role::Auth, text, &ports);
+    assert_eq!(auth.grpc_addr.unwrap().to_string(), "10.0.0.7:7003");
+    assert_eq!(auth.admin.addr.to_string(), "0.0.0.0:7004");
+    assert_eq!(server(Role::Auth, "", &ports).admin.addr.to_string(), "127.0.0.1:7004");
+}
+
+#[test]
 fn the_ledgers_own_port_is_for_those_who_ask_it_and_nobody_elses() {
     let port = |role, vars: &[(&str, &str)]| {
         let text = "server: {quota: {addr: ':7001'}}\nchats: [{url: 'chat://c'}]";
@@ -131,7 +149,7 @@ fn the_ledgers_own_port_is_for_those_who_ask_it_and_nobody_elses() {
     for role in [Role::All, Role::Chat] {
         assert_eq!(played(role, "", &[]).unwrap().config.server.quota_addr, None);
         assert_eq!(port(role, &[]).unwrap(), "0.0.0.0:7001");
-        assert_eq!(port(role, &[("TOKEN_SERVICE", "50051")]).unwrap(), "127.0.0.1:50051");
+        assert_eq!(port(role, &[("TOKEN_SERVICE", "50051")]).unwrap(), "0.0.0.0:50051");
         let both = [("TOKEN_SERVICE", "50051"), ("TOKEN_SERVICE_ADDR", ":7002")];
         assert_eq!(port(role, &both).unwrap(), "0.0.0.0:7002");
     }
