@@ -21,6 +21,8 @@ pub struct Flags {
     pub upstreams: Vec<String>,
     /// `--role`.
     pub role: Role,
+    /// The process runs, and its file has changed: what only a start needs may be gone.
+    pub running: bool,
 }
 
 /// The environment's variables, as a value: read once, so that a test or a simulation brings its own.
@@ -78,6 +80,8 @@ pub(super) struct Overrides {
     pub upstreams: Vec<String>,
     /// What `--role` said.
     pub role: Role,
+    /// It is not a start.
+    pub running: bool,
     pub warnings: Vec<Problem>,
 }
 
@@ -92,7 +96,7 @@ impl Overrides {
     /// `file` is the parsed document, where one was given.
     pub(super) fn new(flags: &Flags, env: &Env, file: Option<&Node>) -> Self {
         let (upstreams, role) = (flags.upstreams.clone(), flags.role);
-        let mut all = Self { upstreams, role, ..Self::default() };
+        let mut all = Self { upstreams, role, running: flags.running, ..Self::default() };
         if let Some(port) = env.said("GATEWAY") {
             let addr = with_port(file, "server.http.addr", port);
             all.set("server.http.addr", Origin::Environment("GATEWAY".into()), addr);

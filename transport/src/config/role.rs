@@ -51,11 +51,15 @@ impl Config {
                 }
                 self.at_the_edge();
             }
-            Role::Auth if self.keys.is_empty() => {
+            // A start without keys is a mistake; who takes the last one away means it.
+            Role::Auth if self.keys.is_empty() && !root.is_running() => {
                 let expected = "for --role auth: the keys that are let in, keys: [{hash: sha256:...}] (`pointsman key new`)";
                 root.problem("keys", ProblemKind::Missing { expected: expected.to_owned() });
             }
             Role::Auth => {
+                if self.keys.is_empty() {
+                    root.warn("keys", "nobody is let in any more: no key is left".to_owned());
+                }
                 self.server.grpc_addr.get_or_insert(super::server::auth_addr());
                 if self.server.grpc_addr == Some(self.server.admin.addr)
                     && self.server.admin.addr.port() != 0

@@ -120,6 +120,15 @@ fn the_auth_role_has_ports_of_its_own_and_the_flag_wins() {
     assert!(told.contains("the same address as server.grpc.addr"), "{told}");
     let told = played(Role::Auth, "", &[]).unwrap_err().to_string();
     assert!(told.contains("keys: missing") && told.contains("pointsman key new"), "{told}");
+    // A process that runs has its last key taken away, and says so.
+    for gone in ["", "keys: []", "keys:"] {
+        let flags = Flags { role: Role::Auth, running: true, ..Flags::default() };
+        let text = format!("version: 1\n{gone}");
+        let loaded = parse("p.yaml", text.as_bytes(), &flags, &Env::default()).unwrap();
+        assert_eq!(loaded.config.keys, []);
+        let warned = loaded.warnings.iter().any(|one| one.to_string().contains("nobody is let in"));
+        assert!(warned, "{gone} {:?}", loaded.warnings);
+    }
 }
 
 #[test]
