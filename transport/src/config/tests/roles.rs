@@ -132,6 +132,26 @@ fn the_auth_role_has_ports_of_its_own_and_the_flag_wins() {
 }
 
 #[test]
+fn chat_roles_that_share_nothing_warn_of_what_they_count_apart() {
+    let warned = |role, limits: &str, chats: usize, more: &str| {
+        let chats: Vec<_> = (0..chats).map(|at| format!("{{url: 'chat://c{at}'}}")).collect();
+        let text = format!("tenants: {{t: {limits}}}\nchats: [{}]\n{more}", chats.join(", "));
+        let warnings = played(role, &text, &[]).unwrap().warnings;
+        warnings.iter().any(|one| one.to_string().contains("up to 3 times as much may be spent"))
+    };
+    let redis = "data: {redis: {addr: 'r:1'}}";
+    for role in [Role::Gateway, Role::Chat] {
+        assert!(warned(role, "{daily_tokens: 9}", 3, ""));
+        assert!(warned(role, "{users: {ann: {monthly_usd: 9}}}", 3, ""));
+        assert!(warned(role, "{per_user: {daily_usd: 9}}", 3, ""));
+        assert!(!warned(role, "{daily_tokens: 9}", 3, redis));
+        assert!(!warned(role, "{rpm: 9}", 3, ""), "rates are the gateways'");
+        assert!(!warned(role, "{daily_tokens: 9}", 1, ""));
+    }
+    assert!(!warned(Role::All, "{daily_tokens: 9}", 3, ""));
+}
+
+#[test]
 fn a_port_alone_keeps_the_host_of_the_file() {
     let keys = format!("keys: [{{hash: '{}'}}]", KeyHash::of("k"));
     let server = |role, server: &str, vars: &[(&str, &str)]| {
