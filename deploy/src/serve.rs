@@ -5,13 +5,13 @@ mod doors;
 mod keys;
 mod own_key;
 mod reload;
+mod told;
 mod welcome;
 
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use transport::config::{self, Config, Env, Errors, Flags, Loaded, LogFormat, LogLevel, Role};
 use transport::front::{Front, Limits, Listener, Server, Settings};
@@ -21,7 +21,8 @@ use transport::logs;
 use crate::cli::ServeArgs;
 use crate::spans::{Spans, SpansError};
 use demo_fleet::DemoFleet;
-use doors::Doors;
+use doors::{Claims, Doors};
+use told::Told;
 
 /// How long a start waits for endpoints to say what they serve. Those that take longer are served when they have said.
 const DISCOVERY_WAIT: Duration = Duration::from_secs(3);
@@ -70,6 +71,7 @@ fn start(args: &ServeArgs) -> Result<(), StartError> {
         data: args.data.clone(),
         upstreams: args.upstream.clone(),
         role: args.role.into(),
+        ..Flags::default()
     };
     let env = Env::process();
     let loaded = config::load(args.config.as_deref(), &flags, &env)?;
@@ -84,15 +86,26 @@ fn start(args: &ServeArgs) -> Result<(), StartError> {
         .enable_all()
         .build()
         .map_err(StartError::Runtime)?;
-    runtime.block_on(async {
+    let served = runtime.block_on(async {
+        let told = Told::listen();
         match loaded.config.role {
-            Role::Auth => keys::serve(args.config.clone(), flags, env, loaded).await,
-            Role::All | Role::Gateway | Role::Chat => serve(args, flags, env, loaded).await,
+            Role::Auth => keys::serve(args.config.clone(), (flags, env), loaded, &told).await,
+            Role::All | Role::Gateway | Role::Chat => {
+                serve(args, (flags, env), loaded, &told).await
+            }
         }
-    })
+    });
+    // A start that was given up may still read its journal: that ends with the process.
+    runtime.shutdown_background();
+    served
 }
 
-async fn serve(args: &ServeArgs, flags: Flags, env: Env, loaded: Loaded) -> Result<(), StartError> {
+async fn serve(
+    args: &ServeArgs,
+    (flags, env): (Flags, Env),
+    loaded: Loaded,
+    told: &Told,
+) -> Result<(), StartError> {
     let Loaded { mut config, fingerprint, .. } = loaded;
     let fleet = if config.is_demo() {
         Some(DemoFleet::start().await.map_err(StartError::Demo)?)
@@ -102,17 +115,22 @@ async fn serve(args: &ServeArgs, flags: Flags, env: Env, loaded: Loaded) -> Resu
     if let Some(fleet) = &fleet {
         fleet.join(&mut config);
     }
-    let doors = Doors::bind(&config).await?;
-    let own_key = own_key::if_needed(&config, doors.widest())?;
+    let claims = Claims::take(&config)?;
+    let widest = claims.widest();
+    let own_key = own_key::if_needed(&config, widest)?;
     let spans = Spans::start(&config.monitoring.tracing, "pointsman", &env)?;
-    let gateway = Gateway::start(&config)?;
-    if !doors.widest().ip().is_loopback() {
+    let Some(gateway) = told.before(started(&config)).await else {
+        tracing::info!("stopped before it served: it was told to stop while it started");
+        return Ok(());
+    };
+    let gateway = gateway?;
+    if !widest.ip().is_loopback() {
         gateway.accounts().shut();
     }
     if let Some(own) = &own_key {
         gateway.accounts().set_own_key(own.entry.clone(), &config);
     }
-    let _ = tokio::time::timeout(DISCOVERY_WAIT, gateway.discover()).await;
+    let _ = told.before(tokio::time::timeout(DISCOVERY_WAIT, gateway.discover())).await;
     let settings = Settings {
         limits: limits(&config),
         streams: gateway.streams(),
@@ -123,6 +141,7 @@ async fn serve(args: &ServeArgs, flags: Flags, env: Env, loaded: Loaded) -> Resu
     let front = Front::with(Arc::new(gateway.chat()), gateway.auth(), settings);
     let admin = admin_server(&config, &front, limits(&config))?;
     let health = gateway.health();
+    let doors = claims.open()?;
     health.set_serving(true);
     welcome::print(&config, &doors, &gateway.catalog(), own_key.as_ref(), fleet.is_some());
     let reloading = args.config.clone().map(|path| {
@@ -131,7 +150,7 @@ async fn serve(args: &ServeArgs, flags: Flags, env: Env, loaded: Loaded) -> Resu
         tokio::spawn(reload::run(watched, Arc::clone(&gateway)))
     });
     let served = tokio::select! {
-        served = serve_doors(doors, &front, &config, health) => served,
+        served = serve_doors(doors, &front, &config, (health, told)) => served,
         () = admin => unreachable!("the admin server runs until it is dropped"),
     };
     if let Some(task) = reloading {
@@ -142,18 +161,32 @@ async fn serve(args: &ServeArgs, flags: Flags, env: Env, loaded: Loaded) -> Resu
     served
 }
 
+/// The gateway, started on a thread of its own: journals and stores are waited for there, signals here.
+async fn started(config: &Config) -> Result<Arc<Gateway>, StartError> {
+    let config = config.clone();
+    match tokio::task::spawn_blocking(move || Gateway::start(&config)).await {
+        Ok(started) => Ok(started?),
+        Err(error) => Err(StartError::Runtime(error.into())),
+    }
+}
+
 /// Serves at every door until the process is told to stop, or one of them fails.
 async fn serve_doors(
     doors: Doors,
     front: &Front<transport::chat::Local>,
     config: &Config,
-    health: Arc<transport::health::Health>,
+    (health, told): (Arc<transport::health::Health>, &Told),
 ) -> Result<(), StartError> {
     let stop = CancellationToken::new();
     let grace = config.server.http.drain_grace;
     let told = async {
         tokio::select! {
-            () = stopping(health) => stop.cancel(),
+            () = told.stop() => {
+                tracing::info!("draining: no new requests; what runs may finish");
+                // `/ready` says so first.
+                health.set_serving(false);
+                stop.cancel();
+            }
             () = stop.cancelled() => {}
         }
     };
@@ -233,11 +266,12 @@ fn limits(config: &Config) -> Limits {
         connections_max: http.connections_max as usize,
         header_time: http.header_timeout,
         body_max: usize::try_from(http.body_bytes_max.0).unwrap_or(usize::MAX),
+        exchange_time: Some(http.timeout),
         ..Limits::default()
     }
 }
 
-/// Metrics and health on a port of their own. A default port that somebody else has is no reason not to serve.
+/// Health, and metrics where they are wanted, on a port of their own. A default port that somebody else has is no reason not to serve.
 fn admin_server(
     config: &Config,
     front: &Front<transport::chat::Local>,
@@ -245,21 +279,21 @@ fn admin_server(
 ) -> Result<impl Future<Output = ()> + use<>, StartError> {
     let addr = config.server.admin.addr;
     let bound = match Listener::bind(addr) {
-        _ if !config.monitoring.prometheus_enabled => None,
         Ok(listener) => Some(listener),
         Err(error) if addr == config::Admin::default_addr(config.role) => {
             let instead = match config.role {
-                Role::All | Role::Gateway => "they are at /metrics of the API's port too",
+                Role::All | Role::Gateway => "they are at the API's port too",
                 Role::Chat | Role::Auth => "give this process a server.admin.addr of its own",
             };
-            tracing::warn!(%error, "no metrics on {addr}: somebody else listens there; {instead}");
+            tracing::warn!(%error, "no health or metrics on {addr}: somebody else listens there; {instead}");
             None
         }
         Err(source) => {
             return Err(StartError::Listen { addr, key: "server.admin.addr", source });
         }
     };
-    let (meters, router) = (front.meters(), front.meta_router());
+    let (meters, router) =
+        (front.meters(), front.meta_router(config.monitoring.prometheus_enabled));
     Ok(async move {
         if let Some(listener) = bound {
             let server = Server::new(limits, meters).listen(listener);
@@ -267,21 +301,4 @@ fn admin_server(
         }
         std::future::pending().await
     })
-}
-
-/// Resolves when the process should stop, having said so to `/ready`.
-async fn stopping(health: Arc<transport::health::Health>) {
-    told().await;
-    health.set_serving(false);
-}
-
-/// Resolves when the process is told to stop.
-async fn told() {
-    let mut terminate = signal(SignalKind::terminate()).expect("signals can be listened to");
-    let mut interrupt = signal(SignalKind::interrupt()).expect("signals can be listened to");
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
-    tracing::info!("draining: no new requests; what runs may finish");
 }

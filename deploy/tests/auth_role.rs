@@ -143,12 +143,17 @@ async fn keys_live_in_one_process_and_its_death_costs_strangers_alone() {
     assert!(after < 2 * TTL, "{after:?}");
     assert!(fleet.ask(&bob).await.whole);
     // A file that cannot be used changes nothing, and is named.
-    fleet.world.write("auth.yaml", "version: 1\nkeys: []\n");
+    fleet.world.write("auth.yaml", "version: 1\nkeys: nobody\n");
     until("the bad file is refused", 20, || {
         get(fleet.health, "/health").is_some_and(|(_, said)| said.contains("refused: "))
     });
     tokio::time::sleep(TTL).await;
     assert!(fleet.ask(&bob).await.whole);
+    // The last key can be taken away too: that opens nothing.
+    fleet.let_in(&[]);
+    fleet.comes_to(&bob, 401).await;
+    assert_eq!(fleet.ask(&ann).await.status, 401);
+    assert!(fleet.auth.process.said().contains("nobody is let in any more"));
 
     assert!(fleet.auth.process.stop().success() && fleet.chat.process.stop().success());
     assert!(fleet.gateway.process.stop().success());

@@ -34,7 +34,7 @@ use crate::exchange::{
 use crate::front::exposition;
 use crate::health::Health;
 use crate::sessions::{Sessions, Turn};
-use crate::upstream::{Client, UpstreamError};
+use crate::upstream::{Client, Failed, UpstreamError};
 use attempt::{Begun, WholeAnswer};
 use cache::Answers;
 use loads::Loads;
@@ -64,6 +64,13 @@ struct Parts {
 const RECORD_WAIT: Duration = Duration::from_secs(5);
 
 impl Parts {
+    /// An attempt failed. Of an endpoint that has left since, nothing is kept.
+    fn attempt_failed(&self, endpoint: &str, failed: &Failed) {
+        if self.catalog.load().route(endpoint).is_some() {
+            self.health.attempt_failed(endpoint, failed);
+        }
+    }
+
     /// Waits until the record at `position` is written; the error says why it is not.
     async fn written(&self, position: u64) -> Result<(), String> {
         let journal = self.driver.journal();

@@ -20,6 +20,7 @@ mod answer;
 mod ask;
 pub mod auth;
 mod body;
+mod claim;
 mod error;
 pub(crate) mod exposition;
 mod guard;
@@ -46,13 +47,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use axum::Router;
 
 pub use auth::{AuthError, Authenticate, Caller, Judged};
+pub use claim::Claim;
 pub use limits::Limits;
 pub(crate) use meta::wants_text;
 pub use meters::Meters;
 pub(crate) use meters::{SPANS, SPANS_HELP};
 pub(crate) use pages::{Page, pages};
 pub(crate) use rpc::serve_routes;
-pub use rpc::{RpcDoor, RpcError};
+pub use rpc::{RpcDoor, RpcError, RpcTls};
 pub use server::{Drained, Listener, Server};
 pub(crate) use sessions::UNCONFIRMED;
 
@@ -133,9 +135,9 @@ impl<C: Chat> Front<C> {
         routes::router(Arc::clone(&self.shared))
     }
 
-    /// Health, readiness and metrics alone, for the admin port.
-    pub fn meta_router(&self) -> Router {
-        routes::meta_router(Arc::clone(&self.shared))
+    /// Health, readiness and, where it is `measured`, metrics alone, for the admin port.
+    pub fn meta_router(&self, measured: bool) -> Router {
+        routes::meta_router(Arc::clone(&self.shared), measured)
     }
 }
 

@@ -354,7 +354,12 @@ impl Gateway {
         let is_configured = source == CONFIGURED;
         let kind = if is_configured { SourceKind::Authoritative } else { SourceKind::Observed };
         let is_anybody_new = catalog.routes().any(|(_, route)| route.is_unknown());
-        self.catalog.store(Arc::new(catalog));
+        let before = self.catalog.swap(Arc::new(catalog));
+        let after = self.catalog.load();
+        for (name, _) in before.routes().filter(|(name, _)| after.route(name).is_none()) {
+            self.health.forget(name);
+        }
+        drop(after);
         if is_anybody_new {
             self.newcomers.notify_one();
         }
@@ -373,6 +378,16 @@ impl Gateway {
         if changed {
             tracing::info!(instance_id = endpoint, models = models.len(), "models discovered");
             self.publish(after);
+        }
+    }
+
+    /// An endpoint at this address was asked what it serves, and this came of it: of no interest where it has left since.
+    fn asked(&self, endpoint: &str, address: &str, state: Option<(bool, String)>) {
+        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let catalog = self.catalog.load();
+        let route = catalog.route(endpoint);
+        if route.is_some_and(|route| route.target.base_url.to_string() == address) {
+            self.health.discovery(endpoint, state);
         }
     }
 

@@ -1,5 +1,6 @@
 //! What goes on, in figures and in words: the plane's observations as metrics, and the state of each part.
 
+mod series;
 mod sharing;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -17,6 +18,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
+use series::Series;
 use sharing::Sharing;
 
 use crate::auth;
@@ -31,10 +33,9 @@ const TOLD_MAX: Duration = Duration::from_secs(60);
 /// Counts and remembers what the plane and its hands noticed.
 pub struct Health {
     registry: Registry,
-    attempts: Family<Attempted, Counter>,
+    series: Series,
     retries: Counter,
     hedges: Family<Hedged, Counter>,
-    transitions: Family<Moved, Counter>,
     bindings: Counter,
     migrations: Counter,
     outcomes: Family<Concluded, Counter>,
@@ -81,20 +82,8 @@ struct Notes {
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
-struct Attempted {
-    instance: String,
-    outcome: &'static str,
-}
-
-#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct Hedged {
     outcome: &'static str,
-}
-
-#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
-struct Moved {
-    instance: String,
-    to: &'static str,
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -134,10 +123,9 @@ impl Health {
     pub fn new() -> Arc<Self> {
         let mut health = Self {
             registry: Registry::default(),
-            attempts: Family::default(),
+            series: Series::default(),
             retries: Counter::default(),
             hedges: Family::default(),
-            transitions: Family::default(),
             bindings: Counter::default(),
             migrations: Counter::default(),
             outcomes: Family::default(),
@@ -190,14 +178,9 @@ impl Health {
         let help = "Times the shared quota store kept a request waiting that could do without it";
         counter("pointsman_quota_late", help, &self.quota_late);
         counter("pointsman_observations", "Things the plane noticed", &self.steps);
-        r.register("pointsman_attempts", "Attempts by their end", self.attempts.clone());
+        self.series.register(r);
         let help = "Second attempts beside a silent one, by what came of them";
         r.register("pointsman_hedges", help, self.hedges.clone());
-        r.register(
-            "pointsman_breaker_transitions",
-            "Breakers that moved",
-            self.transitions.clone(),
-        );
         r.register("pointsman_outcomes", "Requests by their end", self.outcomes.clone());
         let help = "From dispatch to first token";
         r.register_with_unit(
@@ -306,6 +289,20 @@ impl Health {
         if is_fault && before.as_ref() != Some(&text) {
             tracing::warn!(instance_id = endpoint, "an endpoint needs its operator: {text}");
         }
+    }
+
+    /// What is known of an endpoint's discovery; `None` where there is nothing to say.
+    pub(crate) fn discovery(&self, endpoint: &str, state: Option<(bool, String)>) {
+        self.note(&discovery_part(endpoint), state);
+    }
+
+    /// An endpoint has left: nothing is said of it any more, and nothing counted.
+    pub(crate) fn forget(&self, endpoint: &str) {
+        let mut notes = self.notes();
+        notes.parts.remove(&discovery_part(endpoint));
+        notes.endpoints.remove(endpoint);
+        drop(notes);
+        self.series.forget(endpoint);
     }
 
     /// What workers said last of their load, by endpoint. What is older than a minute says nothing any more.
@@ -431,8 +428,7 @@ impl Observer for Arc<Health> {
                     AttemptEnd::Failed { failure, .. } => failure.name(),
                     AttemptEnd::Cancelled { .. } => "cancelled",
                 };
-                let labels = Attempted { instance: name(*endpoint), outcome };
-                self.attempts.get_or_create(&labels).inc();
+                self.series.attempted(name(*endpoint), outcome);
             }
             Observation::Retrying { .. } => drop(self.retries.inc()),
             Observation::Hedged { race, .. } => self.raced(*race),
@@ -471,6 +467,7 @@ impl Observer for Arc<Health> {
                 tracing::warn!("quota is spent {state} from here on");
             }
             Observation::SharedDegraded(degraded) => self.sharing_degraded(*degraded),
+            Observation::EndpointRemoved { name, .. } => self.forget(name),
             Observation::Arrived { .. }
             | Observation::Consulted { .. }
             | Observation::ConsultLost { .. }
@@ -483,7 +480,6 @@ impl Observer for Arc<Health> {
             | Observation::GaveUp { .. }
             | Observation::Breaker(_)
             | Observation::EndpointAdded(_)
-            | Observation::EndpointRemoved { .. }
             | Observation::Configured { .. } => {}
         }
     }
@@ -524,8 +520,12 @@ impl Health {
             Phase::Open => "open",
             Phase::HalfOpen => "half_open",
         };
-        self.transitions.get_or_create(&Moved { instance, to }).inc();
+        self.series.moved(instance, to);
     }
+}
+
+fn discovery_part(endpoint: &str) -> String {
+    format!("discovery {endpoint}")
 }
 
 /// How an endpoint is, for a reader who wonders why it gets no traffic.

@@ -9,8 +9,9 @@ use transport::auth;
 use transport::config::{Config, Env, Flags, Loaded, POLL_INTERVAL, restart_required, watch};
 use transport::front::{Limits, Listener, Server};
 
-use super::doors::Doors;
-use super::{StartError, told};
+use super::StartError;
+use super::doors::{Claims, Doors};
+use super::told::Told;
 use crate::spans::Spans;
 
 /// Probes and scrapes come from a handful of places.
@@ -18,13 +19,13 @@ const PAGES_MAX: usize = 64;
 
 pub async fn serve(
     path: Option<PathBuf>,
-    flags: Flags,
-    env: Env,
+    (flags, env): (Flags, Env),
     loaded: Loaded,
+    told: &Told,
 ) -> Result<(), StartError> {
     let Loaded { config, fingerprint, .. } = loaded;
     // Both ports are bound before anything is served: who is in the way is named.
-    let doors = Doors::bind(&config).await?;
+    let claims = Claims::take(&config)?;
     let pages = pages(&config)?;
     let spans = Spans::start(&config.monitoring.tracing, "pointsman-auth", &env)?;
     let role = auth::Role::new(&config, spans.tracer());
@@ -33,6 +34,7 @@ pub async fn serve(
     let _pages = AbortOnDropHandle::new(tokio::spawn(async move {
         server.serve(router, std::future::pending(), config.server.http.drain_grace).await;
     }));
+    let doors = claims.open()?;
     greet(&config, &doors);
     let watching = path.map(|path| {
         let changes = watch(path, flags, env, fingerprint, POLL_INTERVAL);
@@ -49,7 +51,8 @@ pub async fn serve(
     };
     let stopping = async {
         tokio::select! {
-            () = told() => {
+            () = told.stop() => {
+                tracing::info!("draining: no new requests; what runs may finish");
                 role.set_serving(false);
                 stop.cancel();
             }
@@ -90,6 +93,9 @@ async fn reload(
         match change {
             Ok(loaded) => {
                 role.reconfigure(&loaded.config);
+                for warning in &loaded.warnings {
+                    tracing::warn!("{warning}");
+                }
                 let waiting = restart_required(&started_with, &loaded.config);
                 let keys = loaded.config.keys.len();
                 if waiting.is_empty() {

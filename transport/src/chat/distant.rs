@@ -1,12 +1,14 @@
 //! What a chat role elsewhere keeps, sessions and streams: asked for there, answered in its words.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
+use control::outcome::Failure;
+use control::plane::ControlPlane;
 use tokio::time::Instant;
 
-use control::outcome::Failure;
-
 use super::Parts;
+use crate::catalog::{Catalog, Route};
 use crate::exchange::{Rest, ResumeCall, SessionAnswer, SessionCall, Why};
 use crate::sessions::SessionError;
 use crate::streams::{Coming, Used};
@@ -14,6 +16,8 @@ use crate::upstream::{Limits, Secret};
 
 /// A chat role asks its store, which answers in fractions of a second or says that it does not.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
+/// What one of several has of that, at most: one that hangs must leave time for those that do not.
+const SHARE: Duration = Duration::from_secs(2);
 /// To a connection.
 const CONNECT_WITHIN: Duration = Duration::from_secs(2);
 /// The same of a stream, which is looked for at one after another while its grace runs: to the first word of one of them, and
@@ -25,16 +29,19 @@ const RUNS_FOR: Duration = Duration::from_secs(86_400);
 /// A page of the longest messages that may be stored.
 const ANSWER_BYTES_MAX: usize = 64 << 20;
 
-/// Asks one chat role after another, until one can be reached: those that share a store know the same sessions.
+/// Asks one chat role after another, until one can be reached: those that share a store know the same sessions. Each has a
+/// share of the time, and the last what is left of it.
 pub(super) async fn asked(parts: &Parts, call: SessionCall) -> Result<SessionAnswer, Why> {
     let SessionCall { ask, behalf, .. } = call;
     let behalf = behalf.map(|behalf| *behalf).unwrap_or_default();
     let catalog = parts.catalog.load_full();
-    let limits = limits(Instant::now() + ANSWER_WITHIN);
-    let chats = catalog.routes().filter(|(_, route)| route.target.base_url.is_chat());
-    for (name, route) in chats {
+    let last = Instant::now() + ANSWER_WITHIN;
+    let chats = likely_first(parts, &catalog);
+    let share = SHARE.min(ANSWER_WITHIN / u32::try_from(chats.len().max(1)).unwrap_or(u32::MAX));
+    for (at, (name, route)) in chats.iter().enumerate() {
+        let until = if at + 1 == chats.len() { last } else { last.min(Instant::now() + share) };
         let asked = (ask.clone(), behalf.clone());
-        let failed = match parts.upstream.sessions(&route.target, asked, limits).await {
+        let failed = match parts.upstream.sessions(&route.target, asked, limits(until)).await {
             Ok(answer) => return Ok(answer),
             Err(failed) => failed,
         };
@@ -45,6 +52,17 @@ pub(super) async fn asked(parts: &Parts, call: SessionCall) -> Result<SessionAns
         tracing::debug!(instance_id = name, "not asked about sessions: {}", failed.failure);
     }
     Err(Why::Session(SessionError::Store("no chat role answers".to_owned())))
+}
+
+/// The chat roles by name, but last those that are known not to answer, or that an operator drains.
+fn likely_first<'a>(parts: &Parts, catalog: &'a Catalog) -> Vec<(&'a str, &'a Route)> {
+    let view = parts.driver.look(ControlPlane::view);
+    let doubtful = view.endpoints.iter().filter(|known| known.draining || known.breaker.ejected());
+    let doubtful: BTreeSet<&str> = doubtful.map(|known| &*known.name).collect();
+    let chats = catalog.routes().filter(|(_, route)| route.target.base_url.is_chat());
+    let mut chats: Vec<_> = chats.collect();
+    chats.sort_by_key(|(name, _)| doubtful.contains(name));
+    chats
 }
 
 /// Asks one chat role after another for the rest of a stream, until one has it: nobody else knows where it was opened. First

@@ -264,7 +264,7 @@ impl Pump {
                 return None;
             }
             Stop::Broken(failed) => {
-                self.chat.health.attempt_failed(&self.endpoint, &failed);
+                self.chat.attempt_failed(&self.endpoint, &failed);
                 let Failed { failure, retry_after, detail: said, upstream, .. } = failed;
                 detail = Some(said);
                 error = upstream.filter(|said| said.verdict.is_some()).map(|said| said.body);

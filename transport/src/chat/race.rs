@@ -134,7 +134,7 @@ impl Lane<'_> {
             attempt = dispatch.number,
             "attempt failed: {}: {}", failed.failure, failed.detail
         );
-        chat.health.attempt_failed(&dispatch.endpoint_name, &failed);
+        chat.attempt_failed(&dispatch.endpoint_name, &failed);
         let end = AttemptEnd::Failed {
             failure: failed.failure,
             produced: failed.produced,

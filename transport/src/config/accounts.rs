@@ -121,6 +121,12 @@ const TOKENS: RangeInclusive<Tokens> = Tokens(0)..=Tokens(1_000_000_000_000_000)
 const USD: RangeInclusive<MicroUsd> = MicroUsd(0)..=MicroUsd(1_000_000_000_000_000);
 
 impl Limits {
+    /// Whether what is spent is limited, and not only how fast.
+    pub(super) fn sums(&self) -> bool {
+        let tokens = [self.daily_tokens, self.monthly_tokens].iter().any(Option::is_some);
+        tokens || [self.daily_usd, self.monthly_usd].iter().any(Option::is_some)
+    }
+
     fn read(section: &Section<'_>) -> Self {
         let tokens = |key| section.maybe_between(key, "no limit", TOKENS);
         let money = |key| section.maybe_between(key, "no limit", USD);

@@ -21,6 +21,8 @@ pub struct Flags {
     pub upstreams: Vec<String>,
     /// `--role`.
     pub role: Role,
+    /// The process runs, and its file has changed: what only a start needs may be gone.
+    pub running: bool,
 }
 
 /// The environment's variables, as a value: read once, so that a test or a simulation brings its own.
@@ -78,6 +80,8 @@ pub(super) struct Overrides {
     pub upstreams: Vec<String>,
     /// What `--role` said.
     pub role: Role,
+    /// It is not a start.
+    pub running: bool,
     pub warnings: Vec<Problem>,
 }
 
@@ -92,9 +96,9 @@ impl Overrides {
     /// `file` is the parsed document, where one was given.
     pub(super) fn new(flags: &Flags, env: &Env, file: Option<&Node>) -> Self {
         let (upstreams, role) = (flags.upstreams.clone(), flags.role);
-        let mut all = Self { upstreams, role, ..Self::default() };
+        let mut all = Self { upstreams, role, running: flags.running, ..Self::default() };
         if let Some(port) = env.said("GATEWAY") {
-            let addr = with_port(file, port);
+            let addr = with_port(file, "server.http.addr", port);
             all.set("server.http.addr", Origin::Environment("GATEWAY".into()), addr);
         }
         for (name, path) in [
@@ -117,12 +121,12 @@ impl Overrides {
         all.stores(env);
         let listens = match role {
             Role::Chat => {
-                all.role_port(env, "CHAT_SERVICE", "server.grpc.addr");
+                all.role_port(env, file, "CHAT_SERVICE", "server.grpc.addr");
                 "server.grpc.addr"
             }
             Role::Auth => {
-                all.role_port(env, "AUTH_GRPC", "server.grpc.addr");
-                all.role_port(env, "AUTH_HTTP_HEALTH", "server.admin.addr");
+                all.role_port(env, file, "AUTH_GRPC", "server.grpc.addr");
+                all.role_port(env, file, "AUTH_HTTP_HEALTH", "server.admin.addr");
                 "server.grpc.addr"
             }
             Role::All | Role::Gateway => {
@@ -135,7 +139,7 @@ impl Overrides {
             }
         };
         if matches!(role, Role::All | Role::Chat) {
-            all.role_port(env, "TOKEN_SERVICE", "server.quota.addr");
+            all.role_port(env, file, "TOKEN_SERVICE", "server.quota.addr");
         }
         for (value, name, path) in
             [(&flags.listen, "--listen", listens), (&flags.data, "--data", "data.dir")]
@@ -188,12 +192,15 @@ impl Overrides {
         }
     }
 
-    /// Where a role listens: `NAME` is a port alone, `NAME_ADDR` an address.
-    fn role_port(&mut self, env: &Env, name: &str, path: &str) {
-        for (name, host) in [(name.to_owned(), "127.0.0.1:"), (format!("{name}_ADDR"), "")] {
-            if let Some(value) = env.said(&name) {
-                self.set(path, Origin::Environment(name.clone()), format!("{host}{value}"));
-            }
+    /// Where a role listens: `NAME` is a port alone, at the host that the file says, `NAME_ADDR` an address.
+    fn role_port(&mut self, env: &Env, file: Option<&Node>, name: &str, path: &str) {
+        let (port, addr) = (env.said(name), format!("{name}_ADDR"));
+        if let Some(port) = port {
+            let origin = Origin::Environment(name.to_owned());
+            self.set(path, origin, with_port(file, path, port));
+        }
+        if let Some(value) = env.said(&addr) {
+            self.set(path, Origin::Environment(addr.clone()), value.to_owned());
         }
     }
 
@@ -276,14 +283,12 @@ impl Overrides {
 }
 
 /// `GATEWAY=8080` is a port alone: the host stays what the file says.
-fn with_port(file: Option<&Node>, port: &str) -> String {
-    let written =
-        file.and_then(|file| file.get("server.http.addr")).and_then(|node| match &node.content {
-            Content::Scalar(scalar) => {
-                scalar.text.rsplit_once(':').map(|(host, _)| host.to_owned())
-            }
-            Content::Nothing | Content::Unknown | Content::Map(_) | Content::List(_) => None,
-        });
+fn with_port(file: Option<&Node>, path: &str, port: &str) -> String {
+    let host = |node: &Node| match &node.content {
+        Content::Scalar(scalar) => scalar.text.rsplit_once(':').map(|(host, _)| host.to_owned()),
+        Content::Nothing | Content::Unknown | Content::Map(_) | Content::List(_) => None,
+    };
+    let written = file.and_then(|file| host(file.get(path)?));
     format!("{}:{port}", written.unwrap_or_else(|| "127.0.0.1".to_owned()))
 }
 

@@ -181,6 +181,11 @@ impl<'a> Section<'a> {
         self.sink.overrides.role
     }
 
+    /// Whether a process that runs reads a file that has changed.
+    pub(super) fn is_running(&self) -> bool {
+        self.sink.overrides.running
+    }
+
     pub(super) fn upstream_flags(&self) -> &'a [String] {
         &self.sink.overrides.upstreams
     }

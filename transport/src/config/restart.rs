@@ -3,16 +3,19 @@
 use super::{Config, Redis};
 
 /// The keys that differ between the configuration a process was started with and a new one and that take effect only after a
-/// restart: what it listens on, where it keeps things, how the journal is laid out, the form of the logs. All others
+/// restart: what it listens on, what its ports take, where it keeps things, how the journal is laid out, the logs. All others
 /// apply at once.
 #[must_use]
 pub fn restart_required(old: &Config, new: &Config) -> Vec<String> {
     let (o, n) = (&old.server, &new.server);
     let differ = [
         ("server.http.addr", o.http.addr != n.http.addr),
+        ("server.http.timeout", o.http.timeout != n.http.timeout),
         ("server.http.tls", o.http.tls != n.http.tls),
+        ("server.http.body_bytes_max", o.http.body_bytes_max != n.http.body_bytes_max),
         ("server.http.connections_max", o.http.connections_max != n.http.connections_max),
         ("server.http.header_timeout", o.http.header_timeout != n.http.header_timeout),
+        ("server.http.drain_grace", o.http.drain_grace != n.http.drain_grace),
         ("server.grpc.addr", o.grpc_addr != n.grpc_addr),
         ("server.grpc.tls", o.grpc_tls != n.grpc_tls),
         ("server.quota.addr", o.quota_addr != n.quota_addr),
@@ -31,6 +34,7 @@ pub fn restart_required(old: &Config, new: &Config) -> Vec<String> {
             old.monitoring.prometheus_enabled != new.monitoring.prometheus_enabled,
         ),
         ("monitoring.tracing", old.monitoring.tracing != new.monitoring.tracing),
+        ("log.level", old.log.level != new.log.level),
         ("log.format", old.log.format != new.log.format),
     ];
     differ.into_iter().filter(|(_, differ)| *differ).map(|(key, _)| key.to_owned()).collect()

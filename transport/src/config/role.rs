@@ -34,6 +34,9 @@ impl Config {
     pub(super) fn played(mut self, role: Role, root: &Section<'_>) -> Self {
         self.role = role;
         self.keys_apart(root);
+        if matches!(role, Role::Gateway | Role::Chat) {
+            self.sums_apart(root);
+        }
         match role {
             Role::All if !self.chats.is_empty() => root.warn(
                 "chats",
@@ -51,11 +54,15 @@ impl Config {
                 }
                 self.at_the_edge();
             }
-            Role::Auth if self.keys.is_empty() => {
+            // A start without keys is a mistake; who takes the last one away means it.
+            Role::Auth if self.keys.is_empty() && !root.is_running() => {
                 let expected = "for --role auth: the keys that are let in, keys: [{hash: sha256:...}] (`pointsman key new`)";
                 root.problem("keys", ProblemKind::Missing { expected: expected.to_owned() });
             }
             Role::Auth => {
+                if self.keys.is_empty() {
+                    root.warn("keys", "nobody is let in any more: no key is left".to_owned());
+                }
                 self.server.grpc_addr.get_or_insert(super::server::auth_addr());
                 if self.server.grpc_addr == Some(self.server.admin.addr)
                     && self.server.admin.addr.port() != 0
@@ -120,6 +127,26 @@ impl Config {
                 self.keys.iter_mut().for_each(|key| key.hash = None);
             }
             Role::Gateway | Role::Chat => {}
+        }
+    }
+
+    /// What is spent in a day or a month is summed where it is spent.
+    fn sums_apart(&self, root: &Section<'_>) {
+        let count = self.chats.len();
+        if count < 2 || self.data.redis.is_some() {
+            return;
+        }
+        let of_tenants = self.tenants.values().flat_map(|tenant| {
+            let users = tenant.users.values().chain(&tenant.per_user);
+            users.chain([&tenant.limits])
+        });
+        let mut all = of_tenants.chain(self.keys.iter().map(|key| &key.limits));
+        if all.any(Limits::sums) {
+            let words = format!(
+                "without data.redis each of these {count} chat roles counts for itself: of a limit a day or a month up to \
+                 {count} times as much may be spent; name a data.redis that they share"
+            );
+            root.warn("chats", words);
         }
     }
 

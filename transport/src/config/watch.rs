@@ -102,6 +102,7 @@ pub(super) struct Watched {
 
 impl Watched {
     pub(super) fn new(path: PathBuf, flags: Flags, env: Env, known: Fingerprint) -> Self {
+        let flags = Flags { running: true, ..flags };
         Self { path, flags, env, known, pending: None }
     }
 

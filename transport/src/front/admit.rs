@@ -1,5 +1,7 @@
 //! From an HTTP request to a [`Call`]: who asks, what, of whom, and what keeps it near earlier requests.
 
+use std::time::Duration;
+
 use axum::body::Body;
 use bytes::Bytes;
 use control::id::Digest;
@@ -12,6 +14,7 @@ use super::auth::Caller;
 use super::error::{self, ApiError};
 use super::head::{self, Head};
 use super::record::Record;
+use super::rpc::Called;
 use super::{Shared, body, sessions, unknown};
 use crate::exchange::{Behalf, Call, Chat, Model, Operation, Stored};
 use crate::redis::scoped_name;
@@ -76,13 +79,21 @@ pub(super) async fn admit<C: Chat>(
         prompt: asked.prompt,
         output_max: asked.output_max,
         stream: asked.stream,
-        patience: head.patience,
+        patience: patience(shared, &head, parts),
         model: asked.model,
         trace: record.trace(),
         behalf,
         stored: stored.map(Box::new),
         body: bytes,
     })
+}
+
+/// How long this may take: what its client says, and no longer than this front lets anything take. A gateway's call over gRPC
+/// brings what that gateway lets it.
+fn patience<C: Chat>(shared: &Shared<C>, head: &Head, parts: &Parts) -> Option<Duration> {
+    let is_called = parts.extensions.get::<Called>().is_some();
+    let most = shared.limits.exchange_time.filter(|_| !is_called);
+    head.patience.into_iter().chain(most).min()
 }
 
 /// What can be refused without reading the body.

@@ -19,6 +19,9 @@ pub struct Limits {
     pub body_max: usize,
     /// From the head to the last byte of the body (408 beyond it).
     pub body_time: Duration,
+    /// The longest one exchange over HTTP may take, streams included (504 beyond it); `None`: as long as its model's timeouts
+    /// let it. A call over gRPC brings its own deadline.
+    pub exchange_time: Option<Duration>,
     /// Longest time a client may leave an answer unread, with nothing moving, before it counts as gone.
     pub write_stall: Duration,
     /// HTTP/2: requests at once on one connection.
@@ -32,6 +35,7 @@ impl Default for Limits {
         Self {
             // Some 30 KiB each when idle: 300 MiB at the very most; ulimit -n is usually higher.
             connections_max: 10_000,
+            exchange_time: None,
             // A head is a few KiB: on any working line it is here in one round trip.
             header_time: Duration::from_secs(10),
             // Longer than load balancers keep theirs (60 s is usual): who closes first must not be the server.

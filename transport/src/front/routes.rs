@@ -41,14 +41,15 @@ pub(super) fn router<C: Chat>(shared: Arc<Shared<C>>) -> Router {
         .with_state(shared)
 }
 
-/// Only what can be asked about the gateway itself: for a port that clients do not reach.
-pub(super) fn meta_router<C: Chat>(shared: Arc<Shared<C>>) -> Router {
-    Router::new()
+/// Only what can be asked about the gateway itself, its figures where it is `measured`: for a port that clients do not reach.
+pub(super) fn meta_router<C: Chat>(shared: Arc<Shared<C>>, measured: bool) -> Router {
+    let mut router = Router::new()
         .route("/health", get(meta::health::<C>))
-        .route("/ready", get(meta::ready::<C>))
-        .route("/metrics", get(meta::metrics::<C>))
-        .fallback(unknown::unknown)
-        .with_state(shared)
+        .route("/ready", get(meta::ready::<C>));
+    if measured {
+        router = router.route("/metrics", get(meta::metrics::<C>));
+    }
+    router.fallback(unknown::unknown).with_state(shared)
 }
 
 async fn chat<C: Chat>(State(shared): State<Arc<Shared<C>>>, request: Request) -> Response {

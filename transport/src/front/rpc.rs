@@ -38,7 +38,7 @@ use tonic::{Request, Response, Status};
 use tower::ServiceExt;
 
 pub(crate) use door::serve_routes;
-pub use door::{RpcDoor, RpcError};
+pub use door::{RpcDoor, RpcError, RpcTls};
 
 use super::error::ApiError;
 use super::resumable::RESUMABLE;

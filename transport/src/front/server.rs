@@ -19,7 +19,6 @@ use http_body::{Frame, SizeHint};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -30,6 +29,7 @@ use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
 use tracing::{debug, warn};
 
+use super::claim::Claim;
 use super::guard::{Guarded, Traffic, Underway};
 use super::limits::Limits;
 use super::meters::Meters;
@@ -63,20 +63,18 @@ impl Door {
 }
 
 impl Listener {
-    /// Binds. Needs a tokio runtime around it. Port 0 takes a free one.
+    /// Binds and listens. Needs a tokio runtime around it. Port 0 takes a free one.
     ///
     /// # Errors
     /// Where the address cannot be bound: in use, not ours, not permitted.
     pub fn bind(addr: SocketAddr) -> io::Result<Self> {
-        // Whoever connects while all connections are taken waits here; the kernel's own bound is usually 4,096.
-        const BACKLOG: i32 = 1_024;
-        let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
-        // A restart must not wait for the last life's connections to time out.
-        socket.set_reuse_address(true)?;
-        socket.set_nonblocking(true)?;
-        socket.bind(&addr.into())?;
-        socket.listen(BACKLOG)?;
-        Ok(Self { door: Door::Real(TcpListener::from_std(socket.into())?), tls: None })
+        Ok(Self::real(Claim::new(addr)?.listen()?))
+    }
+
+    /// A port that is listened at.
+    #[must_use]
+    pub fn real(tcp: TcpListener) -> Self {
+        Self { door: Door::Real(tcp), tls: None }
     }
 
     /// A port of a simulated network.

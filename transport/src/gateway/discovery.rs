@@ -51,29 +51,28 @@ pub(super) async fn discover_all(gateway: &Gateway) {
     let told = |route: &Route| route.discover || route.target.base_url.is_worker();
     let asked = catalog.routes().filter(|(_, route)| told(route)).map(async |(name, route)| {
         let address = route.target.base_url.to_string();
-        let part = format!("discovery {name}");
         match gateway.upstream.discover(&route.target, discovery_limits()).await {
             Ok(described) if !route.discover => {
                 gateway.chat.load_heard(name);
                 gateway.described(name, described.fingerprint);
-                gateway.health.note(&part, None);
+                gateway.asked(name, &address, None);
             }
             Ok(described) if described.models.is_empty() => {
                 let text = format!("{address} lists no models; keeping those it listed before");
-                gateway.health.note(&part, Some((false, text)));
+                gateway.asked(name, &address, Some((false, text)));
             }
             Ok(Described { models, fingerprint }) => {
                 gateway.described(name, fingerprint);
                 gateway.chat.load_heard(name);
                 let models: Vec<Box<str>> = models.into_iter().map(|m| m.id.into()).collect();
                 gateway.discovered(name, &models);
-                gateway.health.note(&part, None);
+                gateway.asked(name, &address, None);
                 let seen = Seen { models, at: gateway.world.wall.now() };
                 keep(gateway, name, address, seen).await;
             }
             Err(failed) => {
                 let text = format!("{address} does not say what it serves: {}", failed.detail);
-                gateway.health.note(&part, Some((false, text)));
+                gateway.asked(name, &address, Some((false, text)));
             }
         }
     });

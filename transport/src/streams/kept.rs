@@ -261,7 +261,8 @@ impl Kept {
         if let Found::Events(_, last) = &found {
             let waited_for = state.log.is_full();
             state.log.sent(*last);
-            (state.seen, state.full_since, state.announced) = (Instant::now(), None, true);
+            (state.seen, state.announced) = (Instant::now(), true);
+            state.full_since = state.log.is_full().then_some(state.seen);
             drop(state);
             if waited_for {
                 self.moves.notify_one();

@@ -1,5 +1,7 @@
 //! The gateway role passes sessions on to the chat role, which alone keeps them.
 
+use std::time::Duration;
+
 use proto::chat::v1::chat_service_client::ChatServiceClient;
 use proto::chat::v1::{
     ClearSessionRequest, GetHistoryRequest, GetSessionMessagesRequest, GetSessionRequest,
@@ -7,6 +9,8 @@ use proto::chat::v1::{
 };
 use proto::inference::v1::{Message, message::Content};
 use serde_json::json;
+use tokio::time::Instant;
+use tokio_util::task::AbortOnDropHandle;
 use tonic::{Code, Request};
 use transport::config::Role;
 
@@ -44,6 +48,38 @@ async fn through_the_gateway_role_sessions_are_what_they_are_at_the_chat_role() 
     chat.has("ann", &session, 6).await;
     assert_eq!(edge.messages("ann", &session).await[5]["status"], "broken");
     assert!(!homes[1].path().join("sessions").exists(), "the gateway role keeps nothing");
+    edge.close().await;
+    chat.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_chat_role_that_hangs_costs_a_share_of_the_time_and_no_answer() {
+    let (replica, homes) = (Replica::new().await, [dir(), dir()]);
+    let text =
+        format!("models: {{m: {{endpoints: [{{url: 'http://{}'}}]}}}}\n{}", replica.addr, keys());
+    let chat = Site::playing(Role::Chat, homes[0].path(), &text).await;
+    let session = chat.turn("ann", None, "one", json!({})).await.session();
+    // The first by name takes connections, as a stopped process does, and says nothing.
+    let hung = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let at = hung.local_addr().unwrap();
+    let _hung = AbortOnDropHandle::new(tokio::spawn(async move {
+        let mut taken = Vec::new();
+        loop {
+            taken.push(hung.accept().await.unwrap());
+        }
+    }));
+    let chats = format!(
+        "chats: [{{url: 'chat://{at}', name: a0}}, {{url: 'chat://{}', name: c0}}]\n",
+        chat.rpc.unwrap()
+    );
+    let edge = Site::playing(Role::Gateway, homes[1].path(), &(chats + &keys())).await;
+    for path in ["/api/v1/sessions".to_owned(), format!("/api/v1/sessions/{session}")] {
+        let began = Instant::now();
+        let answer = edge.get("ann", &path).await;
+        let took = began.elapsed();
+        assert_eq!(answer.status, 200, "{path} after {took:?}: {}", answer.text());
+        assert!(took < Duration::from_secs(4), "{path} took {took:?}");
+    }
     edge.close().await;
     chat.close().await;
 }

@@ -69,16 +69,16 @@ fn what_needs_a_restart_is_marked_in_the_book() {
     };
     let old = config("");
     let new = config(
-        "server: {http: {addr: ':1', tls: {cert: a, key: b}, connections_max: 1, header_timeout: 1s}, \
+        "server: {http: {addr: ':1', timeout: 1s, body_bytes_max: 1MiB, drain_grace: 1s, tls: {cert: a, key: b}, connections_max: 1, header_timeout: 1s}, \
          grpc: {addr: ':3', tls: {cert: a, key: b}}, quota: {addr: ':4'}, admin: {addr: ':2', socket: s}}\ndata: {dir: x, redis: {addr: 'r:1'}}\nmonitoring: {prometheus: {enabled: false}, tracing: {service_name: s}}\n\
-         journal: {segment_bytes: 1MiB, segments_max: 3, fsync: always}\nlog: {format: json}\nstreams: {grace: 1s}\nauth: {grace: 1s}",
+         journal: {segment_bytes: 1MiB, segments_max: 3, fsync: always}\nlog: {level: debug, format: json}\nstreams: {grace: 1s}\nauth: {grace: 1s}",
     );
     let told = restart_required(&old, &new);
-    assert_eq!(told.len(), 19, "{told:?}");
+    assert_eq!(told.len(), 23, "{told:?}");
     for path in told {
         assert!(marked(&path), "{path}");
     }
-    assert!(!marked("log.level") && !marked("routing.max_retries"));
+    assert!(!marked("routing.max_retries") && !marked("tenants.<name>.daily_tokens"));
 }
 
 const EXAMPLE_VARS: [(&str, &str); 5] = [

@@ -262,13 +262,12 @@ fn a_rule_replaces_what_its_provider_says_of_a_model() {
 #[test]
 fn only_what_a_process_is_built_on_needs_a_restart() {
     let old = config("");
-    let live =
-        config("log: {level: debug}\nrouting: {max_retries: 1}\nserver: {http: {drain_grace: 1s}}");
+    let live = config("routing: {max_retries: 1}\ntenants: {t: {daily_tokens: 1}}");
     assert_eq!(restart_required(&old, &live), Vec::<String>::new());
     let dead = config(
-        "server: {http: {addr: ':1'}}\ndata: {dir: x}\njournal: {fsync: always}\nlog: {format: json}",
+        "server: {http: {addr: ':1'}}\ndata: {dir: x}\njournal: {fsync: always}\nlog: {format: json, level: debug}",
     );
-    let told = ["server.http.addr", "data.dir", "journal.fsync", "log.format"];
+    let told = ["server.http.addr", "data.dir", "journal.fsync", "log.level", "log.format"];
     assert_eq!(restart_required(&old, &dead), told);
 }
 

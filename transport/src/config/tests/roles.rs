@@ -120,6 +120,53 @@ fn the_auth_role_has_ports_of_its_own_and_the_flag_wins() {
     assert!(told.contains("the same address as server.grpc.addr"), "{told}");
     let told = played(Role::Auth, "", &[]).unwrap_err().to_string();
     assert!(told.contains("keys: missing") && told.contains("pointsman key new"), "{told}");
+    // A process that runs has its last key taken away, and says so.
+    for gone in ["", "keys: []", "keys:"] {
+        let flags = Flags { role: Role::Auth, running: true, ..Flags::default() };
+        let text = format!("version: 1\n{gone}");
+        let loaded = parse("p.yaml", text.as_bytes(), &flags, &Env::default()).unwrap();
+        assert_eq!(loaded.config.keys, []);
+        let warned = loaded.warnings.iter().any(|one| one.to_string().contains("nobody is let in"));
+        assert!(warned, "{gone} {:?}", loaded.warnings);
+    }
+}
+
+#[test]
+fn chat_roles_that_share_nothing_warn_of_what_they_count_apart() {
+    let warned = |role, limits: &str, chats: usize, more: &str| {
+        let chats: Vec<_> = (0..chats).map(|at| format!("{{url: 'chat://c{at}'}}")).collect();
+        let text = format!("tenants: {{t: {limits}}}\nchats: [{}]\n{more}", chats.join(", "));
+        let warnings = played(role, &text, &[]).unwrap().warnings;
+        warnings.iter().any(|one| one.to_string().contains("up to 3 times as much may be spent"))
+    };
+    let redis = "data: {redis: {addr: 'r:1'}}";
+    for role in [Role::Gateway, Role::Chat] {
+        assert!(warned(role, "{daily_tokens: 9}", 3, ""));
+        assert!(warned(role, "{users: {ann: {monthly_usd: 9}}}", 3, ""));
+        assert!(warned(role, "{per_user: {daily_usd: 9}}", 3, ""));
+        assert!(!warned(role, "{daily_tokens: 9}", 3, redis));
+        assert!(!warned(role, "{rpm: 9}", 3, ""), "rates are the gateways'");
+        assert!(!warned(role, "{daily_tokens: 9}", 1, ""));
+    }
+    assert!(!warned(Role::All, "{daily_tokens: 9}", 3, ""));
+}
+
+#[test]
+fn a_port_alone_keeps_the_host_of_the_file() {
+    let keys = format!("keys: [{{hash: '{}'}}]", KeyHash::of("k"));
+    let server = |role, server: &str, vars: &[(&str, &str)]| {
+        played(role, &format!("{keys}\n{server}"), vars).unwrap().config.server
+    };
+    let text =
+        "server: {grpc: {addr: '10.0.0.7:1'}, quota: {addr: '[::1]:2'}, admin: {addr: ':3'}}";
+    let chat = server(Role::Chat, text, &[("CHAT_SERVICE", "7001"), ("TOKEN_SERVICE", "7002")]);
+    assert_eq!(chat.grpc_addr.unwrap().to_string(), "10.0.0.7:7001");
+    assert_eq!(chat.quota_addr.unwrap().to_string(), "[::1]:7002");
+    let ports = [("AUTH_GRPC", "7003"), ("AUTH_HTTP_HEALTH", "7004")];
+    let auth = server(Role::Auth, text, &ports);
+    assert_eq!(auth.grpc_addr.unwrap().to_string(), "10.0.0.7:7003");
+    assert_eq!(auth.admin.addr.to_string(), "0.0.0.0:7004");
+    assert_eq!(server(Role::Auth, "", &ports).admin.addr.to_string(), "127.0.0.1:7004");
 }
 
 #[test]
@@ -131,7 +178,7 @@ fn the_ledgers_own_port_is_for_those_who_ask_it_and_nobody_elses() {
     for role in [Role::All, Role::Chat] {
         assert_eq!(played(role, "", &[]).unwrap().config.server.quota_addr, None);
         assert_eq!(port(role, &[]).unwrap(), "0.0.0.0:7001");
-        assert_eq!(port(role, &[("TOKEN_SERVICE", "50051")]).unwrap(), "127.0.0.1:50051");
+        assert_eq!(port(role, &[("TOKEN_SERVICE", "50051")]).unwrap(), "0.0.0.0:50051");
         let both = [("TOKEN_SERVICE", "50051"), ("TOKEN_SERVICE_ADDR", ":7002")];
         assert_eq!(port(role, &both).unwrap(), "0.0.0.0:7002");
     }

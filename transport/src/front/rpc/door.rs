@@ -36,6 +36,22 @@ pub struct RpcDoor {
     tls: Option<TlsAcceptor>,
 }
 
+/// How such a port shakes hands.
+pub struct RpcTls(TlsAcceptor);
+
+impl RpcTls {
+    /// Reads certificate, key and, where callers have to show a certificate, whom those are of.
+    ///
+    /// # Errors
+    /// Where a file cannot be read, or certificate and key are no pair.
+    pub fn read(tls: &GrpcTls) -> Result<Self, TlsError> {
+        let GrpcTls { own: Tls { cert, key }, client_ca } = tls;
+        let mut config = asking_config(cert, key, client_ca.as_deref())?;
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        Ok(Self(TlsAcceptor::from(Arc::new(config))))
+    }
+}
+
 impl RpcDoor {
     /// Without TLS.
     #[must_use]
@@ -48,10 +64,13 @@ impl RpcDoor {
     /// # Errors
     /// Where a file cannot be read, or certificate and key are no pair.
     pub fn with_tls(incoming: Incoming, tls: &GrpcTls) -> Result<Self, TlsError> {
-        let GrpcTls { own: Tls { cert, key }, client_ca } = tls;
-        let mut config = asking_config(cert, key, client_ca.as_deref())?;
-        config.alpn_protocols = vec![b"h2".to_vec()];
-        Ok(Self { incoming, tls: Some(TlsAcceptor::from(Arc::new(config))) })
+        Ok(Self::secured(incoming, RpcTls::read(tls)?))
+    }
+
+    /// The same with what was read before.
+    #[must_use]
+    pub fn secured(incoming: Incoming, tls: RpcTls) -> Self {
+        Self { incoming, tls: Some(tls.0) }
     }
 
     /// Where it listens.
