@@ -16,6 +16,13 @@ use crate::sources::Instance;
 /// Page cache. The registry is some kilobytes; sled's default of a gigabyte is for databases.
 const CACHE_BYTES: u64 = 1 << 20;
 
+/// Its directory in the data directory.
+const NAME: &str = "registry-cache";
+/// Where one goes that cannot be opened.
+pub const DAMAGED: &str = "registry-cache.damaged";
+/// Its lock's error does not survive into the kind: a message is all there is.
+const LOCKED: &str = "could not acquire lock";
+
 /// A place where what endpoints said outlives the process.
 pub trait ModelCache: Send + Sync + 'static {
     /// What `endpoint`, at this address, said last. Another address is another endpoint.
@@ -76,11 +83,29 @@ impl RegistryCache {
     /// Where it is damaged or its disk fails.
     pub fn open(dir: &Path) -> Result<Self, CacheError> {
         let config = sled::Config::new()
-            .path(dir.join("registry-cache"))
+            .path(dir.join(NAME))
             .cache_capacity(CACHE_BYTES)
             .mode(sled::Mode::LowSpace);
         let db = open_when_let_go(&config)?;
         Ok(Self { models: db.open_tree("models")?, sources: db.open_tree("sources")? })
+    }
+
+    /// The same; one that is damaged is moved aside, to [`DAMAGED`], and begun anew. It is a memory of what endpoints say
+    /// again: no reason not to start.
+    ///
+    /// # Errors
+    /// Where another process holds it, or a new one cannot be made either.
+    pub fn open_or_begin(dir: &Path) -> Result<Self, CacheError> {
+        let why = match Self::open(dir) {
+            Err(why) if !why.0.contains(LOCKED) => why,
+            opened => return opened,
+        };
+        let (from, to) = (dir.join(NAME), dir.join(DAMAGED));
+        tracing::warn!("{why}; it is moved to {DAMAGED} in the data directory, and begun anew");
+        // The one before it, if any.
+        let _ = std::fs::remove_dir_all(&to);
+        std::fs::rename(&from, &to).map_err(|error| CacheError(format!("{}: {error}", why.0)))?;
+        Self::open(dir)
     }
 
     /// What `endpoint`, at this address, said last. Another address is another endpoint.
@@ -154,8 +179,7 @@ pub(crate) fn open_when_let_go(config: &sled::Config) -> Result<sled::Db, sled::
     const PAUSE: Duration = Duration::from_millis(10);
     for _ in 1..TRIES {
         match config.open() {
-            // Its lock's error does not survive into the kind: a message is all there is.
-            Err(sled::Error::Io(error)) if error.to_string().contains("could not acquire lock") => {
+            Err(sled::Error::Io(error)) if error.to_string().contains(LOCKED) => {
                 std::thread::sleep(PAUSE);
             }
             opened => return opened,
@@ -185,5 +209,53 @@ mod tests {
         let cache = RegistryCache::open(dir.path()).unwrap();
         assert_eq!(cache.get("a", "http://one"), Some(seen));
         assert_eq!(cache.get("a", "http://two"), None);
+    }
+
+    /// The names of the files that a cache is made of. Its own directory is gone, and sled with it.
+    fn files() -> Vec<std::ffi::OsString> {
+        let dir = tempfile::tempdir().unwrap();
+        drop(RegistryCache::open(dir.path()).unwrap());
+        let files = std::fs::read_dir(dir.path().join(NAME)).unwrap().map(Result::unwrap);
+        let files = files.filter(|file| file.path().is_file());
+        files.map(|file| file.file_name()).collect()
+    }
+
+    #[test]
+    fn a_damaged_cache_is_moved_aside_and_begun_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let (from, to) = (dir.path().join(NAME), dir.path().join(DAMAGED));
+        std::fs::create_dir(&from).unwrap();
+        for file in files() {
+            std::fs::write(from.join(file), "rubbish ".repeat(1_000)).unwrap();
+        }
+        // What was moved aside before gives way.
+        std::fs::create_dir(&to).unwrap();
+        std::fs::write(to.join("older"), "").unwrap();
+        assert!(RegistryCache::open(dir.path()).is_err());
+        let seen = Seen { models: vec!["m".into()], at: Wall::from_millis(5) };
+        let cache = RegistryCache::open_or_begin(dir.path()).unwrap();
+        assert_eq!(cache.get("a", "http://one"), None);
+        cache.insert("a", "http://one", &seen).unwrap();
+        assert_eq!(cache.get("a", "http://one"), Some(seen));
+        assert!(to.join("conf").exists() && !to.join("older").exists());
+    }
+
+    #[test]
+    fn one_file_of_it_that_is_damaged_ends_no_start() {
+        for file in files() {
+            let dir = tempfile::tempdir().unwrap();
+            std::fs::create_dir(dir.path().join(NAME)).unwrap();
+            let path = dir.path().join(NAME).join(&file);
+            std::fs::write(path, "rubbish ".repeat(1_000)).unwrap();
+            RegistryCache::open_or_begin(dir.path()).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_cache_that_another_holds_stays_where_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let _held = RegistryCache::open_or_begin(dir.path()).unwrap();
+        assert!(RegistryCache::open_or_begin(dir.path()).is_err());
+        assert!(!dir.path().join(DAMAGED).exists());
     }
 }

@@ -95,8 +95,9 @@ pub struct Drained {
     pub cut: u32,
 }
 
-/// The largest question: above what a gateway takes from its clients.
-const REQUEST_BYTES_MAX: usize = 64 << 20;
+/// The largest question, as it is encoded, of this worker and of the one in Python: above what a gateway takes from its
+/// clients unless its `body_bytes_max` is raised. A gateway refuses what is larger before it sends it.
+pub(crate) const REQUEST_BYTES_MAX: usize = 32 << 20;
 /// Far more than may run: refusals need a stream each, too.
 const STREAMS_MAX: u32 = 16_384;
 /// Calls that are cancelled before they are looked at. Gateways whose clients all leave at once make many; beyond this the

@@ -24,6 +24,7 @@ class FakeOpenAI:
     headers: list[dict[str, str]] = field(default_factory=list)
     hung_up: asyncio.Event = field(default_factory=asyncio.Event)
     models_status: int = 200
+    models_delay: float = 0.0
 
     @property
     def url(self) -> str:
@@ -40,6 +41,7 @@ class FakeOpenAI:
             headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines[1:])}
             body = await reader.readexactly(int(headers.get("content-length", "0")))
             if lines[0].startswith("GET /v1/models "):
+                await asyncio.sleep(self.models_delay)
                 await send(f"HTTP/1.1 {self.models_status} X\r\nContent-Length: 2\r\n\r\n{{}}".encode())
             else:
                 assert lines[0] == "POST /v1/chat/completions HTTP/1.1", lines[0]

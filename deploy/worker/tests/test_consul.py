@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import threading
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -144,6 +146,46 @@ async def test_leaving_a_consul_that_is_down_does_not_hold_the_worker_up() -> No
         await world.presence.leave()
         assert time.monotonic() - began < LEAVE_SECONDS + 1
         assert world.said[-1][1].startswith("left without taking leave")
+
+
+class SlowRegistry:
+    """Writes in a thread, as the agent's client does: what is begun cannot be called back."""
+
+    def __init__(self) -> None:
+        self.begun = threading.Event()
+        self.may_end = threading.Event()
+        self.did: list[str] = []
+
+    def _register(self) -> None:
+        self.begun.set()
+        self.may_end.wait(5)
+        self.did.append("register")
+
+    async def register(self) -> None:
+        await asyncio.to_thread(self._register)
+
+    async def report(self, _: str) -> None:
+        self.did.append("report")
+
+    async def deregister(self) -> None:
+        self.did.append("deregister")
+
+
+async def test_a_registration_under_way_is_not_overtaken_by_the_farewell() -> None:
+    async def well() -> str:
+        return ""
+
+    registry = SlowRegistry()
+    presence = Presence(registry, well, lambda _known, _why: None, 60)
+    presence.start()
+    await until(registry.begun.is_set)
+    leaving = asyncio.create_task(presence.leave())
+    await asyncio.sleep(0.05)
+    registry.may_end.set()
+    await leaving
+    await until(lambda: "register" in registry.did)
+    assert registry.did[-1] == "deregister"
+    assert not presence.registered
 
 
 def test_certificates_that_cannot_be_read_are_named_with_their_variable(tmp_path: Path) -> None:

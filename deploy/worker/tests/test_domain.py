@@ -148,9 +148,20 @@ def test_the_writer_goes_on_from_any_seam_as_if_there_were_none(stop: tuple[str,
 
 
 def test_names_in_consul_are_labels_and_models_stay_apart_by_meta() -> None:
-    assert service_name("demo") == "llm-demo"
-    assert service_name("Qwen/Qwen2.5-7B") == "llm-Qwen-Qwen2-5-7B"
-    assert service_name("é") == "llm"
+    # As `service_name` of the worker in Rust has them.
+    for model, name in {
+        "m": "llm-m",
+        "org/Model-7b": "llm-org-Model-7b",
+        "qwen2.5:7b": "llm-qwen2-5-7b",
+        "模型": "llm-c98e118e",
+        "é": "llm-4a99557e",
+        "---": "llm-cb3f91d5",
+        "模型-7": "llm----7",
+        "a.b.": "llm-a-b",
+    }.items():
+        assert service_name(model) == name
+        assert name.startswith("llm-")
+        assert len(name) > len("llm-")
     long = "m" * 80
     digest = hashlib.sha256(long.encode()).hexdigest()[:8]
     assert service_name(long) == f"llm-{'m' * 50}-{digest}"

@@ -10,7 +10,7 @@ import grpc
 import pytest
 
 from pointsman_worker.application.gate import RETRY_MS_MAX, RETRY_MS_MIN, Gate
-from pointsman_worker.domain.failures import Full, Unavailable
+from pointsman_worker.domain.failures import Draining, Full
 from pointsman_worker.domain.model import Piece, Question
 
 from worlds import Scripted, echo, request, serving, soon, text_of, until
@@ -134,8 +134,10 @@ async def test_draining_lets_runs_finish_and_sends_others_away() -> None:
         await until(lambda: world.worker.gate.queued == 1)
         drained = asyncio.create_task(world.worker.drain(10))
         await until(lambda: world.worker.gate.draining)
-        assert (await waiting).code() is Code.UNAVAILABLE
-        assert (await world.fails(request())).code() is Code.UNAVAILABLE
+        for refused in (await waiting, await world.fails(request())):
+            assert refused.code() is Code.UNAVAILABLE
+            # Without it a gateway takes the worker for broken.
+            assert dict(refused.trailing_metadata() or ())["retry-after-ms"] == "5000"
         assert not running.done()
         assert text_of(await running) == "one two three four"
         assert await drained
@@ -196,6 +198,6 @@ async def test_a_gate_without_a_queue_refuses_and_a_draining_one_too() -> None:
             async with gate.slot():
                 pass
         gate.drain()
-        with pytest.raises(Unavailable):
+        with pytest.raises(Draining):
             async with gate.slot():
                 pass

@@ -233,6 +233,27 @@ async def test_trouble_is_what_the_list_of_models_says() -> None:
             assert bool(words) is bool(trouble)
 
 
+async def test_silence_is_trouble_when_it_lasts_and_nothing_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openai, "TROUBLE_SECONDS", 0.3)
+    async with fake_openai(says(*GOOD)) as fake, serving(backend(fake)) as world:
+
+        async def looks(count: int) -> list[bool]:
+            return [bool(await world.worker.backend.trouble()) for _ in range(count)]
+
+        fake.models_delay = 30
+        assert await looks(1) == [True], "it has never answered"
+        fake.models_delay = 0
+        assert await looks(1) == [False]
+        fake.models_delay = 30
+        assert await looks(2) == [False, False]
+        await world.ask(request())
+        assert await looks(4) == [False] * 4, "it speaks"
+        monkeypatch.setattr(openai, "SPOKE_SECONDS", 0.0)
+        assert await looks(4) == [False, False, True, True]
+        fake.models_delay = 0
+        assert await looks(1) == [False]
+
+
 async def test_a_silent_server_is_given_up() -> None:
     async def play(_: FakeOpenAI, send: Send) -> None:
         await send(HEAD + GOOD[1])

@@ -1,5 +1,8 @@
 //! Registries at work: what they list becomes endpoints, and what they listed last outlives their silence and ours.
 //!
+//! A registry says the same again and again. Only what differs goes to the plane, and so into the journal; that it was said
+//! again is worth a time in memory, and once a minute one on the disk.
+//!
 //! A gateway that starts while a registry is down begins with what that said before, and says so. An endpoint that its
 //! registry leaves out is not taken from the plane by us: the plane prunes it when its own probes fail, and until then it
 //! may be picked, so that it stays in the catalog for as long as the plane knows it.
@@ -12,10 +15,12 @@ use control::Wall;
 use control::plane::Input;
 use http::HeaderValue;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::Gateway;
 use crate::cache::Listed;
+use crate::catalog::Catalog;
 use crate::config::{Consul, Discovery, DnsName};
 use crate::convert;
 use crate::sources::{Instance, Told, consul, dns};
@@ -23,6 +28,8 @@ use crate::upstream::{Client, Settings, SetupError};
 
 /// How often the age of what a lost registry said is told again.
 const TELL_AGE_EVERY: Duration = Duration::from_secs(10);
+/// How often it is kept that a registry said again what it had said.
+const KEEP_SAME_EVERY: Duration = Duration::from_secs(60);
 /// What waits to be taken in. The next answer is whole: a longer queue would only be older.
 const TOLD_MAX: usize = 4;
 
@@ -106,7 +113,7 @@ impl Source {
             let age = age(listed.at, gateway.world.wall.now());
             gateway.health.registry_stale(&self.name, age);
             let age = words(age);
-            gateway.found(&self.name, &listed.instances);
+            gateway.found(&self.name, &listed.instances, true);
             let count = listed.instances.len();
             let text = format!("not heard yet: {count} workers as it listed them {age} ago");
             tracing::info!(source = self.name, "{text}");
@@ -118,23 +125,21 @@ impl Source {
 
     async fn follow(self, gateway: Weak<Gateway>, mut told: mpsc::Receiver<Told>) {
         let mut lost: Option<String> = None;
+        let mut heard: Option<Heard> = None;
         loop {
             let next = tokio::time::timeout(TELL_AGE_EVERY, told.recv()).await;
             let Some(gateway) = gateway.upgrade() else { return };
             match next {
                 Ok(None) => return,
                 Ok(Some(Told::Instances(instances))) => {
-                    if lost.take().is_some() {
+                    let was_lost = lost.take().is_some();
+                    if was_lost {
                         tracing::info!(source = self.name, "the registry is heard again");
                     }
-                    gateway.found(&self.name, &instances);
-                    gateway.health.registry_stale(&self.name, Duration::ZERO);
-                    let text = format!("{} workers", instances.len());
-                    gateway.health.note(&self.part(), Some((true, text)));
-                    self.keep(&gateway, instances).await;
+                    heard = Some(self.hear(&gateway, instances, heard, was_lost).await);
                 }
                 Ok(Some(Told::Lost(why))) => {
-                    let said = self.note_lost(&gateway, &why);
+                    let said = self.note_lost(&gateway, &why, heard.as_ref());
                     if lost.is_none() {
                         tracing::warn!(source = self.name, "a registry is lost: {why}; {said}");
                         let source = self.name.as_str().into();
@@ -144,16 +149,43 @@ impl Source {
                 }
                 Err(_) => {
                     if let Some(why) = &lost {
-                        let _ = self.note_lost(&gateway, why);
+                        let _ = self.note_lost(&gateway, why, heard.as_ref());
                     }
                 }
             }
         }
     }
 
+    /// What it lists, where that is news; else that it says so still.
+    async fn hear(
+        &self,
+        gateway: &Gateway,
+        instances: Vec<Instance>,
+        before: Option<Heard>,
+        was_lost: bool,
+    ) -> Heard {
+        let at = gateway.world.wall.now();
+        let same = before.filter(|before| before.listed.instances == instances);
+        gateway.found(&self.name, &instances, was_lost || same.is_none());
+        gateway.health.registry_stale(&self.name, Duration::ZERO);
+        let text = format!("{} workers", instances.len());
+        gateway.health.note(&self.part(), Some((true, text)));
+        let kept = same.map(|same| same.kept).filter(|kept| kept.elapsed() < KEEP_SAME_EVERY);
+        let listed = Listed { instances, at };
+        let kept = match kept {
+            Some(kept) => kept,
+            None => {
+                self.keep(gateway, listed.clone()).await;
+                Instant::now()
+            }
+        };
+        Heard { listed, kept }
+    }
+
     /// Tells health and metrics that it is not heard, and returns what stands meanwhile, and how old that is.
-    fn note_lost(&self, gateway: &Gateway, why: &str) -> String {
-        let said = gateway.cache.listed(&self.name).map_or_else(
+    fn note_lost(&self, gateway: &Gateway, why: &str, heard: Option<&Heard>) -> String {
+        let listed = heard.map(|heard| heard.listed.clone());
+        let said = listed.or_else(|| gateway.cache.listed(&self.name)).map_or_else(
             || "it has never said who is there".to_owned(),
             |listed| {
                 let age = age(listed.at, gateway.world.wall.now());
@@ -166,13 +198,20 @@ impl Source {
         said
     }
 
-    async fn keep(&self, gateway: &Gateway, instances: Vec<Instance>) {
-        let listed = Listed { instances, at: gateway.world.wall.now() };
+    async fn keep(&self, gateway: &Gateway, listed: Listed) {
         let kept = Arc::clone(&gateway.cache).keep_listed(self.name.clone(), listed).await;
         if let Err(error) = kept {
             gateway.health.note("registry cache", Some((false, error.to_string())));
         }
     }
+}
+
+/// What a registry said in this process's time.
+struct Heard {
+    /// Last, and when.
+    listed: Listed,
+    /// Since when the disk has it.
+    kept: Instant,
 }
 
 fn age(then: Wall, now: Wall) -> Duration {
@@ -189,13 +228,15 @@ fn words(age: Duration) -> String {
 }
 
 impl Gateway {
-    /// A source says who is there.
-    fn found(&self, source: &str, instances: &[Instance]) {
+    /// A source says who is there. What it has said before is told to the plane again only where the catalog differs from it:
+    /// the configuration named one of them meanwhile, or the plane has forgotten one that was left out.
+    fn found(&self, source: &str, instances: &[Instance], is_news: bool) {
         let mut listed = BTreeMap::new();
         for instance in instances {
             match convert::found(source, instance) {
                 Ok(route) => drop(listed.insert(instance.name.as_str().into(), route)),
-                Err(why) => tracing::warn!(source, "a worker is left out: {why}"),
+                Err(why) if is_news => tracing::warn!(source, "a worker is left out: {why}"),
+                Err(_) => {}
             }
         }
         let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
@@ -205,7 +246,19 @@ impl Gateway {
             .look(|plane| plane.view().endpoints.into_iter().map(|one| one.name).collect());
         let after =
             before.with_source(source, listed, |name| known.contains(name), self.now_seconds());
+        let is_same = !is_news && standing(&before, source).eq(standing(&after, source));
         drop(before);
-        self.publish_source(after, source);
+        if !is_same {
+            self.publish_source(after, source);
+        }
     }
 }
+
+/// Whom a catalog has of a source, and whether that lists them now.
+fn standing<'a>(catalog: &'a Catalog, source: &'a str) -> impl Iterator<Item = (&'a str, bool)> {
+    let routes = catalog.routes().filter(move |(_, route)| *route.source == *source);
+    routes.map(|(name, route)| (name, route.listed))
+}
+
+#[cfg(test)]
+mod tests;

@@ -20,7 +20,7 @@ use tokio::sync::watch;
 
 use super::net::Network;
 
-/// A host with more addresses than this is asked at the first of them.
+/// A host with more addresses than this is asked at the first of them that can be called.
 const ADDRESSES_MAX: usize = 4;
 
 /// A socket of a simulated network.
@@ -71,13 +71,7 @@ impl Network {
         match self {
             Self::Real => {
                 let addresses = tokio::net::lookup_host((host, port)).await?;
-                let reached: io::Result<Vec<Reach>> =
-                    addresses.take(ADDRESSES_MAX).map(connected).collect();
-                let reached = reached?;
-                if reached.is_empty() {
-                    return Err(io::Error::new(io::ErrorKind::NotFound, "the host has no address"));
-                }
-                Ok(reached)
+                reached(addresses)
             }
             Self::Simulated(dial) => {
                 let (to, socket) = dial.reach(host, port).await?;
@@ -86,6 +80,22 @@ impl Network {
             }
         }
     }
+}
+
+/// A socket for each address that can be called from here: a host may have one, as of IPv6, that no route leads to.
+fn reached(addresses: impl Iterator<Item = SocketAddr>) -> io::Result<Vec<Reach>> {
+    let mut why = io::Error::new(io::ErrorKind::NotFound, "the host has no address");
+    let mut reached = Vec::new();
+    for to in addresses {
+        if reached.len() == ADDRESSES_MAX {
+            break;
+        }
+        match connected(to) {
+            Ok(reach) => reached.push(reach),
+            Err(error) => why = error,
+        }
+    }
+    if reached.is_empty() { Err(why) } else { Ok(reached) }
 }
 
 fn connected(to: SocketAddr) -> io::Result<Reach> {
@@ -251,5 +261,29 @@ impl AsyncUdpSocket for Simulated {
 impl UdpPoller for Simulated {
     fn poll_writable(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.0.poll_room(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
+    use super::*;
+
+    /// Nobody may send there without asking for it: an address that cannot be connected, on any machine.
+    const EVERYBODY: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::BROADCAST), 1);
+
+    #[tokio::test]
+    async fn an_address_that_cannot_be_called_does_not_hide_the_others() {
+        let here: SocketAddr = (Ipv4Addr::LOCALHOST, 1).into();
+        let reached = reached([EVERYBODY, here, EVERYBODY].into_iter()).unwrap();
+        assert_eq!(reached.iter().map(|one| one.to).collect::<Vec<_>>(), [here]);
+    }
+
+    #[tokio::test]
+    async fn where_none_can_be_called_the_last_error_says_why() {
+        let why = reached([EVERYBODY].into_iter()).unwrap_err();
+        assert_eq!(why.kind(), io::ErrorKind::PermissionDenied);
+        assert_eq!(reached([].into_iter()).unwrap_err().kind(), io::ErrorKind::NotFound);
     }
 }

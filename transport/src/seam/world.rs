@@ -128,7 +128,7 @@ pub enum Beside {
 impl Beside {
     pub(crate) fn cache(&self, dir: &Path) -> Result<Arc<dyn ModelCache>, CacheError> {
         match self {
-            Self::Files => Ok(Arc::new(RegistryCache::open(dir)?)),
+            Self::Files => Ok(Arc::new(RegistryCache::open_or_begin(dir)?)),
             Self::Given { cache, .. } => Ok(Arc::clone(cache)),
         }
     }

@@ -7,6 +7,11 @@
 //! What an instance says of itself is in its `meta`: `model` (else what follows the prefix), `protocol` (`grpc` unless it
 //! says `quic` or `http`), `weight` (else a hundred times its passing weight). An instance that makes no sense is left out
 //! and told once, and does not hide the others.
+//!
+//! An instance is called by its service's id, which is unique on one node alone: an id at several addresses is called
+//! `id@node` at each ([`distinct`]).
+
+mod distinct;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -22,6 +27,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::{Instance, Protocol, Told, listed};
 use crate::upstream::{BaseUrl, Client, Failed, Limits, Target};
+use distinct::{Found, distinct};
 
 /// The most services that are watched: each holds a connection to Consul open.
 pub const SERVICES_MAX: usize = 256;
@@ -69,7 +75,8 @@ pub async fn watch(client: Client, settings: Settings, tell: mpsc::Sender<Told>)
     let asker = Asker::new(client, settings);
     let (heard, mut hear) = mpsc::channel(16);
     let mut watched: BTreeMap<String, AbortOnDropHandle<()>> = BTreeMap::new();
-    let mut known: BTreeMap<String, Vec<Instance>> = BTreeMap::new();
+    let mut known: BTreeMap<String, Vec<Found>> = BTreeMap::new();
+    let mut refused = BTreeSet::new();
     let list = tokio::spawn(Arc::clone(&asker).follow_services(heard.clone()));
     let _list = AbortOnDropHandle::new(list);
     loop {
@@ -105,6 +112,7 @@ pub async fn watch(client: Client, settings: Settings, tell: mpsc::Sender<Told>)
         // A service that has not answered yet may have instances: the list is told when it is whole.
         if watched.keys().all(|name| known.contains_key(name)) {
             let all = known.values().flatten().cloned().collect();
+            let all = distinct(all, |why| told_once(&mut refused, why));
             if tell.send(Told::Instances(listed(all))).await.is_err() {
                 return;
             }
@@ -115,7 +123,7 @@ pub async fn watch(client: Client, settings: Settings, tell: mpsc::Sender<Told>)
 /// What one of the watching tasks has to say.
 enum News {
     Services(BTreeSet<String>),
-    Instances(String, Vec<Instance>),
+    Instances(String, Vec<Found>),
     Lost(String),
 }
 
@@ -170,7 +178,7 @@ impl Asker {
                 Ok(entries) => {
                     let instances = entries.into_iter().filter_map(|entry| {
                         entry
-                            .instance(&name, &self.prefix)
+                            .found(&name, &self.prefix)
                             .map_err(|why| told_once(&mut refused, why))
                             .ok()
                     });
@@ -348,6 +356,8 @@ struct Entry {
 #[serde(rename_all = "PascalCase")]
 struct Node {
     #[serde(default)]
+    node: String,
+    #[serde(default)]
     address: String,
 }
 
@@ -378,7 +388,7 @@ impl Default for Weights {
 }
 
 impl Entry {
-    fn instance(self, service_name: &str, prefix: &str) -> Result<Instance, String> {
+    fn found(self, service_name: &str, prefix: &str) -> Result<Found, String> {
         let Self { node, service } = self;
         let Service { id, address, port, meta, weights } = service;
         let meta = meta.unwrap_or_default();
@@ -406,7 +416,7 @@ impl Entry {
         if host.is_empty() {
             return Err(format!("{id} has no address"));
         }
-        Ok(Instance {
+        let instance = Instance {
             name: id,
             model: model.to_owned(),
             protocol,
@@ -414,7 +424,8 @@ impl Entry {
             port,
             weight: weight.max(1),
             pin: pin.filter(|_| protocol == Protocol::Quic),
-        })
+        };
+        Ok(Found { node: node.node, instance })
     }
 }
 

@@ -30,16 +30,11 @@ pub struct Settings {
     pub protocol: Protocol,
 }
 
-/// Asks until the receiver is gone; says what changed.
+/// Asks until the receiver is gone, and says what came of it, each time: who hears the same again knows how old it is.
 pub async fn watch(settings: Settings, tell: mpsc::Sender<Told>) {
-    let mut last = None;
     loop {
-        let told = ask(&settings).await;
-        if last.as_ref() != Some(&told) {
-            if tell.send(told.clone()).await.is_err() {
-                return;
-            }
-            last = Some(told);
+        if tell.send(ask(&settings).await).await.is_err() {
+            return;
         }
         tokio::select! {
             biased;
@@ -94,6 +89,20 @@ mod tests {
         let Some(Told::Instances(found)) = told.recv().await else { panic!("nobody found") };
         assert_eq!(found[0].url(), "grpc://127.0.0.1:50055");
         assert_eq!(found[0].name, "127.0.0.1/127.0.0.1:50055");
+        drop(told);
+        watching.await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_same_answer_is_told_each_time() {
+        let (tell, mut told) = mpsc::channel(1);
+        let watching = tokio::spawn(watch(settings("127.0.0.1"), tell));
+        let first = told.recv().await.unwrap();
+        let began = tokio::time::Instant::now();
+        for _ in 0..3 {
+            assert_eq!(told.recv().await.unwrap(), first);
+        }
+        assert!(began.elapsed() >= 2 * EVERY);
         drop(told);
         watching.await.unwrap();
     }

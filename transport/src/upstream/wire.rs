@@ -31,6 +31,7 @@ mod whole;
 
 use http::header::{CONTENT_TYPE, HeaderName, HeaderValue};
 use http::{HeaderMap, StatusCode};
+use prost::Message as _;
 use proto::inference::v1::{Resume, StreamInferenceRequest};
 use tokio::time::{Instant, sleep_until, timeout_at};
 use tonic::transport::Channel;
@@ -46,6 +47,7 @@ use super::{Answer, Ask, Limits, Path, Secret, laid_over, late};
 use crate::convert;
 use crate::exchange::{Behalf, Rest, ResumeCall, SessionAnswer, SessionAsk};
 use crate::streams::Used;
+use crate::worker::REQUEST_BYTES_MAX;
 pub(super) use line::Workers;
 use line::{Line, Road};
 pub(super) use stream::WireStream;
@@ -173,6 +175,11 @@ pub(super) async fn call(
         return embeddings(&line, target, ask, (began, limits)).await.map(Answer::Whole);
     }
     let question = asked(&ask)?;
+    // The chat role looks for itself: it asks workers, or others.
+    let bytes = question.encoded_len();
+    if bytes > REQUEST_BYTES_MAX && !matches!(line.road(), Road::Chat(_)) {
+        return Err(refusal::too_large(bytes, REQUEST_BYTES_MAX));
+    }
     let envelope = text::Envelope::new(&ask.request_id, &question.model, client.wall.now());
     let tokens_max = question.parameters.as_ref().and_then(|said| said.max_tokens);
     let mut question = Some(question);
@@ -331,4 +338,55 @@ fn headers(target: &Target, headers: HeaderMap, request_id: &str) -> HeaderMap {
         headers.insert(HeaderName::from_static("x-request-id"), id);
     }
     headers
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
+    use std::time::Duration;
+
+    use super::*;
+    use crate::upstream::Settings;
+
+    #[tokio::test]
+    async fn what_no_worker_takes_is_refused_before_anybody_is_called() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let url = format!("grpc://{}", listener.local_addr().unwrap());
+        let second = Duration::from_secs(1);
+        let ask = |bytes: usize| Ask {
+            resume: None,
+            behalf: None,
+            path: Path::ChatCompletions,
+            body: format!(
+                r#"{{"model":"m","messages":[{{"role":"user","content":"{}"}}]}}"#,
+                "x".repeat(bytes)
+            )
+            .into(),
+            stream: true,
+            request_id: String::new(),
+            headers: HeaderMap::new(),
+        };
+        let limits = || Limits {
+            connect: second,
+            first_token: second,
+            between_tokens: second,
+            whole_answer: second,
+            deadline: Instant::now() + second,
+            answer_bytes_max: 1 << 20,
+        };
+        let client = Client::new(&Settings::default()).unwrap();
+        let target = Target::new(url.parse().unwrap());
+        let refused = client.call(&target, ask(REQUEST_BYTES_MAX), limits()).await.unwrap_err();
+        assert_eq!(refused.failure, Failure::ClientError(413));
+        let said = refused.upstream.unwrap();
+        assert_eq!(said.status, 413);
+        assert!(String::from_utf8_lossy(&said.body).contains("33554432: send less"));
+        assert!(listener.accept().is_err(), "nobody was called");
+        // What is smaller goes out, and hangs on a listener that says nothing.
+        let asked = client.call(&target, ask(REQUEST_BYTES_MAX - 1_024), limits()).await;
+        assert_ne!(asked.unwrap_err().failure, Failure::ClientError(413));
+        assert!(listener.accept().is_ok());
+    }
 }

@@ -4,7 +4,7 @@ mod direct;
 mod seam;
 
 use core::time::Duration;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use control::outcome::Failure;
 use http::HeaderMap;
@@ -43,6 +43,8 @@ pub struct OpenAi {
     /// What a gateway that asks it itself wants: headers to pass on, and how long it waits.
     passed: HeaderMap,
     within: Option<Limits>,
+    /// When it last said something of an answer, to any of this one's clones.
+    spoke: Arc<Mutex<Option<Instant>>>,
 }
 
 impl OpenAi {
@@ -69,7 +71,8 @@ impl OpenAi {
 
     fn at(client: Client, target: Target) -> Self {
         let passed = HeaderMap::new();
-        Self { client, target, model: None, revision: None, passed, within: None }
+        let spoke = Arc::default();
+        Self { client, target, model: None, revision: None, passed, within: None, spoke }
     }
 
     /// Asks with a key.
@@ -128,6 +131,7 @@ impl OpenAi {
         let mut held: Option<StreamInferenceResponse> = None;
         while let Some(event) = stream.next().await {
             let event = event.map_err(|failed| refused(&failed, seam.is_some()))?;
+            *self.spoke() = Some(Instant::now());
             match event.kind {
                 EventKind::Done => break,
                 EventKind::Other => continue,
@@ -164,6 +168,15 @@ impl OpenAi {
             None => reader.usage(),
         };
         out.say(last).await
+    }
+
+    fn spoke(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.spoke.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether the server said something of an answer this short a time ago.
+    pub(super) fn spoke_within(&self, time: Duration) -> bool {
+        self.spoke().is_some_and(|at| at.elapsed() <= time)
     }
 
     /// Whether the server is asked to count the tokens as they come: what is before a seam is taken off what may still come.

@@ -22,7 +22,13 @@ const LOAD_EVERY: Duration = Duration::from_secs(1);
 const NO_LOAD_EVERY: Duration = Duration::from_secs(30);
 /// Whether the server answers at all.
 const ALIVE_EVERY: Duration = Duration::from_secs(5);
-/// For each question. The server stands beside the worker.
+/// For the question whether it does. A server that computes at its limit is slow to list its models, and works.
+const ALIVE_WITHIN: Duration = Duration::from_secs(3);
+/// So many looks in a row must end in silence before a server that answered is taken for gone.
+const SILENT_MAX: u32 = 3;
+/// A server that said something of an answer since then is there, however slow it is to list its models.
+const SPOKE_WITHIN: Duration = Duration::from_secs(5);
+/// For the figures. The server stands beside the worker.
 const WITHIN: Duration = Duration::from_secs(1);
 /// The figures of a server take some 100 KiB.
 const BYTES_MAX: usize = 4 << 20;
@@ -57,62 +63,113 @@ struct Watch {
 }
 
 impl Watch {
+    /// Beside each other: a server that is slow to list its models is not to keep its load to itself.
     async fn run(self) {
-        let mut answered = None;
-        let (mut load_due, mut alive_due) = (Instant::now(), Instant::now());
+        tokio::join!(self.look_alive(), self.look_load());
+    }
+
+    async fn look_alive(&self) {
+        let mut alive = Alive::default();
         loop {
-            if alive_due <= Instant::now() {
-                alive_due = Instant::now() + ALIVE_EVERY;
-                let answers = self.answers().await;
-                if answered.replace(answers) != Some(answers) {
-                    let status =
-                        if answers { ServingStatus::Serving } else { ServingStatus::NotServing };
-                    super::say(&self.health, status).await;
-                    self.telemetry.backend_is_ready(answers);
-                }
+            let due = Instant::now() + ALIVE_EVERY;
+            let before = alive.answers;
+            let answers = alive.after(self.looked().await, self.server.spoke_within(SPOKE_WITHIN));
+            if before != Some(answers) {
+                let status =
+                    if answers { ServingStatus::Serving } else { ServingStatus::NotServing };
+                super::say(&self.health, status).await;
+                self.telemetry.backend_is_ready(answers);
             }
-            if load_due <= Instant::now() {
-                let told = self.told().await;
-                self.desk.tell(told);
-                load_due = Instant::now() + told.map_or(NO_LOAD_EVERY, |_| LOAD_EVERY);
-            }
-            tokio::time::sleep_until(load_due.min(alive_due)).await;
+            tokio::time::sleep_until(due).await;
+        }
+    }
+
+    async fn look_load(&self) {
+        loop {
+            let due = Instant::now();
+            let told = self.told().await;
+            self.desk.tell(told);
+            let due = due + told.map_or(NO_LOAD_EVERY, |_| LOAD_EVERY);
+            tokio::time::sleep_until(due).await;
         }
     }
 
     /// A server that refuses to list its models is there all the same.
-    async fn answers(&self) -> bool {
-        match self.server.client.discover(&self.server.target, limits()).await {
+    async fn looked(&self) -> Look {
+        match self.server.client.discover(&self.server.target, limits(ALIVE_WITHIN)).await {
             Ok(_) => {
                 tracing::debug!("the backend answers");
-                true
+                Look::Answers
             }
             Err(Failed { failure, detail, .. }) => {
-                let away = matches!(
-                    failure,
-                    Failure::Connect | Failure::ConnectionLost | Failure::Timeout(_)
-                );
-                if away {
+                let look = Look::of(failure);
+                if look != Look::Answers {
                     tracing::warn!("the backend does not answer: {detail}");
                 }
-                !away
+                look
             }
         }
     }
 
     async fn told(&self) -> Option<Told> {
-        let page = self.server.client.figures(&self.server.target, limits()).await.ok()?;
+        let page = self.server.client.figures(&self.server.target, limits(WITHIN)).await.ok()?;
         read(core::str::from_utf8(&page).ok()?)
     }
 }
 
-fn limits() -> Limits {
+/// What a look at the server came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Look {
+    Answers,
+    /// Nobody is there.
+    Away,
+    /// Somebody may be, and says nothing in time.
+    Silent,
+}
+
+impl Look {
+    fn of(failure: Failure) -> Self {
+        if matches!(failure, Failure::Connect | Failure::ConnectionLost) {
+            Self::Away
+        } else if matches!(failure, Failure::Timeout(_)) {
+            Self::Silent
+        } else {
+            Self::Answers
+        }
+    }
+}
+
+/// Whether the server counts as one that answers, look by look.
+#[derive(Debug, Default)]
+struct Alive {
+    /// `None` before the first look.
+    answers: Option<bool>,
+    /// Looks in a row that ended in silence.
+    silent: u32,
+}
+
+impl Alive {
+    /// Silence takes a server away that answered when it has lasted, and nothing else was heard of it meanwhile (`spoke`): at
+    /// its limit it is slow, and to take it away just then is to put its load on the others. It brings none back.
+    fn after(&mut self, look: Look, spoke: bool) -> bool {
+        let is_silent = look == Look::Silent && !spoke;
+        self.silent = if is_silent { self.silent + 1 } else { 0 };
+        let answers = match look {
+            Look::Answers => true,
+            Look::Away => false,
+            Look::Silent => spoke || (self.answers == Some(true) && self.silent < SILENT_MAX),
+        };
+        *self.answers.insert(answers)
+    }
+}
+
+fn limits(within: Duration) -> Limits {
     Limits {
-        connect: WITHIN,
-        first_token: WITHIN,
-        between_tokens: WITHIN,
-        whole_answer: WITHIN,
-        deadline: Instant::now() + WITHIN,
+        connect: within,
+        first_token: within,
+        between_tokens: within,
+        whole_answer: within,
+        deadline: Instant::now() + within,
         answer_bytes_max: BYTES_MAX,
     }
 }
@@ -154,6 +211,29 @@ fn sample(line: &str) -> Option<(&str, f64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn silence_takes_a_server_away_when_it_lasts_and_a_refusal_at_once() {
+        let mut alive = Alive::default();
+        assert!(!alive.after(Look::Silent, false), "it has never answered");
+        assert!(alive.after(Look::Answers, false));
+        assert!(alive.after(Look::Silent, false) && alive.after(Look::Silent, false));
+        assert!(alive.after(Look::Answers, false));
+        assert!(alive.after(Look::Silent, false) && alive.after(Look::Silent, false));
+        assert!(!alive.after(Look::Silent, false), "three in a row");
+        assert!(!alive.after(Look::Silent, false), "and it stays away");
+        assert!(alive.after(Look::Answers, false));
+        assert!(!alive.after(Look::Away, true));
+    }
+
+    #[test]
+    fn a_server_that_speaks_is_there_however_long_it_lists_no_models() {
+        let mut alive = Alive::default();
+        assert!(alive.after(Look::Answers, false));
+        assert!((0..10).all(|_| alive.after(Look::Silent, true)));
+        assert!(alive.after(Look::Silent, false) && alive.after(Look::Silent, false));
+        assert!(!alive.after(Look::Silent, false));
+    }
 
     #[test]
     fn the_figures_of_both_servers_are_read() {

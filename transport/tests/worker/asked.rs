@@ -152,3 +152,18 @@ async fn an_answer_of_a_server_cannot_be_continued_unless_that_was_declared_and_
     assert_eq!(refused.code(), Code::FailedPrecondition);
     assert_eq!(worker.described().await.fingerprint, "");
 }
+
+#[tokio::test]
+async fn a_server_that_is_slow_to_list_its_models_serves() {
+    let head = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 11\r\n\r\n";
+    let listing = format!("{head}{{\"data\":[]}}");
+    let late = Step::Wait(Duration::from_millis(1_500));
+    let server = serve(vec![late, Step::send(&listing), Step::Close]).await;
+    let worker = before(&server);
+    let serves = async {
+        while crate::serving::health(&worker).await != 1 {
+            sleep(Duration::from_millis(50)).await;
+        }
+    };
+    timeout(LONG, serves).await.unwrap();
+}

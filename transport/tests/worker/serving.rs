@@ -158,7 +158,7 @@ async fn health_and_reflection_answer() {
     tells_of_itself(worker.addr, "pointsman.inference.v1.InferenceService").await;
 }
 
-async fn health(worker: &Worker) -> i32 {
+pub async fn health(worker: &Worker) -> i32 {
     let mut client = HealthClient::new(worker.channel().await);
     let service = "pointsman.inference.v1.InferenceService".to_owned();
     let asked = client.check(HealthCheckRequest { service }).await;

@@ -255,3 +255,19 @@ fn a_secret_never_shows() {
 fn names_are_escaped() {
     assert_eq!(escaped("llm-org/m x"), "llm-org%2Fm%20x");
 }
+
+#[tokio::test]
+async fn an_id_that_two_nodes_share_is_two_workers() {
+    let (agent, addr) = Agent::start().await;
+    let mut other = worker("w", 50_055, json!({}));
+    other["Node"] = json!({"Node": "n2", "Address": "10.0.0.2"});
+    agent.change(|state| {
+        let both = vec![worker("w", 50_055, json!({})), other];
+        state.services.insert("llm-m".into(), both);
+    });
+    let told = next(&mut watching(&addr, "secret"), &nobody()).await;
+    assert_eq!(urls(&told), ["grpc://10.0.0.1:50055", "grpc://10.0.0.2:50055"]);
+    let Told::Instances(found) = told else { panic!("lost") };
+    let names: Vec<_> = found.iter().map(|one| one.name.as_str()).collect();
+    assert_eq!(names, ["w@n1", "w@n2"]);
+}

@@ -87,14 +87,27 @@ pub(super) fn of_older(words: &str) -> Failed {
 
 /// The request itself is at fault, in these words.
 pub(super) fn of_request(words: &str, param: Option<&str>) -> Failed {
+    refused(400, words, param, None)
+}
+
+/// The question is larger, as the wire encodes it, than any worker takes. gRPC itself would say "full" to it, of every worker
+/// in turn.
+pub(super) fn too_large(bytes: usize, most: usize) -> Failed {
+    let words = format!(
+        "the request takes {bytes} bytes on its way to a worker, which takes {most}: send less, or ask a model that an OpenAI-compatible server serves"
+    );
+    refused(413, &words, None, Some("request_too_large"))
+}
+
+fn refused(status: u16, words: &str, param: Option<&str>, code: Option<&str>) -> Failed {
     let words = &words[..words.floor_char_boundary(WORDS_MAX)];
     let error = json!({
-        "message": words, "type": "invalid_request_error", "param": param, "code": null,
+        "message": words, "type": "invalid_request_error", "param": param, "code": code,
     });
     let mut failed =
-        Failed::new(Failure::ClientError(400), "the request cannot be put to a worker");
+        Failed::new(Failure::ClientError(status), "the request cannot be put to a worker");
     failed.upstream = Some(Box::new(UpstreamError {
-        status: 400,
+        status,
         body: json!({ "error": error }).to_string().into(),
         content_type: Some("application/json".to_owned()),
         verdict: None,

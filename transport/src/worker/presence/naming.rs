@@ -11,17 +11,21 @@ const HASH_LENGTH: usize = 9;
 ///
 /// Every character but ASCII letters, digits and `-` becomes one `-`, and `-` at the end goes. What is then longer than a
 /// DNS label keeps its first 54 characters, `-`, and 8 hex digits of the SHA-256 of the model's exact name. Two models may
-/// share a name (`a.b`, `a-b`): readers go by `meta.model`, which is exact. The worker in Python names it the same.
+/// share a name (`a.b`, `a-b`): readers go by `meta.model`, which is exact. Of a name without any letter or digit (`模型`)
+/// those 8 digits are all that follows `llm-`: gateways look for what begins so. The worker in Python names it the same.
 #[must_use]
 pub fn service_name(model: &str) -> String {
     let plain = |c: char| if c.is_ascii_alphanumeric() { c } else { '-' };
     let bent: String = "llm-".chars().chain(model.chars().map(plain)).collect();
     let name = bent.trim_end_matches('-');
+    let digest = Sha256::digest(model.as_bytes());
+    let digits: String = digest.iter().take(4).map(|byte| format!("{byte:02x}")).collect();
+    if name == "llm" {
+        return format!("llm-{digits}");
+    }
     if name.len() <= LABEL_MAX {
         return name.to_owned();
     }
-    let digest = Sha256::digest(model.as_bytes());
-    let digits: String = digest.iter().take(4).map(|byte| format!("{byte:02x}")).collect();
     format!("{}-{digits}", &name[..LABEL_MAX - HASH_LENGTH])
 }
 
@@ -35,10 +39,14 @@ mod tests {
             ("m", "llm-m"),
             ("org/Model-7b", "llm-org-Model-7b"),
             ("qwen2.5:7b", "llm-qwen2-5-7b"),
-            ("模型", "llm"),
+            ("模型", "llm-c98e118e"),
+            ("é", "llm-4a99557e"),
+            ("---", "llm-cb3f91d5"),
+            ("模型-7", "llm----7"),
             ("a.b.", "llm-a-b"),
         ] {
             assert_eq!(service_name(model), name);
+            assert!(name.len() > "llm-".len() && name.starts_with("llm-"), "{name}");
         }
     }
 

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from pointsman_worker.domain.failures import Full, Unavailable
+from pointsman_worker.domain.failures import Draining, Full
 
 RETRY_MS_MIN = 100
 """Less would be a hammer."""
@@ -20,6 +20,8 @@ SMOOTHING = 0.2
 """Weight of the newest duration: about the last ten count."""
 
 DRAINING = "this worker is draining; ask another"
+DRAINING_RETRY_MS = 5_000
+"""By then a gateway has learned of others. As the worker in Rust says it."""
 
 
 class Gate:
@@ -47,7 +49,7 @@ class Gate:
 
     @asynccontextmanager
     async def slot(self) -> AsyncIterator[None]:
-        """Runs its body in one of the places. Raises `Full`, or `Unavailable` while draining."""
+        """Runs its body in one of the places. Raises `Full`, or `Draining`."""
         await self._enter()
         began = time.monotonic()
         try:
@@ -62,7 +64,7 @@ class Gate:
         while self._waiting:
             waiter = self._waiting.popleft()
             if not waiter.done():
-                waiter.set_exception(Unavailable(DRAINING))
+                waiter.set_exception(Draining(DRAINING, DRAINING_RETRY_MS))
 
     async def idle(self) -> None:
         """Returns when nothing runs."""
@@ -70,7 +72,7 @@ class Gate:
 
     async def _enter(self) -> None:
         if self.draining:
-            raise Unavailable(DRAINING)
+            raise Draining(DRAINING, DRAINING_RETRY_MS)
         if self._running < self.running_max:  # Then nobody waits: a place that comes free is handed on.
             self._take()
             return

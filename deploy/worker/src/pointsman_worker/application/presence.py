@@ -15,6 +15,10 @@ LEAVE_SECONDS = 3.0
 """How long a leaving worker waits for the registry."""
 
 
+UNDER_WAY_SECONDS = 2.0
+"""How long it waits before that for what it asked the registry last, which cannot be called back."""
+
+
 class RegistryLost(Exception):
     """The registry answered, and does not know this worker."""
 
@@ -57,6 +61,7 @@ class Presence:
         self._backoff_first = backoff_seconds
         self._backoff = backoff_seconds
         self._task: asyncio.Task[None] | None = None
+        self._under_way: asyncio.Task[None] | None = None
         self.registered = False
 
     def start(self) -> None:
@@ -64,12 +69,19 @@ class Presence:
         self._task = asyncio.create_task(self._run())
 
     async def leave(self) -> None:
-        """Stops, and takes the worker off the registry; one try, bounded in time."""
+        """Stops, and takes the worker off the registry; one try, bounded in time.
+
+        What was asked before is waited for: a registration that arrived behind the farewell would outlive the worker.
+        """
         if self._task is None:
             return
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
         self._task = None
+        if self._under_way is not None:
+            await asyncio.wait({self._under_way}, timeout=UNDER_WAY_SECONDS)
+            self._under_way.cancel()
+            await asyncio.gather(self._under_way, return_exceptions=True)
         try:
             async with asyncio.timeout(LEAVE_SECONDS):
                 await self._registry.deregister()
@@ -80,7 +92,8 @@ class Presence:
     async def _run(self) -> None:
         while True:
             try:
-                await self._step()
+                self._under_way = asyncio.create_task(self._step())
+                await asyncio.shield(self._under_way)
                 self._backoff = self._backoff_first
                 await asyncio.sleep(self._report_seconds)
             except RegistryLost:

@@ -32,9 +32,17 @@ class Full(Failure):
 
 
 class Unavailable(Failure):
-    """The worker drains, or its backend cannot be reached."""
+    """The worker ends, or its backend cannot be reached."""
 
     outcome = "unavailable"
+
+
+class Draining(Unavailable):
+    """The worker takes no more: nothing is broken. `retry_after_ms` says when to look again, in milliseconds."""
+
+    def __init__(self, message: str, retry_after_ms: int) -> None:
+        super().__init__(message)
+        self.retry_after_ms = retry_after_ms
 
 
 class CannotResume(Failure):

@@ -27,6 +27,7 @@ STATUSES: Mapping[type[failures.Failure], grpc.StatusCode] = {
     failures.UnknownModel: grpc.StatusCode.NOT_FOUND,
     failures.Full: grpc.StatusCode.RESOURCE_EXHAUSTED,
     failures.Unavailable: grpc.StatusCode.UNAVAILABLE,
+    failures.Draining: grpc.StatusCode.UNAVAILABLE,
     failures.CannotResume: grpc.StatusCode.FAILED_PRECONDITION,
     failures.CredentialsRefused: grpc.StatusCode.PERMISSION_DENIED,
     failures.DeadlinePassed: grpc.StatusCode.DEADLINE_EXCEEDED,
@@ -100,7 +101,7 @@ class Servicer(wire_grpc.InferenceServiceServicer):
 async def _abort(context: Context, failure: failures.Failure) -> NoReturn:
     """Ends the call with the status of the failure. Always raises."""
     more: tuple[tuple[str, str], ...] = ()
-    if isinstance(failure, failures.Full):
+    if isinstance(failure, failures.Full | failures.Draining):
         more = ((RETRY_AFTER, str(failure.retry_after_ms)),)
     await context.abort(STATUSES[type(failure)], str(failure), more)
     raise asyncio.CancelledError

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import math
+import time
 from collections.abc import AsyncGenerator
 
 import httpx
@@ -17,6 +19,11 @@ from pointsman_worker.infrastructure.settings import OpenAI, Settings
 
 CONNECT_SECONDS = 5.0
 TROUBLE_SECONDS = 3.0
+"""How long the list of models may take. A server that computes at its limit is slow with it, and works."""
+SILENT_MAX = 3
+"""So many looks in a row must end in silence before a server that answered is taken for gone."""
+SPOKE_SECONDS = 5.0
+"""A server that said something of an answer since then is there, however slow it is to list its models."""
 ERROR_BYTES_MAX = 64 * 1024
 BILL_SECONDS = 5.0
 """How long a complete answer waits for its bill."""
@@ -32,6 +39,9 @@ class OpenAICompatible:
         self._settings = settings
         self._client: httpx.AsyncClient | None = None
         self._connections = connections + CONNECTIONS_SPARE
+        self._answered = False
+        self._silent = 0
+        self._spoke = -math.inf
 
     async def start(self) -> None:
         """Prepares the client. The server may come later."""
@@ -52,17 +62,35 @@ class OpenAICompatible:
             await self._client.aclose()
 
     async def trouble(self) -> str:
-        """Whether the server answers at all; what it answers to a list of models says little of it."""
+        """Whether the server answers at all; what it answers to a list of models says little of it.
+
+        Silence is trouble of a server that answered when it has lasted, and nothing else was heard of it meanwhile: at
+        its limit it is slow, and to take it away just then is to put its load on the others.
+        """
+        words = "the server at OPENAI_BASE_URL cannot be reached"
         try:
             async with asyncio.timeout(TROUBLE_SECONDS):
                 answer = await self._ready().get(f"{self._settings.base_url}/models")
-        except (httpx.HTTPError, TimeoutError) as error:
-            return f"the server at OPENAI_BASE_URL cannot be reached: {type(error).__name__}"
+        except (httpx.TimeoutException, TimeoutError) as error:
+            return f"{words}: {type(error).__name__}" if self._is_gone() else ""
+        except httpx.HTTPError as error:
+            self._answered = False
+            return f"{words}: {type(error).__name__}"
+        self._answered, self._silent = True, 0
         if answer.status_code in (401, 403):
             return f"the server at OPENAI_BASE_URL refuses OPENAI_API_KEY ({answer.status_code})"
         if answer.status_code >= 500:
             return f"the server at OPENAI_BASE_URL answers {answer.status_code}"
         return ""
+
+    def _is_gone(self) -> bool:
+        """Whether one more look that ended in silence says so."""
+        if time.monotonic() - self._spoke <= SPOKE_SECONDS:
+            self._answered, self._silent = True, 0
+            return False
+        self._silent += 1
+        self._answered = self._answered and self._silent < SILENT_MAX
+        return not self._answered
 
     def kv_used_permille(self) -> int | None:
         """The API does not tell."""
@@ -81,6 +109,7 @@ class OpenAICompatible:
                 await _check(answer)
                 async with contextlib.aclosing(_pieces(answer, question.parameters.choices, seam)) as pieces:
                     async for piece in pieces:
+                        self._spoke = time.monotonic()
                         yield piece
         except InvalidQuestion as error:
             if not question.resume:
