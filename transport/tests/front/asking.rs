@@ -9,6 +9,7 @@ use http::Method;
 use http_body_util::Full;
 use serde_json::json;
 use transport::exchange::{Call, Operation};
+use transport::front::Limits;
 
 use crate::world::{ANSWER, Act, HELLO, World, bearer, request, send};
 
@@ -54,6 +55,17 @@ async fn headers_reach_the_call() {
     let told = call.trace.outgoing().unwrap();
     assert_eq!(told.headers().collect::<Vec<_>>(), [("traceparent", trace)]);
     assert_eq!(call.idempotency, None);
+}
+
+#[tokio::test]
+async fn an_exchange_has_the_shorter_of_what_its_client_and_the_server_give_it() {
+    let limits = Limits { exchange_time: Some(Duration::from_secs(3)), ..Limits::default() };
+    let world = World::with(limits, Duration::from_secs(5), None, |_| Act::Whole(ANSWER));
+    for (said, given) in [(Some("2.5"), 2_500), (Some("9"), 3_000), (None, 3_000)] {
+        let headers: Vec<_> = said.map(|said| ("x-request-timeout", said)).into_iter().collect();
+        let call = call(&world, &headers, HELLO).await;
+        assert_eq!(call.patience, Some(Duration::from_millis(given)), "{said:?}");
+    }
 }
 
 #[tokio::test]
