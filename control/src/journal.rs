@@ -15,11 +15,11 @@ pub use record::{DecodeError, Record, Recorder, decode};
 pub use replay::{Divergence, Replay, RestoreError};
 
 /// How records and snapshots are laid out. A directory of another format is refused, untouched.
-pub const FORMAT_VERSION: u32 = 3;
+pub const FORMAT_VERSION: u32 = 4;
 
 /// Grows whenever the same inputs may lead to other effects than before. Records of another logic are applied as facts,
 /// not replayed.
-pub const LOGIC_VERSION: u32 = 4;
+pub const LOGIC_VERSION: u32 = 5;
 
 #[cfg(test)]
 mod tests;

@@ -139,9 +139,10 @@ async fn serve(
         till: gateway.till(),
     };
     let front = Front::with(Arc::new(gateway.chat()), gateway.auth(), settings);
+    // First what is claimed: who shares its port with it must not take that.
+    let doors = claims.open()?;
     let admin = admin_server(&config, &front, limits(&config))?;
     let health = gateway.health();
-    let doors = claims.open()?;
     health.set_serving(true);
     welcome::print(&config, &doors, &gateway.catalog(), own_key.as_ref(), fleet.is_some());
     let reloading = args.config.clone().map(|path| {

@@ -92,7 +92,8 @@ async fn what_is_no_primary_is_told_as_the_client_knows_it() {
     stance(Stance::Loading);
     assert!(matches!(ask(&store).await, Err(StoreError::NotServing(_))));
     stance(Stance::Replica);
-    // A new connection looks who is there first.
+    // Who was loading is asked on the connection that there is; a new one looks who is there first.
+    assert!(matches!(ask(&store).await, Err(StoreError::NotServing(_))));
     assert!(matches!(ask(&store).await, Err(StoreError::Away(_))));
     stance(Stance::Primary);
     while ask(&store).await.is_err() {

@@ -1,6 +1,6 @@
 //! The shared quota ledger on Redis: the pure [`Ledger`](control::quota::Ledger), kept by scripts.
 //!
-//! **What stands where.** A tenant's ledger is six keys with its hash tag, `pointsman:ledger:{<tenant>}:*`: a hash (the
+//! **What stands where.** A tenant's ledger is six keys with its hash tag, `pointsman:ledger:2:{<tenant>}:*`: a hash (the
 //! book) with what is live, what has ended, the accounts and the balances; and sorted sets and a list that say what
 //! expires, closes or is forgotten next. One call of one script performs one ask of a tenant or, under load, up to 64
 //! ([`group`]); it touches one slot and does a bounded amount of work: at most 64 expiries and 64 ends to forget, and for

@@ -224,7 +224,7 @@ async fn no_key_lives_for_ever_and_every_one_bears_its_tenant() {
     store.perform(&op(TENANT, None, Ask::Refund { hold: hold(3) })).await.unwrap();
     let mut found = 0;
     for key in keys(TENANT) {
-        assert!(key.starts_with("pointsman:ledger:{00000000000a11ce}:"), "{key}");
+        assert!(key.starts_with("pointsman:ledger:2:{00000000000a11ce}:"), "{key}");
         let left: i64 = server.ask(&format!("PTTL {key}")).parse().unwrap();
         assert!(left == -2 || left > 40 * 86_400_000, "{key} lives {left} ms");
         found += usize::from(left > 0);

@@ -217,6 +217,35 @@ fn answers_nobody_asked_for_change_nothing() {
 }
 
 #[test]
+fn who_heard_of_two_new_runs_in_the_wrong_order_is_not_turned_away_for_ever() {
+    let mut quota = shared_room();
+    // Answers of other tenants' asks.
+    for run in [1, 3, 2] {
+        let (op, reply) = (OpId(u64::MAX), Reply::Done);
+        quota.answer(at(0), StoreAnswer { op, run: RunId(run), reply });
+    }
+    quota.reserve(at(1), ask(1, 100));
+    let mut events = drain(&mut quota);
+    for _ in 0..3 {
+        for op in sent(&events.clone()) {
+            let reply = match op.run {
+                Some(RunId(3)) => granted(op, 1, 100).reply,
+                _ => Reply::OtherRun,
+            };
+            quota.answer(at(2), StoreAnswer { op: op.op, run: RunId(3), reply });
+        }
+        quota.handle_timeout(at(2));
+        events.extend(drain(&mut quota));
+        if events.contains(&Event::Granted { id: id(1), total: tokens(100) }) {
+            return;
+        }
+        events.retain(|event| matches!(event, Event::Ask(op) if op.run.is_some()));
+        events = events.split_off(events.len().saturating_sub(1));
+    }
+    panic!("turned away each time: {events:?}");
+}
+
+#[test]
 fn an_end_that_is_never_acknowledged_is_given_up_and_said_so() {
     let mut quota = shared_room();
     quota.reserve(at(0), ask(1, 100));

@@ -216,10 +216,11 @@ impl<'a> Call<'a> {
     }
 }
 
-/// The keys of one tenant, all in one slot of a cluster: `pointsman:ledger:{<tenant, 16 hex>}:<name>`.
+/// The keys of one tenant, all in one slot of a cluster: `pointsman:ledger:2:{<tenant, 16 hex>}:<name>`. The number is that of
+/// their layout: gateways of another one count in keys of their own.
 pub fn keys(tenant: AccountId) -> [String; 6] {
     ["book", "expiries", "ends", "idle", "due", "index"]
-        .map(|name| format!("pointsman:ledger:{{{:016x}}}:{name}", tenant.0))
+        .map(|name| format!("pointsman:ledger:2:{{{:016x}}}:{name}", tenant.0))
 }
 
 impl Together<'_> {

@@ -15,6 +15,11 @@ const PAST_RUNS_MAX: usize = 8;
 
 impl Owner {
     pub fn answer(&mut self, now: Instant, answer: StoreAnswer) {
+        // Answers may overtake each other, so that a run that is over is heard of last. Who is turned away for what he believes
+        // believes whoever says so; or he would be turned away for ever.
+        if answer.reply == Reply::OtherRun && self.run != Some(answer.run) {
+            self.past_runs.retain(|past| *past != answer.run);
+        }
         self.hear(now, answer.run);
         // An end the store had no room for is asked again by its timer. One that it no longer remembers was noted.
         let ends = self.ops.get(&answer.op).map(|asked| matches!(asked.purpose, Purpose::End(_)));
