@@ -63,8 +63,8 @@ use crate::seam::disk::DiskLock;
 use crate::seam::{Background, Disk};
 
 /// The version of everything on the disk: layout, framing, and the codec of the records inside. Raised with any change that
-/// a program would misread; a directory with another one is refused.
-pub const FORMAT_VERSION: u32 = 3;
+/// a program would misread; a directory with another one is refused. One number with that of the records inside.
+pub const FORMAT_VERSION: u32 = control::journal::FORMAT_VERSION;
 
 /// How the journal is kept.
 #[derive(Clone, Debug, PartialEq, Eq)]

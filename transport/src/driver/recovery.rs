@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use control::journal::{Divergence, FORMAT_VERSION, LOGIC_VERSION, Replay};
+use control::journal::{Divergence, LOGIC_VERSION, Replay};
 use control::plane::ControlPlane;
 
 use crate::journal::{Journal, OpenError, Opened, Options, RecoveryReport};
@@ -61,7 +61,6 @@ pub fn recover(
     dir: &Path,
     options: &Options,
 ) -> Result<Recovered, RecoveryError> {
-    debug_assert_eq!(crate::journal::FORMAT_VERSION, FORMAT_VERSION);
     let (journal, opened) = Journal::open(disk, dir, options)?;
     let upgraded = opened.logic_version != LOGIC_VERSION;
     let Opened { snapshot, tail, next, incarnation, seed, report, .. } = opened;
