@@ -3,6 +3,7 @@
 //! What it tells the checkers is what a user could know: a whole answer, an error in words, or nothing (a timeout or a
 //! broken connection), which is *unknown* and never "failed".
 
+mod blocks;
 mod kept;
 
 use std::sync::Arc;
@@ -18,6 +19,7 @@ use serde_json::{Value, json};
 use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
+use self::blocks::Blocks;
 use super::plan::{Operation, TierBPlan};
 use super::replica::MODEL;
 use super::stage::Stage;
@@ -259,7 +261,7 @@ impl Asker {
 
     async fn read_stream(&self, ticket: usize, response: Response<Incoming>) -> Seen {
         let mut body = response.into_body();
-        let (mut pending, mut heard) = (String::new(), Heard::default());
+        let (mut blocks, mut heard) = (Blocks::default(), Heard::default());
         loop {
             let frame = match body.frame().await {
                 None => return heard.end(),
@@ -267,9 +269,8 @@ impl Asker {
                 Some(Ok(frame)) => frame,
             };
             let Ok(data) = frame.into_data() else { continue };
-            pending.push_str(&String::from_utf8_lossy(&data));
-            while let Some(at) = pending.find("\n\n") {
-                let event: String = pending.drain(..at + 2).collect();
+            blocks.push(&data);
+            for event in blocks.by_ref() {
                 self.event(ticket, event.trim(), &mut heard);
             }
             if self.operation.leaves_after.is_some_and(|after| heard.tokens > after) {

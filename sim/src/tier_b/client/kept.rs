@@ -13,6 +13,7 @@ use tokio::time::{sleep, timeout};
 
 use super::super::check::Asked;
 use super::super::plan::{Guise, Keeping, Rival, Visit};
+use super::blocks::Blocks;
 use super::{Asker, Seen, key};
 
 /// For one try with all its connections.
@@ -160,13 +161,12 @@ impl Asker {
         breaks_off: Option<u32>,
     ) -> Parted {
         let mut body = response.into_body();
-        let (mut pending, mut events, mut parted) = (String::new(), 0, Parted::Broken);
+        let (mut blocks, mut events, mut parted) = (Blocks::default(), 0, Parted::Broken);
         loop {
             let Ok(Some(Ok(frame))) = timeout(SILENCE, body.frame()).await else { return parted };
             let Ok(data) = frame.into_data() else { continue };
-            pending.push_str(&String::from_utf8_lossy(&data));
-            while let Some(at) = pending.find("\n\n") {
-                let block: String = pending.drain(..at + 2).collect();
+            blocks.push(&data);
+            for block in blocks.by_ref() {
                 let now = self.stage.now();
                 let (ticket, number) = (reading.ticket, reading.number);
                 let told = self.stage.scene().checks.block(now, ticket, number, block.trim_end());
