@@ -140,7 +140,8 @@ impl Ledger {
         &self.config
     }
 
-    /// Holds quota in every account and both units, or nothing.
+    /// Holds quota in every account and both units, or nothing. Asked again for what is live, it holds nothing more and
+    /// lets it live for its time to live from now: whoever asks again counts from when it asked.
     ///
     /// # Errors
     /// The limit that stands longest in the way. Nothing is held then, and the same id may be asked for again.
@@ -148,8 +149,8 @@ impl Ledger {
         assert!((1..=3).contains(&draw.accounts.len()), "one to three accounts pay");
         self.close_due(at, SWEEP_PER_DRAW, out);
         if !self.book.is_newest(draw.hold) {
-            if let Some(hold) = self.book.live.get(&draw.hold) {
-                return Ok(hold.total);
+            if let Some(total) = self.renew(at, draw.hold, out) {
+                return Ok(total);
             }
             if self.book.ended.contains_key(&draw.hold) {
                 return Err(Denied::never(DenyReason::Ended));
@@ -170,6 +171,14 @@ impl Ledger {
         let (hold, amount, ttl) = (draw.hold, draw.amount, draw.ttl);
         self.record(at, Fact::Reserve { hold, pins, amount, ttl, expires, from: None }, out);
         Ok(amount)
+    }
+
+    /// Lets what is live live on. What it holds, or `None` where it is not live.
+    fn renew(&mut self, at: At, hold: HoldId, out: &mut Vec<Entry>) -> Option<Amount> {
+        let held = self.book.live.get(&hold)?;
+        let (total, expires) = (held.total, at.now + held.ttl + self.drift());
+        self.record(at, Fact::Extend { hold, amount: Amount::ZERO, expires, from: None }, out);
+        Some(total)
     }
 
     /// Raises what `hold` holds to `total`, and lets it live for its time to live from now. A total it already has only

@@ -69,6 +69,11 @@ draws = function()
     hold_more(hold, {tokens, money, ttl, now + ttl + DRIFT, text}, pins_of(text), tokens, money)
   end
 
+  local function extend(hold, held, tokens, money, expires)
+    held[1], held[2], held[EXPIRES] = held[1] + tokens, held[2] + money, expires
+    hold_more(hold, held, (tokens > 0 or money > 0) and pins_of(held[PINS]) or {}, tokens, money)
+  end
+
   local function granted(hold)
     local held = live(hold)
     return {'granted', held[1], held[2], held[PINS]}
@@ -91,7 +96,11 @@ draws = function()
 
   local function reserve(hold, tokens, money, ttl, text)
     if wall >= meta[NEXT_DUE] then rare().close_due() end
-    if live(hold) then return granted(hold) end
+    local held = live(hold)
+    if held then
+      extend(hold, held, 0, 0, now + held[TTL] + DRIFT)
+      return granted(hold)
+    end
     if ended(hold) then return {'ended'} end
     if tokens > MAX_AMOUNT or money > MAX_AMOUNT then return {'large'} end
     if meta[LIVE] >= LIVE_MAX then return {'full', FULL_RETRY_MS} end
@@ -108,11 +117,6 @@ draws = function()
     if denied then return denied end
     insert(hold, tokens, money, ttl, pins)
     return granted(hold)
-  end
-
-  local function extend(hold, held, tokens, money, expires)
-    held[1], held[2], held[EXPIRES] = held[1] + tokens, held[2] + money, expires
-    hold_more(hold, held, (tokens > 0 or money > 0) and pins_of(held[PINS]) or {}, tokens, money)
   end
 
   -- `tokens` and `money` is how much it shall hold in all.

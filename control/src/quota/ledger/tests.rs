@@ -270,6 +270,19 @@ fn late_usage_of_a_closed_day_counts_in_the_open_one() {
 }
 
 #[test]
+fn a_reservation_asked_for_again_lives_longer_and_holds_nothing_twice() {
+    let mut case = case();
+    for at in [at(0), at(50_000)] {
+        assert_eq!(case.reserve(at, 1, daily(100), 40), Ok(40));
+    }
+    assert_eq!(case.today(at(0)).held, tokens(40));
+    case.expire(at(109_999));
+    assert_eq!(case.ledger.held(hold(1)), Some(tokens(40)), "from when it was asked for last");
+    case.expire(at(111_000));
+    assert_eq!(case.ledger.held(hold(1)), None);
+}
+
+#[test]
 fn an_extension_lives_longer_and_repeated_holds_nothing_twice() {
     let mut case = case();
     case.reserve(at(0), 1, daily(100), 40).unwrap();
