@@ -195,6 +195,7 @@ impl Pair {
         match self.model.find(id) {
             Some(past) if past.state == State::Live => {
                 assert_eq!(answer, Ok(tokens(past.total)));
+                past.expires = expires;
             }
             Some(_) => assert_eq!(answer.unwrap_err().reason, DenyReason::Ended),
             None => {
