@@ -272,6 +272,7 @@ fn read(root: &Section<'_>) -> Config {
         role: Role::All,
     };
     check_routes(root, &config);
+    check_deadlines(root, &config);
     config.played(root.role(), root)
 }
 
@@ -300,6 +301,23 @@ fn one_admin_address(root: &Section<'_>, server: &mut Server, monitoring: &Monit
     if server.admin.addr == server.http.addr && server.http.addr.port() != 0 {
         let reason = "the same address as server.http.addr; give each its own".to_owned();
         root.problem_of(&["server", "admin", "addr"], ProblemKind::Invalid(reason));
+    }
+}
+
+/// Of two deadlines the shorter counts, and only that of the request says anything about the endpoint.
+fn check_deadlines(root: &Section<'_>, config: &Config) {
+    let bound = config.server.http.timeout;
+    let warn = |keys: &[&str], timeouts: &Timeouts| {
+        if timeouts.request > bound {
+            let bound = value::Value::show(&bound);
+            let text = format!("over HTTP an exchange ends after {bound} (server.http.timeout)");
+            root.warn_of(keys, text);
+        }
+    };
+    warn(&["routing", "timeout"], &config.routing.timeouts);
+    warn(&["routing", "timeouts", "request"], &config.routing.timeouts);
+    for (name, model) in &config.models {
+        warn(&["models", name, "timeouts", "request"], &model.timeouts);
     }
 }
 

@@ -153,11 +153,18 @@ impl<'a> Section<'a> {
 
     /// Reports something about a key further down, or about the nearest section above it that is there.
     pub(super) fn problem_of(&self, keys: &[&str], kind: ProblemKind) {
+        let (origin, path, _) = self.place_of(keys);
+        self.problem_from(origin, &path, kind);
+    }
+
+    /// Where a key further down was said, its path, and whether it is there.
+    fn place_of(&self, keys: &[&str]) -> (Origin, String, bool) {
         let (mut at, mut entries, mut path) = (self.at, self.entries, self.path.clone());
+        let mut found = true;
         for key in keys {
             path = join(&path, key);
             let Some((key, node)) = entries.iter().find(|(given, _)| given.text == *key) else {
-                entries = &[];
+                (entries, found) = (&[], false);
                 continue;
             };
             at = key.at;
@@ -166,7 +173,7 @@ impl<'a> Section<'a> {
                 Content::Nothing | Content::Unknown | Content::Scalar(_) | Content::List(_) => &[],
             };
         }
-        self.problem_from(in_file(&self.sink.file, at, &[]), &path, kind);
+        (in_file(&self.sink.file, at, &[]), path, found)
     }
 
     /// Reports something that another place said.
@@ -218,6 +225,14 @@ impl<'a> Section<'a> {
     pub(super) fn warn(&self, key: &str, text: String) {
         if !self.sink.describing {
             self.sink.warn(self.origin(key), self.path_of(key), ProblemKind::Invalid(text));
+        }
+    }
+
+    /// As [`warn`](Self::warn), of a key further down, where the file gives it.
+    pub(super) fn warn_of(&self, keys: &[&str], text: String) {
+        let (origin, path, found) = self.place_of(keys);
+        if found && !self.sink.describing {
+            self.sink.warn(origin, path, ProblemKind::Invalid(text));
         }
     }
 

@@ -296,3 +296,23 @@ fn an_endpoint_without_a_stated_maximum_has_none() {
     let most: Vec<u32> = routes.values().map(|route| route.in_flight_max).collect();
     assert_eq!(most, [u32::MAX, 7]);
 }
+
+#[test]
+fn a_deadline_that_another_cuts_short_is_warned_of_where_the_file_gives_it() {
+    let warned = |text: &str| {
+        let loaded = parsed(&format!("version: 1\n{text}"), &[]).unwrap();
+        loaded.warnings.iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    let short = "server: {http: {timeout: 30s}}\n";
+    assert_eq!(warned(short), [""; 0], "the default is nobody's wish");
+    let says = "over HTTP an exchange ends after 30s (server.http.timeout)";
+    let model = "m: {endpoints: [{url: 'http://a:1'}], timeouts: {request: 31s}}";
+    for (file, path) in [
+        ("routing: {timeout: 1h}".to_owned(), "p.yaml:3:11: routing.timeout"),
+        ("routing: {timeouts: {request: 1h}}".to_owned(), "p.yaml:3:22: routing.timeouts.request"),
+        (format!("models: {{{model}}}"), "p.yaml:3:59: models.m.timeouts.request"),
+    ] {
+        assert_eq!(warned(&format!("{short}{file}")), [format!("{path}: {says}")]);
+    }
+    assert_eq!(warned(&format!("{short}routing: {{timeouts: {{request: 30s}}}}")), [""; 0]);
+}
