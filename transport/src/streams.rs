@@ -37,6 +37,7 @@ mod shipping;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -186,6 +187,8 @@ pub struct Streams {
     /// This process among all that share a log.
     name: String,
     shared: Option<Arc<StreamLog>>,
+    /// It answered when it was last asked: where it did not, nobody waits for it.
+    answers: AtomicBool,
     /// Where the state of the shared log is told.
     health: Option<Arc<Health>>,
     shelf: Mutex<Shelf>,
@@ -241,7 +244,8 @@ impl Streams {
         health: Option<Arc<Health>>,
     ) -> Arc<Self> {
         let (shelf, meters, stopping) = (Mutex::default(), Meters::new(), CancellationToken::new());
-        Arc::new(Self { limits, name, shared, health, shelf, meters, stopping })
+        let answers = AtomicBool::new(true);
+        Arc::new(Self { limits, name, shared, answers, health, shelf, meters, stopping })
     }
 
     /// Figures about them.
@@ -372,6 +376,7 @@ impl Streams {
             self.shelf().expire(self.limits.kept);
             if let Some(log) = &self.shared {
                 let lives = log.live(&self.name, distant::SIGN_TTL).await;
+                self.heard(&lives);
                 self.say(&lives, &mut well);
                 if lives.is_ok() {
                     self.forget_displaced(log).await;
@@ -389,6 +394,12 @@ impl Streams {
                 return;
             }
         }
+    }
+
+    /// What the shared log answered, or that it did not.
+    fn heard<T>(&self, answer: &Result<T, StoreError>) {
+        let answers = answer.as_ref().err().is_none_or(|error| !error.is_for_all());
+        self.answers.store(answers, Ordering::Relaxed);
     }
 
     /// Says how the shared log is, where that has changed.
@@ -472,7 +483,11 @@ impl Place {
         };
         let Limits { entries_max, bytes_max, .. } = streams.limits;
         let bounds = Bounds { entries_max, bytes_max };
-        let kept = Kept::new(id.clone(), whose, bounds, streams.shared.is_some());
+        let awaits = streams.shared.is_some() && streams.answers.load(Ordering::Relaxed);
+        let kept = Kept::new(id.clone(), whose, bounds, awaits);
+        if streams.shared.is_some() && !awaits {
+            streams.meters.cut_off();
+        }
         streams.shelf().streams.insert(id, Arc::clone(&kept));
         streams.meters.opened();
         let reader = Reader::here(Arc::clone(&kept), Claim::After(0), 0);

@@ -172,6 +172,35 @@ async fn a_redis_that_does_not_answer_holds_nobody_up_and_is_caught_up_with() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_redis_known_to_be_silent_holds_no_new_stream_up() {
+    let redis = Server::start();
+    let patience = Duration::from_secs(3);
+    let one = gateway_at(
+        Settings { call_timeout: patience, ..settings(std::slice::from_ref(&redis), false) },
+        1,
+    );
+    let (mut first, parts) = one.open(1).await;
+    redis.freeze();
+    parts.send_numbers(1..=1).await;
+    first.until("id: 1\n").await;
+    for request in 2..=9 {
+        let began = Instant::now();
+        let (mut next, parts) = one.open(request).await;
+        parts.send_numbers(1..=1).await;
+        assert_eq!(next.reader.reach().await, Reach::ThisGateway);
+        next.until("id: 1\n").await;
+        assert!(began.elapsed() < patience / 2, "{:?}", began.elapsed());
+    }
+    let (mut last, parts) = one.open(10).await;
+    parts.send_numbers(1..=1).await;
+    redis.thaw();
+    last.until(": the log of streams answers again").await;
+    let mut there = gateway(&redis, 2).resume(last.reader.id(), 0).await.unwrap();
+    parts.end().await;
+    assert_eq!(there.rest().await, (numbers(1..=1) + "id: 2\ndata: [DONE]\n\n", Next::Over));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn readers_that_came_here_while_redis_was_away_count_afterwards() {
     let redis = Server::start();
     let grace = Duration::from_secs(4);

@@ -47,7 +47,7 @@ pub enum StoreError {
 
 impl StoreError {
     /// Whether whoever asks next would hear the same: nobody need wait for an answer.
-    pub(super) fn is_for_all(&self) -> bool {
+    pub(crate) fn is_for_all(&self) -> bool {
         match self {
             Self::Away(_)
             | Self::Unanswered(_)

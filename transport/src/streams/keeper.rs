@@ -98,6 +98,9 @@ impl Keeper {
     }
 
     fn shipped(&mut self, turn: Turn) {
+        if let Turn::Shipped(answer) = &turn {
+            self.streams.heard(answer);
+        }
         if let Some(shipping) = &mut self.shipping {
             shipping.handle(turn, &self.kept, &self.streams.meters);
         }
