@@ -1,6 +1,7 @@
 """Worlds and clients for the tests."""
 
 import pytest
+
 from asking import client_of
 from harness import World
 

@@ -11,6 +11,7 @@ import time
 
 import httpx2
 import openai
+
 import programs
 from asking import chat, client_of, raw_chat
 from harness import HERE, Process, Server, World, free_port, get, until
@@ -192,7 +193,7 @@ class Fleet(World):
         return worker
 
     def open(self, count=2, limit=LIMIT, digest=None, timeouts=None, rates=None):
-        """So many gateways, ready to serve every worker there is. `timeouts` are those of `routing`, `rates` the tenant's."""
+        """So many gateways, ready to serve every worker. `timeouts` are those of `routing`, `rates` the tenant's."""
         for number in range(count):
             name, port = f"gateway-{number + 1}", free_port()
             host, log = self._host(name), self.logs / f"{name}.log"

@@ -66,9 +66,7 @@ def until(what, condition, seconds=START_MAX):
 def get(url, headers=None, seconds=5.0):
     """Status and body of a GET; (0, "") where nobody answers."""
     try:
-        with urllib.request.urlopen(
-            urllib.request.Request(url, headers=headers or {}), timeout=seconds
-        ) as answer:
+        with urllib.request.urlopen(urllib.request.Request(url, headers=headers or {}), timeout=seconds) as answer:
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as refused:
         return refused.code, refused.read().decode(errors="replace")

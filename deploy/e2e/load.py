@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import httpx2
 import openai
+
 from asking import MODEL, Streamed, chat, client_of
 from harness import until
 

@@ -1,8 +1,8 @@
 """A network of the test's own: hosts that are network namespaces, joined by a switch whose cables can be cut.
 
-Every host has one cable to the switch, a bridge in a namespace of its own; this process has one too, so that tests reach
-every host whatever is cut between the hosts. A cut is a rule of the switch: what it drops, it drops in silence, as a broken
-line does, ARP included. Needs Linux, root, `ip` and `nft`; without them a test fails and says what is missing.
+Every host has one cable to the switch, a bridge in a namespace of its own; this process has one too, so that tests
+reach every host whatever is cut between the hosts. A cut is a rule of the switch: what it drops, it drops in silence,
+as a broken line does, ARP included. Needs Linux, root, `ip` and `nft`; without them a test fails and says so.
 """
 
 import os

@@ -5,6 +5,7 @@ import json
 
 import openai
 import pytest
+
 from asking import MODEL, Streamed, chat, client_of, messages, raw_chat
 from harness import get, until
 from scripted import Scripted, honest
@@ -71,9 +72,7 @@ def test_answers_name_request_replica_and_attempts(client):
 
 def test_many_streams_at_once_all_come_to_their_end(three):
     async def one(client):
-        stream = await client.chat.completions.create(
-            model=MODEL, messages=messages(), stream=True, max_tokens=16
-        )
+        stream = await client.chat.completions.create(model=MODEL, messages=messages(), stream=True, max_tokens=16)
         return [c.choices[0].finish_reason async for c in stream if c.choices][-1]
 
     async def all_of_them():

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import openai
 import pytest
+
 from asking import MODEL, chat, client_of
 from harness import ROOT, get
 
@@ -80,18 +81,18 @@ def send(three, body, headers=None, path=PATH, method="POST"):
 
 BAD_BODIES = {
     "nothing": b"",
-    "no json": b"{\"model\": ",
+    "no json": b'{"model": ',
     "no object": b"[1, 2]",
-    "no utf-8": b"{\"model\": \"\xff\xfe\"}",
-    "a lone surrogate": b"{\"model\": \"demo\", \"messages\": [{\"role\": \"user\", \"content\": \"\\ud800\"}]}",
-    "no model": b"{\"messages\": [{\"role\": \"user\", \"content\": \"x\"}]}",
-    "no messages": b"{\"model\": \"demo\"}",
-    "a number for a model": b"{\"model\": 7, \"messages\": []}",
-    "a text for messages": b"{\"model\": \"demo\", \"messages\": \"x\"}",
-    "a text for a maximum": b"{\"model\": \"demo\", \"messages\": [], \"max_tokens\": \"x\"}",
-    "a negative maximum": b"{\"model\": \"demo\", \"messages\": [], \"max_tokens\": -1}",
+    "no utf-8": b'{"model": "\xff\xfe"}',
+    "a lone surrogate": b'{"model": "demo", "messages": [{"role": "user", "content": "\\ud800"}]}',
+    "no model": b'{"messages": [{"role": "user", "content": "x"}]}',
+    "no messages": b'{"model": "demo"}',
+    "a number for a model": b'{"model": 7, "messages": []}',
+    "a text for messages": b'{"model": "demo", "messages": "x"}',
+    "a text for a maximum": b'{"model": "demo", "messages": [], "max_tokens": "x"}',
+    "a negative maximum": b'{"model": "demo", "messages": [], "max_tokens": -1}',
     "a deep nest": b"[" * 200_000 + b"]" * 200_000,
-    "two models": b"{\"model\": \"demo\", \"model\": \"demo\", \"messages\": []}",
+    "two models": b'{"model": "demo", "model": "demo", "messages": []}',
 }
 
 

@@ -2,6 +2,7 @@
 
 import openai
 import pytest
+
 import scripted
 from asking import Streamed, chat, client_of, raw_chat
 from harness import endpoints, get, until
@@ -30,9 +31,7 @@ def test_an_answer_that_is_none_is_asked_for_elsewhere(world, behave):
     assert answer.headers["x-pointsman-replica"] == "good" and answer.headers["x-pointsman-attempts"] == "2"
 
 
-@pytest.mark.parametrize(
-    "behave", [scripted.truncated, scripted.babbling, scripted.failing_inside, scripted.stalling]
-)
+@pytest.mark.parametrize("behave", [scripted.truncated, scripted.babbling, scripted.failing_inside, scripted.stalling])
 def test_a_stream_that_breaks_ends_in_an_error_event(world, behave):
     stream = Streamed(over(world, broken(world, behave)), extra_headers=PATIENCE)
     assert stream.text == "one " and stream.finishes == []

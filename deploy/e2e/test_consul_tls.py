@@ -1,12 +1,13 @@
-"""A real Consul behind a certificate of an authority of its own: gateways and both kinds of workers believe it, or say why not."""
+"""A real Consul behind a certificate of an authority of its own: gateways and workers believe it, or say why not."""
 
 import json
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 
-import programs
 import pytest
+
+import programs
 from asking import chat, client_of
 from distributed import ONE, TWO, Consul, Fleet, PythonWorker, RustWorker, part
 from harness import Server, command, free_port, get, new_key, until

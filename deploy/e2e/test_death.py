@@ -3,6 +3,7 @@
 import httpx2
 import openai
 import pytest
+
 from asking import Streamed, chat, client_of, replica_of
 from harness import command, endpoints, new_key, until
 from ledger import audited

@@ -11,6 +11,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+
 from asking import client_of, raw_chat
 from distributed import degraded
 from harness import OUR_VARIABLES, ROOT, until

@@ -1,6 +1,7 @@
 """Two models, two replicas each, two gateways, one Redis, one Consul: all of them real, and all of them mortal."""
 
 import pytest
+
 from asking import Streamed, chat, client_of, raw_chat
 from distributed import ONE, TWO, Fleet
 from harness import new_key

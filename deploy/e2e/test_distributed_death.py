@@ -5,6 +5,7 @@ import re
 import httpx2
 import openai
 import pytest
+
 from asking import chat, client_of
 from distributed import ONE, TWO, Fleet, Raw, Spenders, degraded, homes, part, until_asked
 from harness import new_key, until
@@ -136,13 +137,15 @@ def test_a_gateway_killed_under_load_charges_nothing_twice_and_loses_no_charge(f
     for name in ("one-a", "one-b"):
         fleet.rust(name, ONE, "hash", "--delay", "1ms")
     mortal, other = fleet.open(limit=UNDRAWN, digest=fleet.digest)
-    with Load(mortal, key=fleet.key, workers=4, output=6, tolerate=LOST, model=ONE) as load:
-        with Load(other, key=fleet.key, workers=1, output=6, model=ONE) as calm:
-            for _ in range(3):
-                load.more(20)
-                mortal.kill()
-                mortal.start()
+    with (
+        Load(mortal, key=fleet.key, workers=4, output=6, tolerate=LOST, model=ONE) as load,
+        Load(other, key=fleet.key, workers=1, output=6, model=ONE) as calm,
+    ):
+        for _ in range(3):
             load.more(20)
+            mortal.kill()
+            mortal.start()
+        load.more(20)
     assert (calm.tally.refused, calm.tally.cut, calm.tally.silent) == ([], 0, 0), calm.tally
     assert load.tally.refused == [] and load.tally.silent == 0, load.tally
     answered = load.tally.tokens + calm.tally.tokens

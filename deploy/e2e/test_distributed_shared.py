@@ -1,9 +1,10 @@
-"""What two gateways share over one Redis beside the ledger, in real processes: a rate, a key, and the homes of sessions."""
+"""What two gateways share over one Redis beside the ledger, in real processes: a rate, a key, sessions' homes."""
 
 import time
 
 import openai
 import pytest
+
 from asking import chat, client_of, raw_chat
 from distributed import ONE, TENANT, Fleet, degraded, part
 from harness import new_key, until

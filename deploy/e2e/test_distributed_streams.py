@@ -1,6 +1,7 @@
 """A client's stream, found again on another gateway: because the client moved, or because its gateway was killed."""
 
 import pytest
+
 from distributed import ONE, Fleet, Raw, part
 from harness import get, new_key, until
 from resumable import LOST, Resumable, after

@@ -1,6 +1,7 @@
 """Workers behind a name: addresses come and go, and a gateway that starts while the name is gone serves what it knew.
 
-The gateway is on a host of its own, with an `/etc/hosts` of its own: what stands there is what the system's resolver says.
+The gateway is on a host of its own, with an `/etc/hosts` of its own: what stands there is what the system's resolver
+says.
 """
 
 import re
@@ -8,6 +9,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+
 from asking import chat, client_of
 from distributed import ONE, TENANT, degraded, homes, part, until_asked
 from harness import Process, Server, World, free_port, get, new_key, until

@@ -2,6 +2,7 @@
 
 import openai
 import pytest
+
 from asking import Streamed, chat, client_of, raw_chat
 from harness import World, endpoints, new_key
 from scripted import Scripted, silent

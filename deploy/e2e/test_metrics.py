@@ -3,6 +3,7 @@
 import itertools
 
 import pytest
+
 from asking import Streamed, chat, client_of, replica_of
 from distributed import ONE, TWO, Fleet
 from figures import check, page, value

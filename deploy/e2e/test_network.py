@@ -1,13 +1,14 @@
 """The network between gateways, workers, Redis and Consul is cut, one way or both, or loses packets; nobody dies.
 
-A cut line says nothing: no reset, no refusal. What notices it are deadlines alone, so each bound below is a deadline of the
-configuration and some time for a busy machine.
+A cut line says nothing: no reset, no refusal. What notices it are deadlines alone, so each bound below is a deadline of
+the configuration and some time for a busy machine.
 """
 
 import re
 
 import openai
 import pytest
+
 from asking import chat, client_of
 from distributed import ONE, Fleet, Raw, Spenders, degraded, homes, part, until_asked
 from harness import get, new_key, until

@@ -6,6 +6,7 @@ import threading
 import httpx2
 import openai
 import pytest
+
 from asking import chat, client_of
 from distributed import ONE, Fleet
 from harness import get, new_key, until

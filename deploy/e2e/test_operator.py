@@ -8,6 +8,7 @@ import uuid
 
 import openai
 import pytest
+
 from asking import MODEL, Streamed, chat, client_of, messages, raw_chat
 from harness import command, endpoints, get, new_key, until
 from load import Load
@@ -69,7 +70,10 @@ def alter_one_byte(data):
 
 
 def test_a_changed_file_is_applied_without_touching_a_running_stream(world):
-    first, second = world.replica("r1", ttft="1ms", gap="40ms", tokens="150"), world.replica("r2", model="other", ttft="1ms")
+    first, second = (
+        world.replica("r1", ttft="1ms", gap="40ms", tokens="150"),
+        world.replica("r2", model="other", ttft="1ms"),
+    )
     client = client_of(world.serve(config=small(first)))
     streamed = []
     reader = threading.Thread(target=lambda: streamed.append(Streamed(client, max_tokens=150)))
@@ -104,9 +108,7 @@ def test_sigterm_finishes_what_runs_and_takes_nothing_new(world):
     replica = world.replica("r1", ttft="1ms", gap="15ms")
     gateway = world.serve(upstreams=[replica.url])
     client = client_of(gateway)
-    stream = client.chat.completions.create(
-        model=MODEL, messages=messages(), stream=True, max_tokens=150
-    )
+    stream = client.chat.completions.create(model=MODEL, messages=messages(), stream=True, max_tokens=150)
     chunks = iter(stream)
     next(chunks)
     gateway.signal(signal.SIGTERM)

@@ -5,8 +5,9 @@ import signal
 import subprocess
 import threading
 
-import programs
 import pytest
+
+import programs
 from asking import Streamed, chat, client_of, raw_chat
 from distributed import ONE, TWO, Consul, Fleet, RustWorker
 from harness import Server, binary, free_port, get, new_key, until

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx2
 import pytest
+
 from asking import Streamed, chat, client_of, messages
 from collector import Collector
 from distributed import ONE, TWO
@@ -180,7 +181,7 @@ def test_sessions_are_spread_over_roles_and_workers_and_stay_with_both_gateways(
     for line in told:
         homes.setdefault(line["session_id"], set()).add(line["instance_id"])
     assert len(homes) >= SESSIONS
-    named = [seen for seen in homes.values()]
+    named = list(homes.values())
     assert all(len(seen) == 1 for seen in named), "a session's worker changed"
     # Of 200 fair draws, beyond 65 in 100 stands one of ten thousand.
     for of in (Counter(first.values()), Counter(worker for seen in named for worker in seen)):

@@ -3,6 +3,7 @@
 import re
 
 import pytest
+
 from asking import chat, client_of
 from distributed import ONE, Spenders, degraded
 from figures import page, value

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+
 from distributed import ONE, TENANT, Fleet, Raw
 from harness import HERE, Server, free_port, get, new_key, until
 from resumable import LOST, Resumable, after

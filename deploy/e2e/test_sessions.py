@@ -7,6 +7,7 @@ import urllib.request
 import httpx2
 import openai
 import pytest
+
 from asking import MODEL, messages
 from distributed import ONE, Fleet
 from harness import get, new_key, until

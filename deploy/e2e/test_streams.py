@@ -1,4 +1,4 @@
-"""Streams that outlive their client's connection, on one gateway: as the official client sees them, and as others do."""
+"""Streams that outlive their client's connection, on one gateway: as the official client and others see them."""
 
 import time
 

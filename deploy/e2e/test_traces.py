@@ -5,6 +5,7 @@ import re
 
 import httpx2
 import pytest
+
 from asking import client_of, messages
 from collector import Collector
 from distributed import ONE, TWO, Fleet

@@ -43,9 +43,9 @@ missing = {"pointsman/inference/v1/inference_pb2.py", "pointsman_worker/py.typed
 sys.exit(f"the wheel lacks {missing}" if missing else 0)' "$place"/wheel/*.whl
 
 step "ruff check"
-ruff check .
+ruff check . ../e2e
 step "ruff format --check"
-ruff format --check .
+ruff format --check . ../e2e
 step "mypy --strict"
 MYPYPATH="src:$place/wire" mypy --strict --cache-dir "$place/mypy" -p pointsman_worker
 MYPYPATH="src:$place/wire" mypy --strict --cache-dir "$place/mypy" generate.py hatch_build.py tests
