@@ -246,12 +246,23 @@ impl Gateway {
             .look(|plane| plane.view().endpoints.into_iter().map(|one| one.name).collect());
         let after =
             before.with_source(source, listed, |name| known.contains(name), self.now_seconds());
-        let is_same = !is_news && standing(&before, source).eq(standing(&after, source));
+        let is_same = !is_news
+            && standing(&before, source).eq(standing(&after, source))
+            && !is_outlived(&after, source);
         drop(before);
         if !is_same {
             self.publish_source(after, source);
         }
     }
+}
+
+/// Whether somebody whom a source lists no more, and who stayed as the last of a model, is the last no longer.
+fn is_outlived(catalog: &Catalog, source: &str) -> bool {
+    let serves = |model: &str| {
+        catalog.routes().any(|(_, route)| route.listed && route.models.contains_key(model))
+    };
+    let left_out = catalog.routes().filter(|(_, route)| *route.source == *source && !route.listed);
+    left_out.map(|(_, route)| route).any(|route| route.models.keys().all(|model| serves(model)))
 }
 
 /// Whom a catalog has of a source, and whether that lists them now.

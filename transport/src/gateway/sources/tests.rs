@@ -58,15 +58,19 @@ impl Hearing {
 }
 
 fn one() -> Told {
-    Told::Instances(vec![Instance {
-        name: "w".into(),
+    Told::Instances(vec![worker("w", 9)])
+}
+
+fn worker(name: &str, port: u16) -> Instance {
+    Instance {
+        name: name.into(),
         model: "m".into(),
         protocol: Protocol::Grpc,
         host: "127.0.0.1".into(),
-        port: 9,
+        port,
         weight: 100,
         pin: None,
-    }])
+    }
 }
 
 const EVERY: Duration = Duration::from_secs(10);
@@ -109,4 +113,23 @@ async fn an_hour_of_the_same_answers_is_young_when_the_registry_is_lost() {
     assert!(old <= KEEP_SAME_EVERY + EVERY, "on the disk it is {old:?} old");
     let told = Source::new(NAME.to_owned()).note_lost(&hearing.gateway, "gone", None);
     assert!(told.contains(" s ago stands, 1 workers"), "{told}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_last_of_a_model_goes_when_its_registry_repeats_itself_and_another_has_the_model() {
+    let hearing = Hearing::new();
+    let names = || {
+        let view = hearing.gateway.driver.look(|plane| plane.view());
+        view.endpoints.into_iter().map(|one| one.name.to_string()).collect::<Vec<_>>()
+    };
+    let nobody = || Told::Instances(Vec::new());
+    hearing.says(one(), EVERY).await;
+    hearing.says(nobody(), EVERY).await;
+    assert_eq!(names(), ["w"], "an empty answer takes no model away");
+    let before = hearing.version();
+    hearing.says(nobody(), EVERY).await;
+    assert_eq!(hearing.version(), before, "still the last: no news");
+    hearing.gateway.found("other", &[worker("x", 8)], true);
+    hearing.says(nobody(), EVERY).await;
+    assert_eq!(names(), ["x"]);
 }
