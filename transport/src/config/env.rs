@@ -126,7 +126,15 @@ impl Overrides {
             }
             Role::Auth => {
                 all.role_port(env, file, "AUTH_GRPC", "server.grpc.addr");
-                all.role_port(env, file, "AUTH_HTTP_HEALTH", "server.admin.addr");
+                // One address with two names: each that the file gives, or the first.
+                let (name, other) = ("server.admin.addr", "monitoring.prometheus.addr");
+                let given = |path| file.is_some_and(|file| file.get(path).is_some());
+                if given(other) {
+                    all.role_port(env, file, "AUTH_HTTP_HEALTH", other);
+                }
+                if given(name) || !given(other) {
+                    all.role_port(env, file, "AUTH_HTTP_HEALTH", name);
+                }
                 "server.grpc.addr"
             }
             Role::All | Role::Gateway => {

@@ -256,8 +256,12 @@ impl Gateway {
     }
 }
 
-/// Whether somebody whom a source lists no more, and who stayed as the last of a model, is the last no longer.
+/// Whether somebody whom a source lists no more, and who stayed as the last of a model, is the last no longer. A source that
+/// lists nobody takes nobody along.
 fn is_outlived(catalog: &Catalog, source: &str) -> bool {
+    if !standing(catalog, source).any(|(_, listed)| listed) {
+        return false;
+    }
     let serves = |model: &str| {
         catalog.routes().any(|(_, route)| route.listed && route.models.contains_key(model))
     };

@@ -167,6 +167,10 @@ fn a_port_alone_keeps_the_host_of_the_file() {
     assert_eq!(auth.grpc_addr.unwrap().to_string(), "10.0.0.7:7003");
     assert_eq!(auth.admin.addr.to_string(), "0.0.0.0:7004");
     assert_eq!(server(Role::Auth, "", &ports).admin.addr.to_string(), "127.0.0.1:7004");
+    for metrics in ["", "server: {admin: {addr: ':9090'}}"] {
+        let text = format!("monitoring: {{prometheus: {{addr: ':9090'}}}}\n{metrics}");
+        assert_eq!(server(Role::Auth, &text, &ports).admin.addr.to_string(), "0.0.0.0:7004");
+    }
 }
 
 #[test]
