@@ -25,10 +25,16 @@ BALANCE = """
 local spent, running, ahead = 0, 0, 0
 for _, field in ipairs(redis.call('HKEYS', KEYS[1])) do
   if field:sub(1, 18) == 'B' .. ARGV[1] .. '0' then
-    spent = spent + cmsgpack.unpack(redis.call('HGET', KEYS[1], field))[17]
-  elseif field:sub(1, 1) == 'L' then
-    local tokens = cmsgpack.unpack(redis.call('HGET', KEYS[1], field))[1]
-    if field:sub(18, 18) == '0' then running = running + tokens else ahead = ahead + tokens end
+    local sums = redis.call('HGET', KEYS[1], field)
+    spent = spent + select(17, struct.unpack('<' .. ('d'):rep(17), sums))
+  elseif field:sub(1, 1) == 'H' then
+    local tokens, _, _, _, pins = unpack(cmsgpack.unpack(redis.call('HGET', KEYS[1], field)))
+    -- One that has ended says other things.
+    if pins and field:sub(18, 18) == '0' then
+      running = running + tokens
+    elseif pins then
+      ahead = ahead + tokens
+    end
   end
 end
 return {spent, running, ahead}
