@@ -3,6 +3,7 @@
 mod cli;
 mod commands;
 mod demo;
+mod out;
 mod serve;
 mod spans;
 

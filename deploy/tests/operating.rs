@@ -4,12 +4,13 @@
 mod support;
 
 use std::net::{TcpListener, TcpStream};
+use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use support::client::{Ask, Client};
-use support::{Server, World, free_port, get, until};
+use support::{Server, World, free_port, get, pointsman, printed, until, words};
 
 /// Takes connections and never says anything.
 struct Silent {
@@ -148,4 +149,18 @@ fn a_start_that_waits_for_its_store_takes_no_connections_and_heeds_a_stop() {
     // The store is waited for longer than that.
     assert!(took < Duration::from_secs(5), "it took {took:?}");
     assert!(gateway.process.said().contains("told to stop while it started"));
+}
+
+#[test]
+fn a_reader_that_has_gone_breaks_no_command() {
+    let world = World::new();
+    world.write_config("version: 1\n");
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let print =
+        words("check --print --config").into_iter().chain([world.path("config.yaml").into()]);
+    let mut check = pointsman(&print.collect::<Vec<_>>());
+    let told = check.stdout(writer).stderr(Stdio::piped()).spawn().unwrap().wait_with_output();
+    let told = told.unwrap();
+    assert!(told.status.success() && told.stderr.is_empty(), "{}", printed(&told));
 }

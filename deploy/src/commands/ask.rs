@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use transport::admin::{Question, answer_from_directory, ask, socket_path};
 
 use crate::cli::{DrainArgs, ExplainArgs, JournalCommand, QuotaCommand, StatusArgs, Which};
+use crate::out::say;
 
 pub fn status(args: &StatusArgs) -> ExitCode {
     put(&args.which, &Question::Status { json: args.json })
@@ -48,7 +49,7 @@ fn put(which: &Which, question: &Question) -> ExitCode {
         }
     };
     if said.ok {
-        println!("{}", said.text.trim_end());
+        say!("{}", said.text.trim_end());
         ExitCode::SUCCESS
     } else {
         eprintln!("{}", said.text.trim_end());

@@ -9,6 +9,7 @@ use transport::gateway::discovery_limits;
 use transport::upstream::{Client, Settings};
 
 use crate::cli::CheckArgs;
+use crate::out::say;
 
 pub fn run(args: &CheckArgs) -> ExitCode {
     let flags = Flags { role: args.role.into(), ..Flags::default() };
@@ -32,20 +33,20 @@ pub fn run(args: &CheckArgs) -> ExitCode {
     let file = args.config.display();
     match loaded.config.routes().len() {
         _ if loaded.config.role == Role::Auth => {
-            println!("{file}: fine ({} keys)", loaded.config.keys.len());
+            say!("{file}: fine ({} keys)", loaded.config.keys.len());
         }
         0 if loaded.config.discovery.is_some() => {
-            println!("{file}: fine; whom to ask is found by its discovery");
+            say!("{file}: fine; whom to ask is found by its discovery");
         }
-        0 => println!("{file}: fine; it names nobody to ask, so the built-in demo model is served"),
-        routes => println!("{file}: fine ({routes} routes)"),
+        0 => say!("{file}: fine; it names nobody to ask, so the built-in demo model is served"),
+        routes => say!("{file}: fine ({routes} routes)"),
     }
     ExitCode::SUCCESS
 }
 
 fn print_effective(loaded: &Loaded) {
     for entry in &loaded.effective.entries {
-        println!("{}: {}  # {}", entry.path, entry.value, entry.origin);
+        say!("{}: {}  # {}", entry.path, entry.value, entry.origin);
     }
 }
 
@@ -77,10 +78,10 @@ async fn ask_for_keys(client: &Client, config: &Config) -> bool {
         Ok(None) => true,
         Err(error) => complain(&error),
         Ok(Some(at)) => {
-            println!("auth ({at}): answers");
+            say!("auth ({at}): answers");
             if !config.keys.is_empty() {
                 let names = config.keys.len();
-                println!(
+                say!(
                     "auth ({at}): whether it knows the names in `keys` ({names}) cannot be asked: compare with its own file"
                 );
             }
@@ -104,7 +105,7 @@ async fn ask(client: &Client, name: &str, route: &transport::catalog::Route) -> 
                 .filter(|wanted| found.models.iter().all(|model| model.id != *wanted))
                 .collect();
             if missing.is_empty() {
-                println!("{name} ({address}): answers, {} models", found.models.len());
+                say!("{name} ({address}): answers, {} models", found.models.len());
             } else {
                 eprintln!("{name} ({address}): answers, but does not list {}", missing.join(", "));
             }

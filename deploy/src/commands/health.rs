@@ -15,6 +15,7 @@ use transport::gateway::discovery_limits;
 use transport::upstream::{BaseUrl, Client, Settings, Target};
 
 use crate::cli::HealthArgs;
+use crate::out::say;
 
 /// Reasons of a gateway that is not ready are some lines. What is beyond is not shown.
 const ANSWER_BYTES_MAX: u64 = 64 << 10;
@@ -80,7 +81,7 @@ pub fn run(args: &HealthArgs) -> ExitCode {
     runtime.shutdown_background();
     match answer {
         Ok(words) => {
-            println!("{words}");
+            say!("{words}");
             ExitCode::SUCCESS
         }
         Err(why) => {

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use tokio::net::TcpListener;
 
 use crate::demo::{self, DemoReplicaArgs};
+use crate::out::say;
 
 pub fn run(args: DemoReplicaArgs) -> ExitCode {
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
@@ -23,7 +24,7 @@ pub fn run(args: DemoReplicaArgs) -> ExitCode {
             }
         };
         if let Ok(addr) = listener.local_addr() {
-            println!("demo replica at http://{addr}/v1");
+            say!("demo replica at http://{addr}/v1");
         }
         let interrupted = async { tokio::signal::ctrl_c().await.unwrap_or_default() };
         match demo::serve(listener, args.options(), interrupted).await {

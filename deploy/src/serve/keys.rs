@@ -12,6 +12,7 @@ use transport::front::{Limits, Listener, Server};
 use super::StartError;
 use super::doors::{Claims, Doors};
 use super::told::Told;
+use crate::out::say;
 use crate::spans::Spans;
 
 /// Probes and scrapes come from a handful of places.
@@ -76,11 +77,11 @@ fn pages(config: &Config) -> Result<Listener, StartError> {
 fn greet(config: &Config, doors: &Doors) {
     let scheme = if config.server.grpc_tls.is_some() { "auths" } else { "auth" };
     let addr = doors.addr;
-    println!("pointsman {} serves {scheme}://{addr} (gRPC)", env!("CARGO_PKG_VERSION"));
-    println!("  keys: {}", config.keys.len());
+    say!("pointsman {} serves {scheme}://{addr} (gRPC)", env!("CARGO_PKG_VERSION"));
+    say!("  keys: {}", config.keys.len());
     let pages = if config.monitoring.prometheus_enabled { "health and metrics" } else { "health" };
-    println!("  {pages}: http://{}/health", config.server.admin.addr);
-    println!("the other roles: auth: {{url: {scheme}://{addr}}}");
+    say!("  {pages}: http://{}/health", config.server.admin.addr);
+    say!("the other roles: auth: {{url: {scheme}://{addr}}}");
 }
 
 /// A changed file changes the keys; one that is refused changes nothing, and is named.

@@ -5,6 +5,7 @@ use transport::config::{Config, Role};
 
 use super::doors::Doors;
 use super::own_key::OwnKey;
+use crate::out::say;
 
 /// Models named in the greeting; more are counted.
 const NAMED_MAX: usize = 8;
@@ -24,53 +25,47 @@ pub fn print(
         Role::All | Role::Gateway => format!("{scheme}://{addr}/v1"),
         Role::Chat | Role::Auth => format!("{chat}://{addr} (gRPC)"),
     };
-    println!("pointsman {} serves {place}", env!("CARGO_PKG_VERSION"));
+    say!("pointsman {} serves {place}", env!("CARGO_PKG_VERSION"));
     print_beside(doors);
     match models.first() {
-        None => println!("  models: none yet; its endpoints have not said what they serve"),
-        Some(_) => println!("  models: {}", named(&models)),
+        None => say!("  models: none yet; its endpoints have not said what they serve"),
+        Some(_) => say!("  models: {}", named(&models)),
     }
-    println!(
-        "  endpoints: {}",
-        catalog.routes().map(|(name, _)| name).collect::<Vec<_>>().join(", ")
-    );
-    println!("  data: {}", config.data.dir.display());
+    say!("  endpoints: {}", catalog.routes().map(|(name, _)| name).collect::<Vec<_>>().join(", "));
+    say!("  data: {}", config.data.dir.display());
     if demo {
-        println!("  the demo replicas are built in: `serve --upstream URL` asks your own server");
+        say!("  the demo replicas are built in: `serve --upstream URL` asks your own server");
     }
     let key = match own_key.map(|own| &own.fresh) {
         None if config.auth.remote.is_some() => {
             let url = config.auth.remote.as_ref().map(|role| role.url.to_string());
-            println!("  keys: those of the auth role at {}", url.unwrap_or_default());
+            say!("  keys: those of the auth role at {}", url.unwrap_or_default());
             Some("YOUR_KEY")
         }
         None if config.keys.is_empty() => {
-            println!("  keys: none in use; only this machine can reach it");
+            say!("  keys: none in use; only this machine can reach it");
             None
         }
         None => Some("YOUR_KEY"),
         Some(None) => {
-            println!(
+            say!(
                 "  keys: the one made at the first start; delete own-key.hash in the data directory for a new one"
             );
             Some("YOUR_KEY")
         }
         Some(Some(fresh)) => {
-            println!(
-                "  keys: this one was made for you, and is shown only now: {}",
-                fresh.expose()
-            );
+            say!("  keys: this one was made for you, and is shown only now: {}", fresh.expose());
             Some(fresh.expose())
         }
     };
     if config.role == Role::Chat {
-        println!("gateways: pointsman serve --role gateway --upstream {chat}://{addr}");
+        say!("gateways: pointsman serve --role gateway --upstream {chat}://{addr}");
         return;
     }
     let model = models.first().map_or("MODEL", |model| model.name.as_str());
     let header = key.map(|key| format!(" -H 'authorization: Bearer {key}'")).unwrap_or_default();
-    println!("try it:");
-    println!(
+    say!("try it:");
+    say!(
         "  curl -N {scheme}://{addr}/v1/chat/completions{header} -H 'content-type: application/json' \\\n    \
          -d '{{\"model\":\"{model}\",\"stream\":true,\"messages\":[{{\"role\":\"user\",\"content\":\"Hello!\"}}]}}'"
     );
@@ -81,7 +76,7 @@ fn print_beside(doors: &Doors) {
     for (what, door) in [("gRPC", &doors.grpc), ("QuotaService", &doors.quota)] {
         let addr = door.as_ref().and_then(|door| door.local_addr().ok());
         if let Some(addr) = addr.filter(|addr| *addr != doors.addr) {
-            println!("  {what}: {addr}");
+            say!("  {what}: {addr}");
         }
     }
 }
