@@ -13,7 +13,7 @@ use cli::{Cli, Command};
 
 fn main() -> ExitCode {
     let cli = Cli::of(std::env::args_os());
-    match cli.command.unwrap_or_default() {
+    out::ended(match cli.command.unwrap_or_default() {
         Command::Serve(args) => serve::run(&args),
         Command::Check(args) => commands::check::run(&args),
         Command::DemoReplica(args) => commands::replica::run(args),
@@ -26,5 +26,5 @@ fn main() -> ExitCode {
         Command::Explain(args) => commands::ask::explain(&args),
         Command::Journal { command } => commands::ask::journal(&command),
         Command::Quota { command } => commands::ask::quota(&command),
-    }
+    })
 }

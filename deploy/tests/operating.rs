@@ -152,15 +152,22 @@ fn a_start_that_waits_for_its_store_takes_no_connections_and_heeds_a_stop() {
 }
 
 #[test]
-fn a_reader_that_has_gone_breaks_no_command() {
+fn a_reader_that_has_gone_breaks_no_command_and_a_full_disk_is_told() {
     let world = World::new();
     world.write_config("version: 1\n");
+    let check = |stdout: Stdio| {
+        let print = words("check --print --config").into_iter();
+        let print = print.chain([world.path("config.yaml").into()]);
+        let mut check = pointsman(&print.collect::<Vec<_>>());
+        let running = check.stdout(stdout).stderr(Stdio::piped()).spawn().unwrap();
+        running.wait_with_output().unwrap()
+    };
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
-    let print =
-        words("check --print --config").into_iter().chain([world.path("config.yaml").into()]);
-    let mut check = pointsman(&print.collect::<Vec<_>>());
-    let told = check.stdout(writer).stderr(Stdio::piped()).spawn().unwrap().wait_with_output();
-    let told = told.unwrap();
+    let told = check(writer.into());
     assert!(told.status.success() && told.stderr.is_empty(), "{}", printed(&told));
+    let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+    let told = check(full.into());
+    assert_eq!(told.status.code(), Some(1), "{}", printed(&told));
+    assert!(printed(&told).contains("cannot write to standard output"), "{}", printed(&told));
 }

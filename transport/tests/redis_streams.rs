@@ -175,10 +175,9 @@ async fn a_redis_that_does_not_answer_holds_nobody_up_and_is_caught_up_with() {
 async fn a_redis_known_to_be_silent_holds_no_new_stream_up() {
     let redis = Server::start();
     let patience = Duration::from_secs(3);
-    let one = gateway_at(
-        Settings { call_timeout: patience, ..settings(std::slice::from_ref(&redis), false) },
-        1,
-    );
+    let slow = settings(std::slice::from_ref(&redis), false);
+    let slow = Settings { call_timeout: patience, dial_timeout: patience, ..slow };
+    let one = gateway_at(slow, 1);
     let (mut first, parts) = one.open(1).await;
     redis.freeze();
     parts.send_numbers(1..=1).await;
